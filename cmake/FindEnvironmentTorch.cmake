@@ -1,0 +1,28 @@
+# Sets LPD_TORCH_PACKAGE (the torch package directory) and LPD_TORCH_VERSION.
+# Under pip's build isolation the target environment's site-packages are hidden from imports but not from `python -I`.
+set(LPD_FIND_TORCH "import importlib.util as u; s = u.find_spec('torch'); print(s.submodule_search_locations[0] if s else '')")
+find_package(Python REQUIRED COMPONENTS Interpreter)
+set(LPD_TORCH_PACKAGE "${LPD_TORCH_DIR}")
+if(NOT LPD_TORCH_PACKAGE AND DEFINED ENV{LPD_TORCH_DIR})
+  set(LPD_TORCH_PACKAGE "$ENV{LPD_TORCH_DIR}")
+endif()
+foreach(flags "-I" "")
+  if(NOT LPD_TORCH_PACKAGE)
+    execute_process(COMMAND ${Python_EXECUTABLE} ${flags} -c "${LPD_FIND_TORCH}"
+                    OUTPUT_VARIABLE LPD_TORCH_PACKAGE OUTPUT_STRIP_TRAILING_WHITESPACE)
+  endif()
+endforeach()
+if(NOT LPD_TORCH_PACKAGE)
+  message(FATAL_ERROR "lpd-ext needs PyTorch 2.13 or newer to build and found none for ${Python_EXECUTABLE}: "
+                      "install torch in this environment first, or set LPD_TORCH_DIR to a torch package directory.")
+endif()
+if(NOT EXISTS "${LPD_TORCH_PACKAGE}/version.py")
+  message(FATAL_ERROR "LPD_TORCH_DIR=${LPD_TORCH_PACKAGE} is not a torch package directory (it has no version.py).")
+endif()
+file(STRINGS "${LPD_TORCH_PACKAGE}/version.py" version_line REGEX "^__version__ *=")
+string(REGEX MATCH "[0-9]+\\.[0-9]+(\\.[0-9]+)?[^'\"]*" LPD_TORCH_VERSION "${version_line}")
+string(REGEX MATCH "^[0-9]+\\.[0-9]+" torch_major_minor "${LPD_TORCH_VERSION}")
+if(torch_major_minor VERSION_LESS 2.13)
+  message(FATAL_ERROR "lpd-ext needs PyTorch 2.13 or newer to build, but ${LPD_TORCH_PACKAGE} is ${LPD_TORCH_VERSION}.")
+endif()
+message(STATUS "Building against torch ${LPD_TORCH_VERSION} in ${LPD_TORCH_PACKAGE}")

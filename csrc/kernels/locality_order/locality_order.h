@@ -1,0 +1,28 @@
+// locality_order: the locality-aware generation order of LPD (arXiv 2507.01957, section 3.3), one order per image.
+#pragma once
+
+#include <cstdint>
+
+namespace lpd {
+
+struct LocalityOrderParams {
+  const int32_t* group_sizes;  // [T] or [B, T], zero padded at the end
+  const int64_t* seeds;        // [B], Philox key
+  const uint8_t* known;        // [B, N] nonzero: cell is already drawn; or nullptr
+  int64_t* order;              // [B, N]: free cells in decoding order, then -1
+  int64_t group_sizes_stride;  // 0 when all images share one schedule
+  int32_t batch;
+  int32_t steps;  // T
+  int32_t height;
+  int32_t width;
+  int32_t repulsion_threshold;
+  // Proximity of a cell with e edge and c corner neighbours drawn is e + c / sqrt(2). Only comparisons matter, so the
+  // host ranks the 25 values once: integers on the device, equal results everywhere.
+  uint8_t proximity_rank[5][5];  // [edges][corners], larger is closer
+  bool is_near[5][5];            // proximity >= proximity_threshold
+};
+
+// Fills proximity_rank and is_near.
+void set_proximity_threshold(LocalityOrderParams& params, double proximity_threshold);
+
+}  // namespace lpd

@@ -1,0 +1,33 @@
+// sample_tokens: guidance mix, temperature, top-k, top-p and one draw per token, without a sort.
+#pragma once
+
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace lpd {
+
+// Token m mixes rows conditional_row[m] (c) and unconditional_row[m] (u) of the logits: u + guidance[m] * (c - u), or c
+// alone where unconditional_row[m] is -1. Where c is -inf the mixed logit is -inf, whatever u is: a token that the
+// conditional branch excludes stays excluded. Logits of +inf share all the probability. The uniform number of token m
+// is word 0 of Philox(seed[m], position[m], draw 0, domain tokens), and the token is the first whose inclusive
+// cumulative weight, in the order of the ids, exceeds it. A token of weight zero (below e^-86 of the largest) is never
+// drawn.
+struct SampleTokensParams {
+  const void* logits;                // [Q, V] in dtype, row stride in elements
+  const int32_t* conditional_row;    // [M]
+  const int32_t* unconditional_row;  // [M], -1: no guidance
+  const float* guidance;             // [M]
+  const float* temperature;          // [M], 0: argmax, lowest id on ties
+  const int32_t* top_k;              // [M], 0: off; or nullptr: off for all
+  const float* top_p;                // [M], 1: off; or nullptr: off for all
+  const int64_t* seed;               // [M], Philox key
+  const int64_t* position;           // [M], grid cell, Philox counter
+  int64_t* tokens;                   // [M]; -1 where the mixed row has a NaN or is -inf throughout
+  int64_t logits_stride;
+  int64_t num_tokens;  // M
+  int32_t vocab_size;  // V
+  DType dtype;
+};
+
+}  // namespace lpd

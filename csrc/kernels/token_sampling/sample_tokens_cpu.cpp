@@ -1,0 +1,250 @@
+// sample_tokens on the CPU. A token is one item and its fp32 row stays in cache: one pass mixes it and finds its
+// maximum, one turns it into weights with a sum per block, and the draw walks the block sums, then one block. A filter
+// finds its threshold by bisection on the count (top-k) or weight (top-p) above it, dropping what is out on the way;
+// nothing is sorted. Limited by reading the logits and by exp; with a filter on, by the passes over the whole row.
+#include <cmath>
+#include <cstdlib>
+#include <new>
+
+#include "common/cpu_kernels.h"
+#include "common/philox.h"
+#include "common/simd.h"
+
+namespace lpd::LPD_ISA {
+namespace {
+
+constexpr int kBlock = 512;                   // weights per partial sum, a multiple of every kWidth
+constexpr uint32_t kLowestKey = 0x007fffffu;  // order_key(-inf)
+
+// Tokens that may still be drawn, in the order of their ids. Logits and weights are padded with -inf and 0 to whole
+// vectors.
+struct Candidates {
+  float* logits;       // mixed, not divided by the temperature
+  float* weights;      // exp((logit - max) / temperature)
+  double* block_sums;  // of kBlock weights each
+  int32_t* ids;        // set once a filter runs
+  int count;
+  float max;
+  float mean;    // of the whole row; not finite where some logit is not
+  float scale;   // log2(e) / temperature
+  double total;  // of block_sums, added in order
+};
+
+int block_end(const Candidates& c, int begin) { return c.count - begin < kBlock ? c.count : begin + kBlock; }
+
+void pad(Candidates& c) {
+  for (int i = c.count; i % Vec::kWidth != 0; ++i) c.logits[i] = -INFINITY;
+}
+
+// No FMA here: every instruction set, and plain torch, then gets the same bits and the same ties.
+template <class Number>
+Number mix(Number conditional, Number unconditional, Number guidance) {
+  return unconditional + guidance * (conditional - unconditional);
+}
+
+// Rows with an infinity or NaN, off the fast path; returns false where nothing can be drawn.
+template <class T>
+bool settle_infinities(const T* conditional, Candidates& c) {
+  c.max = -INFINITY;
+  for (int i = 0; i < c.count; ++i) {
+    if (to_float(conditional[i]) == -INFINITY) c.logits[i] = -INFINITY;
+    if (std::isnan(c.logits[i])) return false;
+    if (c.logits[i] > c.max) c.max = c.logits[i];
+  }
+  if (c.max == INFINITY) {
+    for (int i = 0; i < c.count; ++i) c.logits[i] = c.logits[i] == INFINITY ? 0.0f : -INFINITY;
+    c.max = 0.0f;
+  }
+  return c.max > -INFINITY;
+}
+
+// Fills logits, max and mean; `unconditional` may be nullptr. Returns false where nothing can be drawn.
+template <class T>
+bool mix_row(const T* conditional, const T* unconditional, float guidance, Candidates& c) {
+  const Vec scale = broadcast(guidance);
+  Vec top = broadcast(-INFINITY), sums = broadcast(0.0f);
+  const int full = c.count / Vec::kWidth * Vec::kWidth;
+  for (int i = 0; i < full; i += Vec::kWidth) {
+    const Vec given = load(conditional + i);
+    const Vec x = unconditional ? mix(given, load(unconditional + i), scale) : given;
+    store(c.logits + i, x);
+    top = max(top, x);
+    sums = sums + x;
+  }
+  float sum = reduce_add(sums);
+  c.max = reduce_max(top);
+  for (int i = full; i < c.count; ++i) {
+    const float given = to_float(conditional[i]);
+    const float x = unconditional ? mix(given, to_float(unconditional[i]), guidance) : given;
+    c.logits[i] = x;
+    c.max = x > c.max ? x : c.max;
+    sum += x;
+  }
+  pad(c);
+  c.mean = sum / static_cast<float>(c.count);
+  return std::isfinite(sum) || settle_infinities(conditional, c);  // no infinity or NaN leaves the sum finite
+}
+
+// Fills the weights, the block sums and their total.
+void weigh(Candidates& c) {
+  const Vec top = broadcast(c.max), scale = broadcast(c.scale);
+  c.total = 0.0;
+  for (int begin = 0; begin < c.count; begin += kBlock) {
+    const int end = block_end(c, begin);
+    Vec sum = broadcast(0.0f);
+    for (int i = begin; i < end; i += Vec::kWidth) {
+      const Vec weight = exp2_nonpositive((load(c.logits + i) - top) * scale);
+      store(c.weights + i, weight);
+      sum = sum + weight;
+    }
+    c.block_sums[begin / kBlock] = reduce_add(sum);
+    c.total += c.block_sums[begin / kBlock];
+  }
+}
+
+// Drops the candidates below the threshold, in place.
+void drop_below(float threshold, Candidates& c) {
+  if (threshold == -INFINITY) return;
+  int kept = 0;
+  for (int i = 0; i < c.count; i += Vec::kWidth) {
+    kept += pack_at_least(threshold, c.logits + i, c.ids + i, c.logits + kept, c.ids + kept);
+  }
+  c.count = kept;
+  pad(c);
+}
+
+// Integers in the order of the floats; adding 0 turns -0 into +0, its equal.
+uint32_t order_key(float x) {
+  const uint32_t bits = float_to_bits(x + 0.0f);
+  return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
+}
+
+float from_order_key(uint32_t key) { return bits_to_float(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu)); }
+
+// Number and weight of the candidates from a threshold on.
+struct Tail {
+  double count, weight;
+};
+
+template <bool kByWeight>
+Tail tail_from(float threshold, const Candidates& c) {
+  const Vec least = broadcast(threshold), one = broadcast(1.0f);
+  Tail tail{0.0, 0.0};
+  for (int begin = 0; begin < c.count; begin += kBlock) {
+    const int end = block_end(c, begin);
+    Vec count = broadcast(0.0f), weight = broadcast(0.0f);
+    for (int i = begin; i < end; i += Vec::kWidth) {
+      const Vec logit = load(c.logits + i);
+      count = count + keep_at_least(least, logit, one);
+      if (kByWeight) weight = weight + keep_at_least(least, logit, load(c.weights + i));
+    }
+    tail.count += reduce_add(count);
+    tail.weight += reduce_add(weight);
+  }
+  return tail;
+}
+
+// Drops the candidates below the largest threshold that leaves more than `target`: of them, or of their weight. Every
+// other step of the bisection halves the values, which is quick for ordinary logits, and the others halve their keys,
+// which bounds the steps for all.
+template <bool kByWeight>
+void keep_top(double target, Candidates& c) {
+  uint32_t low = kLowestKey, high = order_key(c.max) + 1;  // enough is left at low, not enough at high
+  double count_at_low = c.count, count_at_high = 0.0;
+  for (int step = 0; high - low > 1 && count_at_low - count_at_high > 1.0; ++step) {
+    uint32_t middle = low + (high - low) / 2;
+    if (step % 2 == 0) {
+      const float halfway = 0.5f * from_order_key(low) + 0.5f * from_order_key(high);
+      const uint32_t by_value = order_key(low == kLowestKey ? c.mean : halfway);
+      if (by_value > low && by_value < high) middle = by_value;
+    }
+    const Tail tail = tail_from<kByWeight>(from_order_key(middle), c);
+    if ((kByWeight ? tail.weight : tail.count) <= target) {
+      high = middle;
+      count_at_high = tail.count;
+      continue;
+    }
+    low = middle;
+    count_at_low = tail.count;
+    if (2.0 * tail.count < c.count) {
+      drop_below(from_order_key(low), c);
+      if (kByWeight) weigh(c);
+    }
+  }
+  drop_below(from_order_key(low), c);
+  if (kByWeight) weigh(c);
+}
+
+// First candidate whose inclusive cumulative weight exceeds uniform * total, which is less than total.
+int draw(float uniform, const Candidates& c) {
+  const double target = uniform * c.total;
+  double cumulative = 0.0;
+  int begin = 0;
+  for (; cumulative + c.block_sums[begin / kBlock] <= target; begin += kBlock) {
+    cumulative += c.block_sums[begin / kBlock];
+  }
+  int last = begin;  // a block sum is rounded otherwise than this running sum, which may end just short of the target
+  for (int i = begin; i < block_end(c, begin) && cumulative <= target; ++i) {
+    cumulative += c.weights[i];
+    if (c.weights[i] > 0.0f) last = i;
+  }
+  return last;
+}
+
+int first_maximum(const Candidates& c) {
+  int i = 0;
+  while (reduce_max(load(c.logits + i)) < c.max) i += Vec::kWidth;
+  while (c.logits[i] < c.max) ++i;
+  return i;
+}
+
+template <class T>
+int64_t sample_token(const SampleTokensParams& p, int64_t m, Candidates& c) {
+  const auto row = [&](int32_t index) { return static_cast<const T*>(p.logits) + index * p.logits_stride; };
+  const T* unconditional = p.unconditional_row[m] < 0 ? nullptr : row(p.unconditional_row[m]);
+  c.count = p.vocab_size;
+  if (!mix_row(row(p.conditional_row[m]), unconditional, p.guidance[m], c)) return -1;
+  if (p.temperature[m] == 0.0f) return first_maximum(c);
+
+  c.scale = 1.44269504f / p.temperature[m];
+  if (std::isinf(c.scale)) c.scale = 3e38f;  // finite, so that the maximum keeps weight 1
+  const bool by_rank = p.top_k != nullptr && p.top_k[m] > 0 && p.top_k[m] < p.vocab_size;
+  const bool by_weight = p.top_p != nullptr && p.top_p[m] < 1.0f;
+  const bool filtered = by_rank || by_weight;
+  for (int i = 0; filtered && i < c.count; ++i) c.ids[i] = i;
+  if (by_rank) keep_top<false>(p.top_k[m] - 1, c);
+  weigh(c);
+  if (by_weight) keep_top<true>(p.top_p[m] * c.total, c);
+
+  const PhiloxWords random =
+      philox4x32_10(static_cast<uint64_t>(p.seed[m]), static_cast<uint32_t>(p.position[m]), 0, PhiloxDomain::kTokens);
+  const int drawn = draw(philox_uniform(random.word[0]), c);
+  return filtered ? c.ids[drawn] : drawn;
+}
+
+template <class T>
+void sample_token_range(const SampleTokensParams& p, int64_t begin, int64_t end) {
+  const int64_t blocks = (p.vocab_size + kBlock - 1) / kBlock, padded = blocks * kBlock;
+  const int64_t bytes_per_block = kBlock * (2 * sizeof(float) + sizeof(int32_t)) + sizeof(double);
+  void* const scratch = std::aligned_alloc(64, static_cast<size_t>((blocks * bytes_per_block + 63) / 64 * 64));
+  if (scratch == nullptr) throw std::bad_alloc();
+  Candidates candidates{};
+  candidates.logits = static_cast<float*>(scratch);
+  candidates.weights = candidates.logits + padded;
+  candidates.ids = reinterpret_cast<int32_t*>(candidates.weights + padded);
+  candidates.block_sums = reinterpret_cast<double*>(candidates.ids + padded);
+  for (int64_t m = begin; m < end; ++m) p.tokens[m] = sample_token<T>(p, m, candidates);
+  std::free(scratch);  // nothing in between throws; a destructor would add a weak reference to the unit
+}
+
+}  // namespace
+
+void sample_tokens(const SampleTokensParams& p, int64_t begin, int64_t end) {
+  switch (p.dtype) {
+    case DType::kFloat32: return sample_token_range<float>(p, begin, end);
+    case DType::kBFloat16: return sample_token_range<BFloat16>(p, begin, end);
+    case DType::kFloat16: return sample_token_range<Float16>(p, begin, end);
+  }
+}
+
+}  // namespace lpd::LPD_ISA

@@ -1,0 +1,25 @@
+// The extension module: loading it registers the operators (ops.cpp); what it offers itself is about the build.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "common/cpu_kernels.h"
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Kernels of lpd_ext; the operators are in torch.ops.lpd_ext.";
+  m.attr("__version__") = LPD_VERSION;
+  m.def(
+      "build_config",
+      [] {
+        pybind11::dict config;
+        config["version"] = LPD_VERSION;
+        config["compiler"] = LPD_COMPILER;
+        config["torch"] = LPD_TORCH_VERSION;
+        config["cuda_architectures"] = LPD_CUDA_ARCHITECTURES;
+        return config;
+      },
+      "How this module was built: version, compiler, torch headers, CUDA architectures ('' without CUDA kernels).");
+  m.def("cpu_isa", &lpd::cpu_isa, "Instruction set whose kernels are in use: 'scalar', 'avx2' or 'avx512'.");
+  m.def("available_cpu_isas", &lpd::available_cpu_isas, "Instruction sets of this processor and build, best first.");
+  m.def("set_cpu_isa", &lpd::set_cpu_isa, pybind11::arg("name"),
+        "Use the kernels of another instruction set from now on; ValueError if it is not available.");
+}

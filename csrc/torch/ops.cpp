@@ -1,0 +1,410 @@
+// Every operator's schema, checks and dispatch, on torch's stable ABI. Kernels know nothing of torch; this file is all
+// they share with it.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <cmath>
+#include <initializer_list>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "common/cpu_kernels.h"
+
+STABLE_TORCH_LIBRARY(lpd_ext, m) {
+  m.def(
+      "group_attention(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor segments, int max_rows, "
+      "int max_keys, int first_output_row, float scale) -> Tensor");
+  m.def("append_kv(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor segments, int max_rows) -> ()");
+  m.def(
+      "embed_rows(Tensor content_ids, Tensor positions, Tensor content, Tensor position_embedding, Tensor weight, "
+      "Tensor bias, float eps) -> Tensor");
+  m.def("residual_layer_norm(Tensor(a!) x, Tensor? delta, Tensor weight, Tensor bias, float eps) -> Tensor");
+  m.def(
+      "sample_tokens(Tensor logits, Tensor conditional_row, Tensor unconditional_row, Tensor guidance, "
+      "Tensor temperature, Tensor? top_k, Tensor? top_p, Tensor seed, Tensor position) -> Tensor");
+  m.def(
+      "locality_order(Tensor group_sizes, int height, int width, float proximity_threshold, int repulsion_threshold, "
+      "Tensor seeds, Tensor? known) -> Tensor");
+}
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+template <class... Parts>
+std::string text(const Parts&... parts) {
+  std::ostringstream stream;
+  (stream << ... << parts);
+  return stream.str();
+}
+
+template <class... Parts>
+void check(bool condition, const Parts&... message) {
+  if (!condition) throw std::runtime_error(text(message...));
+}
+
+std::string shape_text(const Tensor& t) {
+  std::string shape = "[";
+  for (int64_t i = 0; i < t.dim(); ++i) shape += (i ? ", " : "") + std::to_string(t.size(i));
+  return shape + "]";
+}
+
+const char* dtype_text(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Half: return "float16";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Bool: return "bool";
+    default: return "another dtype";
+  }
+}
+
+void check_cpu(const Tensor& t, const char* name) {
+  check(t.is_cpu(), name, " must be on the same device as the other arguments (cpu)");
+}
+
+void check_dtype(const Tensor& t, const char* name, ScalarType expected) {
+  check(t.scalar_type() == expected, name, " must be ", dtype_text(expected), ", got ", dtype_text(t.scalar_type()));
+}
+
+// -1 in `expected` allows any size.
+void check_shape(const Tensor& t, const char* name, const char* letters, std::initializer_list<int64_t> expected) {
+  bool fits = t.dim() == static_cast<int64_t>(expected.size());
+  int64_t dim = 0;
+  for (int64_t size : expected) {
+    fits = fits && (size < 0 || t.size(dim) == size);
+    ++dim;
+  }
+  std::string wanted;
+  for (int64_t size : expected) wanted += (wanted.empty() ? "" : ", ") + (size < 0 ? "any" : std::to_string(size));
+  check(fits, name, " must have shape ", letters, " = [", wanted, "], got ", shape_text(t));
+}
+
+void check_rows_contiguous(const Tensor& t, const char* name) {
+  check(t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1, name,
+        " must be contiguous in its last dimension, got stride ", t.stride(t.dim() - 1));
+}
+
+void check_contiguous(const Tensor& t, const char* name) { check(t.is_contiguous(), name, " must be contiguous"); }
+
+// A whole argument that kernels read as a plain array.
+void check_array(const Tensor& t, const char* name, ScalarType dtype, const char* letters,
+                 std::initializer_list<int64_t> shape) {
+  check_cpu(t, name);
+  check_dtype(t, name, dtype);
+  check_shape(t, name, letters, shape);
+  check_contiguous(t, name);
+}
+
+lpd::DType float_dtype(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return lpd::DType::kFloat32;
+    case ScalarType::BFloat16: return lpd::DType::kBFloat16;
+    case ScalarType::Half: return lpd::DType::kFloat16;
+    default:
+      throw std::runtime_error(text(name, " must be float32, bfloat16 or float16, got ", dtype_text(t.scalar_type())));
+  }
+}
+
+template <class T>
+const T* optional_data(const OptionalTensor& t) {
+  return t.has_value() ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
+}
+
+// Splits items over torch's thread pool; `cost` is the work of one item in roughly nanoseconds.
+template <class Params>
+void run(void (*kernel)(const Params&, int64_t, int64_t), const Params& params, int64_t items, double cost) {
+  constexpr double kMinNanosecondsPerThread = 20e3;  // below this, waking a thread costs more than it saves
+  const int64_t grain = std::max<int64_t>(1, static_cast<int64_t>(kMinNanosecondsPerThread / std::max(cost, 1.0)));
+  torch::stable::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) { kernel(params, begin, end); });
+}
+
+// ---- group_attention, append_kv ----
+
+struct CacheShape {
+  int64_t rows, heads, head_dim, slots, positions, segments;
+};
+
+CacheShape check_cache_arguments(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache,
+                                 const Tensor& segments) {
+  check_cpu(qkv, "qkv");
+  check_cpu(k_cache, "k_cache");
+  check_cpu(v_cache, "v_cache");
+  float_dtype(qkv, "qkv");
+  check_dtype(k_cache, "k_cache", qkv.scalar_type());
+  check_dtype(v_cache, "v_cache", qkv.scalar_type());
+  check_shape(qkv, "qkv", "[R, 3, H, D]", {-1, 3, -1, -1});
+  const int64_t heads = qkv.size(2), head_dim = qkv.size(3);
+  check(head_dim >= 1 && head_dim <= 256 && head_dim % 8 == 0,
+        "qkv: head dimension D must be a multiple of 8 in [8, 256], got ", head_dim);
+  check_shape(k_cache, "k_cache", "[S, H, P, D]", {-1, heads, -1, head_dim});
+  check_shape(v_cache, "v_cache", "[S, H, P, D]", {k_cache.size(0), heads, k_cache.size(2), head_dim});
+  check_rows_contiguous(qkv, "qkv");
+  check_rows_contiguous(k_cache, "k_cache");
+  check_rows_contiguous(v_cache, "v_cache");
+  for (int64_t i = 0; i < 3; ++i) {
+    check(k_cache.size(i) <= 1 || k_cache.stride(i) == v_cache.stride(i),
+          "v_cache must have the strides of k_cache, got stride ", v_cache.stride(i), " and ", k_cache.stride(i),
+          " in dimension ", i);
+  }
+  check_array(segments, "segments", ScalarType::Int, "[Q, 6]", {-1, 6});
+  return {qkv.size(0), heads, head_dim, k_cache.size(0), k_cache.size(2), segments.size(0)};
+}
+
+template <class Params>
+Params cache_params(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, const Tensor& segments,
+                    const CacheShape& shape, int64_t max_rows) {
+  Params p{};
+  p.qkv = qkv.const_data_ptr();
+  p.k_cache = k_cache.mutable_data_ptr();
+  p.v_cache = v_cache.mutable_data_ptr();
+  p.segments = static_cast<const lpd::Segment*>(segments.const_data_ptr());
+  p.qkv_row_stride = qkv.stride(0);
+  p.qkv_part_stride = qkv.stride(1);
+  p.qkv_head_stride = qkv.stride(2);
+  p.cache_slot_stride = k_cache.stride(0);
+  p.cache_head_stride = k_cache.stride(1);
+  p.cache_position_stride = k_cache.stride(2);
+  p.num_segments = static_cast<int32_t>(shape.segments);
+  p.num_heads = static_cast<int32_t>(shape.heads);
+  p.head_dim = static_cast<int32_t>(shape.head_dim);
+  p.max_rows = static_cast<int32_t>(max_rows);
+  p.dtype = float_dtype(qkv, "qkv");
+  return p;
+}
+
+Tensor group_attention_cpu(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, const Tensor& segments,
+                           int64_t max_rows, int64_t max_keys, int64_t first_output_row, double scale) {
+  const CacheShape shape = check_cache_arguments(qkv, k_cache, v_cache, segments);
+  check(first_output_row >= 0 && first_output_row <= shape.rows, "first_output_row must be in [0, ", shape.rows,
+        "], got ", first_output_row);
+  check(std::isfinite(scale), "scale must be finite, got ", scale);
+  auto params = cache_params<lpd::GroupAttentionParams>(qkv, k_cache, v_cache, segments, shape, max_rows);
+  const std::string fault =
+      lpd::check_segments(params.segments, shape.segments,
+                          {shape.rows, shape.slots, shape.positions, max_rows, max_keys, first_output_row});
+  check(fault.empty(), fault);
+
+  Tensor output = torch::stable::new_empty(qkv, {shape.rows - first_output_row, shape.heads * shape.head_dim});
+  params.output = output.mutable_data_ptr();
+  params.first_output_row = static_cast<int32_t>(first_output_row);
+  params.max_keys = static_cast<int32_t>(max_keys);
+  params.scale = static_cast<float>(scale);
+  const double flops = 4.0 * max_rows * max_keys * shape.head_dim;
+  run(lpd::cpu_kernels().group_attention, params, lpd::group_attention_items(params), flops / 50);
+  return output;
+}
+
+void append_kv_cpu(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, const Tensor& segments,
+                   int64_t max_rows) {
+  const CacheShape shape = check_cache_arguments(qkv, k_cache, v_cache, segments);
+  const auto params = cache_params<lpd::AppendKvParams>(qkv, k_cache, v_cache, segments, shape, max_rows);
+  const std::string fault =
+      lpd::check_segments(params.segments, shape.segments,
+                          {shape.rows, shape.slots, shape.positions, max_rows, shape.positions + max_rows, shape.rows});
+  check(fault.empty(), fault);
+  run(lpd::cpu_kernels().append_kv, params, lpd::append_kv_items(params), 0.5 * max_rows * shape.head_dim);
+}
+
+// ---- embed_rows, residual_layer_norm ----
+
+Tensor embed_rows_cpu(const Tensor& content_ids, const Tensor& positions, const Tensor& content,
+                      const Tensor& position_embedding, const Tensor& weight, const Tensor& bias, double eps) {
+  check_array(content_ids, "content_ids", ScalarType::Long, "[R]", {-1});
+  const int64_t rows = content_ids.size(0);
+  check_array(positions, "positions", ScalarType::Long, "[R]", {rows});
+  check_cpu(content, "content");
+  const lpd::DType dtype = float_dtype(content, "content");
+  check_shape(content, "content", "[M, E]", {-1, -1});
+  check_rows_contiguous(content, "content");
+  const int64_t width = content.size(1);
+  check_cpu(position_embedding, "position_embedding");
+  check_dtype(position_embedding, "position_embedding", content.scalar_type());
+  check_shape(position_embedding, "position_embedding", "[1 + N, E]", {-1, width});
+  check_rows_contiguous(position_embedding, "position_embedding");
+  check_array(weight, "weight", content.scalar_type(), "[E]", {width});
+  check_array(bias, "bias", content.scalar_type(), "[E]", {width});
+
+  lpd::EmbedRowsParams params{};
+  params.content_ids = static_cast<const int64_t*>(content_ids.const_data_ptr());
+  params.positions = static_cast<const int64_t*>(positions.const_data_ptr());
+  params.num_contents = content.size(0);
+  params.num_positions = position_embedding.size(0);
+  for (int64_t row = 0; row < rows; ++row) {
+    check(params.content_ids[row] >= 0 && params.content_ids[row] < params.num_contents, "content_ids[", row,
+          "] = ", params.content_ids[row], " must be in [0, ", params.num_contents, ")");
+    check(params.positions[row] >= 0 && params.positions[row] < params.num_positions, "positions[", row,
+          "] = ", params.positions[row], " must be in [0, ", params.num_positions, ")");
+  }
+  Tensor x = torch::stable::new_empty(content, {rows, width}, ScalarType::Float);
+  params.content = content.const_data_ptr();
+  params.position_embedding = position_embedding.const_data_ptr();
+  params.weight = weight.const_data_ptr();
+  params.bias = bias.const_data_ptr();
+  params.x = static_cast<float*>(x.mutable_data_ptr());
+  params.content_stride = content.stride(0);
+  params.position_stride = position_embedding.stride(0);
+  params.num_rows = rows;
+  params.width = static_cast<int32_t>(width);
+  params.eps = static_cast<float>(eps);
+  params.dtype = dtype;
+  run(lpd::cpu_kernels().embed_rows, params, rows, 0.5 * static_cast<double>(width));
+  return x;
+}
+
+Tensor residual_layer_norm_cpu(const Tensor& x, const OptionalTensor& delta, const Tensor& weight, const Tensor& bias,
+                               double eps) {
+  check_cpu(x, "x");
+  check_dtype(x, "x", ScalarType::Float);
+  check_shape(x, "x", "[R, E]", {-1, -1});
+  check_rows_contiguous(x, "x");
+  const int64_t rows = x.size(0), width = x.size(1);
+  const lpd::DType dtype = float_dtype(weight, "weight");
+  check_array(weight, "weight", weight.scalar_type(), "[E]", {width});
+  check_array(bias, "bias", weight.scalar_type(), "[E]", {width});
+  if (delta.has_value()) {
+    check_cpu(*delta, "delta");
+    check_dtype(*delta, "delta", weight.scalar_type());
+    check_shape(*delta, "delta", "[R, E]", {rows, width});
+    check_rows_contiguous(*delta, "delta");
+  }
+  Tensor normed = torch::stable::new_empty(weight, {rows, width});
+  lpd::ResidualLayerNormParams params{};
+  params.x = static_cast<float*>(x.mutable_data_ptr());
+  params.delta = optional_data<void>(delta);
+  params.weight = weight.const_data_ptr();
+  params.bias = bias.const_data_ptr();
+  params.normed = normed.mutable_data_ptr();
+  params.x_stride = x.stride(0);
+  params.delta_stride = delta.has_value() ? delta->stride(0) : 0;
+  params.num_rows = rows;
+  params.width = static_cast<int32_t>(width);
+  params.eps = static_cast<float>(eps);
+  params.dtype = dtype;
+  run(lpd::cpu_kernels().residual_layer_norm, params, rows, 0.5 * static_cast<double>(width));
+  return normed;
+}
+
+// ---- sample_tokens ----
+
+Tensor sample_tokens_cpu(const Tensor& logits, const Tensor& conditional_row, const Tensor& unconditional_row,
+                         const Tensor& guidance, const Tensor& temperature, const OptionalTensor& top_k,
+                         const OptionalTensor& top_p, const Tensor& seed, const Tensor& position) {
+  check_cpu(logits, "logits");
+  const lpd::DType dtype = float_dtype(logits, "logits");
+  check_shape(logits, "logits", "[Q, V]", {-1, -1});
+  check_rows_contiguous(logits, "logits");
+  const int64_t rows = logits.size(0), vocab_size = logits.size(1);
+  check(vocab_size >= 1 && vocab_size <= (int64_t{1} << 24), "logits: V must be in [1, 2^24], got ", vocab_size);
+  check_array(conditional_row, "conditional_row", ScalarType::Int, "[M]", {-1});
+  const int64_t tokens = conditional_row.size(0);
+  check_array(unconditional_row, "unconditional_row", ScalarType::Int, "[M]", {tokens});
+  check_array(guidance, "guidance", ScalarType::Float, "[M]", {tokens});
+  check_array(temperature, "temperature", ScalarType::Float, "[M]", {tokens});
+  if (top_k.has_value()) check_array(*top_k, "top_k", ScalarType::Int, "[M]", {tokens});
+  if (top_p.has_value()) check_array(*top_p, "top_p", ScalarType::Float, "[M]", {tokens});
+  check_array(seed, "seed", ScalarType::Long, "[M]", {tokens});
+  check_array(position, "position", ScalarType::Long, "[M]", {tokens});
+
+  lpd::SampleTokensParams params{};
+  params.logits = logits.const_data_ptr();
+  params.conditional_row = static_cast<const int32_t*>(conditional_row.const_data_ptr());
+  params.unconditional_row = static_cast<const int32_t*>(unconditional_row.const_data_ptr());
+  params.guidance = static_cast<const float*>(guidance.const_data_ptr());
+  params.temperature = static_cast<const float*>(temperature.const_data_ptr());
+  params.top_k = optional_data<int32_t>(top_k);
+  params.top_p = optional_data<float>(top_p);
+  params.seed = static_cast<const int64_t*>(seed.const_data_ptr());
+  params.position = static_cast<const int64_t*>(position.const_data_ptr());
+  params.logits_stride = logits.stride(0);
+  params.num_tokens = tokens;
+  params.vocab_size = static_cast<int32_t>(vocab_size);
+  params.dtype = dtype;
+  for (int64_t m = 0; m < tokens; ++m) {
+    check(params.conditional_row[m] >= 0 && params.conditional_row[m] < rows, "conditional_row[", m,
+          "] = ", params.conditional_row[m], " must be in [0, ", rows, ")");
+    check(params.unconditional_row[m] >= -1 && params.unconditional_row[m] < rows, "unconditional_row[", m,
+          "] = ", params.unconditional_row[m], " must be in [-1, ", rows, ")");
+    check(params.temperature[m] >= 0 && std::isfinite(params.temperature[m]), "temperature[", m,
+          "] = ", params.temperature[m], " must be finite and >= 0");
+    check(!params.top_k || params.top_k[m] >= 0, "top_k[", m, "] = ", params.top_k ? params.top_k[m] : 0,
+          " must be >= 0");
+    check(!params.top_p || (params.top_p[m] > 0 && params.top_p[m] <= 1), "top_p[", m,
+          "] = ", params.top_p ? params.top_p[m] : 1, " must be in (0, 1]");
+  }
+  Tensor result = torch::stable::new_empty(seed, {tokens});
+  params.tokens = static_cast<int64_t*>(result.mutable_data_ptr());
+  run(lpd::cpu_kernels().sample_tokens, params, tokens, 1.0 * static_cast<double>(vocab_size));
+  for (int64_t m = 0; m < tokens; ++m) {
+    check(params.tokens[m] >= 0, "logits of token ", m, " (row ", params.conditional_row[m],
+          ") contain NaN or are -inf throughout: nothing can be drawn");
+  }
+  return result;
+}
+
+// ---- locality_order ----
+
+Tensor locality_order_cpu(const Tensor& group_sizes, int64_t height, int64_t width, double proximity_threshold,
+                          int64_t repulsion_threshold, const Tensor& seeds, const OptionalTensor& known) {
+  check(height >= 1 && width >= 1 && height * width <= 65536,
+        "height and width must be >= 1 with at most 65536 cells, got ", height, " x ", width);
+  check(!std::isnan(proximity_threshold), "proximity_threshold must be a number, got nan");
+  check(repulsion_threshold >= 0, "repulsion_threshold must be >= 0, got ", repulsion_threshold);
+  check_array(seeds, "seeds", ScalarType::Long, "[B]", {-1});
+  const int64_t batch = seeds.size(0), cells = height * width;
+  const bool per_image = group_sizes.dim() == 2;
+  if (per_image) {
+    check_array(group_sizes, "group_sizes", ScalarType::Int, "[B, T]", {batch, -1});
+  } else {
+    check_array(group_sizes, "group_sizes", ScalarType::Int, "[T]", {-1});
+  }
+  const int64_t steps = group_sizes.size(group_sizes.dim() - 1);
+  if (known.has_value()) check_array(*known, "known", ScalarType::Bool, "[B, N]", {batch, cells});
+
+  lpd::LocalityOrderParams params{};
+  params.group_sizes = static_cast<const int32_t*>(group_sizes.const_data_ptr());
+  params.seeds = static_cast<const int64_t*>(seeds.const_data_ptr());
+  params.known = optional_data<uint8_t>(known);
+  params.group_sizes_stride = per_image ? steps : 0;
+  params.batch = static_cast<int32_t>(batch);
+  params.steps = static_cast<int32_t>(steps);
+  params.height = static_cast<int32_t>(height);
+  params.width = static_cast<int32_t>(width);
+  params.repulsion_threshold = static_cast<int32_t>(std::min<int64_t>(repulsion_threshold, 65536));
+  lpd::set_proximity_threshold(params, proximity_threshold);
+  for (int64_t b = 0; b < batch; ++b) {
+    int64_t free_cells = cells, sum = 0;
+    for (int64_t cell = 0; params.known && cell < cells; ++cell) free_cells -= params.known[b * cells + cell] != 0;
+    for (int64_t t = 0; t < steps; ++t) {
+      const int32_t size = params.group_sizes[b * params.group_sizes_stride + t];
+      check(size >= 0, "group_sizes of image ", b, " contain ", size, "; sizes must be >= 0");
+      sum += size;
+    }
+    check(sum == free_cells, "group_sizes of image ", b, " sum to ", sum, " but it has ", free_cells, " free cells");
+  }
+  Tensor order = torch::stable::new_empty(seeds, {batch, cells});
+  params.order = static_cast<int64_t*>(order.mutable_data_ptr());
+  run(lpd::cpu_kernels().locality_order, params, batch, 100.0 * static_cast<double>(cells));
+  return order;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lpd_ext, CPU, m) {
+  m.impl("group_attention", TORCH_BOX(&group_attention_cpu));
+  m.impl("append_kv", TORCH_BOX(&append_kv_cpu));
+  m.impl("embed_rows", TORCH_BOX(&embed_rows_cpu));
+  m.impl("residual_layer_norm", TORCH_BOX(&residual_layer_norm_cpu));
+  m.impl("sample_tokens", TORCH_BOX(&sample_tokens_cpu));
+  m.impl("locality_order", TORCH_BOX(&locality_order_cpu));
+}

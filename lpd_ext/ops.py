@@ -1,0 +1,190 @@
+"""Typed wrappers of the operators in `torch.ops.lpd_ext`, each with its fake kernel for torch.compile right under it.
+
+Shapes use the letters of the project: R rows of a step, H heads, D head dimension, E = H*D, S cache slots, P cache
+positions, Q logit rows or segments, V vocabulary, M tokens to draw, T steps, B images, N = height*width cells.
+A wrong argument raises RuntimeError naming it, before anything is written.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lpd_ext import _C, reference  # loading _C registers the operators
+
+_ops = torch.ops.lpd_ext
+
+
+def group_attention(
+    qkv: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    segments: Tensor,
+    max_rows: int,
+    max_keys: int,
+    first_output_row: int = 0,
+    scale: float | None = None,
+) -> Tensor:
+    """Append the context rows' K and V to the caches, then attend with two KV lengths per sequence.
+
+    Context rows see the cached positions and each other; query rows see those and each other as well.
+
+    qkv [R, 3, H, D]; k_cache, v_cache [S, H, P, D], written; segments int32 [Q, 6] with columns context_start,
+    num_context, query_start, num_query, cache_length, cache_slot. max_rows and max_keys bound num_context + num_query
+    and cache_length + num_context + num_query. scale defaults to 1/sqrt(D). Returns [R - first_output_row, H*D].
+    """
+    if scale is None:
+        scale = qkv.shape[-1] ** -0.5
+    return _ops.group_attention(  # type: ignore[no-any-return]
+        qkv, k_cache, v_cache, segments, max_rows, max_keys, first_output_row, scale
+    )
+
+
+@torch.library.register_fake("lpd_ext::group_attention")
+def _(
+    qkv: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    segments: Tensor,
+    max_rows: int,
+    max_keys: int,
+    first_output_row: int,
+    scale: float,
+) -> Tensor:
+    rows, _, heads, head_dim = qkv.shape
+    return qkv.new_empty(rows - first_output_row, heads * head_dim)
+
+
+def append_kv(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, segments: Tensor, max_rows: int) -> None:
+    """Copy the context rows' K and V into the caches at cache_length of their slot; arguments as in group_attention."""
+    _ops.append_kv(qkv, k_cache, v_cache, segments, max_rows)
+
+
+@torch.library.register_fake("lpd_ext::append_kv")
+def _(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, segments: Tensor, max_rows: int) -> None:
+    return None
+
+
+def embed_rows(
+    content_ids: Tensor,
+    positions: Tensor,
+    content: Tensor,
+    position_embedding: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-6,
+) -> Tensor:
+    """LayerNorm(content[content_ids] + position_embedding[positions]) as the fp32 residual stream [R, E].
+
+    content_ids, positions int64 [R]; content [M, E]; position_embedding [1 + N, E]; weight, bias [E].
+    """
+    return _ops.embed_rows(  # type: ignore[no-any-return]
+        content_ids, positions, content, position_embedding, weight, bias, eps
+    )
+
+
+@torch.library.register_fake("lpd_ext::embed_rows")
+def _(
+    content_ids: Tensor,
+    positions: Tensor,
+    content: Tensor,
+    position_embedding: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> Tensor:
+    return content.new_empty((content_ids.shape[0], content.shape[1]), dtype=torch.float32)
+
+
+def residual_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
+    """Add delta (unless None) to the fp32 residual stream x [R, E] in place; return LayerNorm(x) in weight's dtype."""
+    return _ops.residual_layer_norm(x, delta, weight, bias, eps)  # type: ignore[no-any-return]
+
+
+@torch.library.register_fake("lpd_ext::residual_layer_norm")
+def _(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return weight.new_empty(x.shape)
+
+
+def sample_tokens(
+    logits: Tensor,
+    conditional_row: Tensor,
+    unconditional_row: Tensor,
+    guidance: Tensor,
+    temperature: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    seed: Tensor,
+    position: Tensor,
+) -> Tensor:
+    """Draw one token per entry of conditional_row from guided, tempered, filtered logits [Q, V]; returns int64 [M].
+
+    conditional_row, unconditional_row int32 [M] (-1: no guidance); guidance, temperature (0: argmax), top_p (1: off)
+    float32 [M]; top_k int32 [M] (0: off); seed, position int64 [M] key the random number. RuntimeError if a mixed row
+    has a NaN or is -inf throughout.
+    """
+    return _ops.sample_tokens(  # type: ignore[no-any-return]
+        logits, conditional_row, unconditional_row, guidance, temperature, top_k, top_p, seed, position
+    )
+
+
+@torch.library.register_fake("lpd_ext::sample_tokens")
+def _(
+    logits: Tensor,
+    conditional_row: Tensor,
+    unconditional_row: Tensor,
+    guidance: Tensor,
+    temperature: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    seed: Tensor,
+    position: Tensor,
+) -> Tensor:
+    return seed.new_empty(conditional_row.shape)
+
+
+def locality_order(
+    group_sizes: Tensor,
+    height: int,
+    width: int,
+    proximity_threshold: float,
+    repulsion_threshold: int,
+    seeds: Tensor,
+    known: Tensor | None = None,
+) -> Tensor:
+    """Locality-aware generation order (paper, section 3.3) of each image's free cells: int64 [B, N], -1 after the last.
+
+    group_sizes int32 [T] or [B, T] (zero padded), summing to the free cells; seeds int64 [B]; known bool [B, N] marks
+    cells that are already drawn.
+    """
+    return _ops.locality_order(  # type: ignore[no-any-return]
+        group_sizes, height, width, proximity_threshold, repulsion_threshold, seeds, known
+    )
+
+
+@torch.library.register_fake("lpd_ext::locality_order")
+def _(
+    group_sizes: Tensor,
+    height: int,
+    width: int,
+    proximity_threshold: float,
+    repulsion_threshold: int,
+    seeds: Tensor,
+    known: Tensor | None,
+) -> Tensor:
+    return seeds.new_empty(seeds.shape[0], height * width)
+
+
+OPERATORS = (
+    "group_attention",
+    "append_kv",
+    "embed_rows",
+    "residual_layer_norm",
+    "sample_tokens",
+    "locality_order",
+)
+
+if not _C.build_config()["cuda_architectures"]:
+    # Without CUDA kernels in the build, CUDA tensors go through plain torch: slower, and it waits for the device.
+    for _name in OPERATORS:
+        torch.library.impl(f"lpd_ext::{_name}", "CUDA", getattr(reference, _name))

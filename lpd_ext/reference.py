@@ -1,0 +1,235 @@
+"""Plain-torch twins of every operator: what the kernels are checked against, and what documents them.
+
+Same names and arguments as `lpd_ext.ops`; any float dtype, float64 included; written to be read.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def embed_rows(
+    content_ids: Tensor,
+    positions: Tensor,
+    content: Tensor,
+    position_embedding: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-6,
+) -> Tensor:
+    """LayerNorm(content[content_ids] + position_embedding[positions]) [R, E]; fp32 for 16-bit tables."""
+    dtype = torch.promote_types(content.dtype, torch.float32)
+    rows = content[content_ids].to(dtype) + position_embedding[positions].to(dtype)
+    return F.layer_norm(rows, rows.shape[-1:], weight.to(dtype), bias.to(dtype), eps)
+
+
+def residual_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
+    """x += delta in place (unless None); LayerNorm(x) [R, E] in weight's dtype."""
+    if delta is not None:
+        x += delta.to(x.dtype)
+    return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps).to(weight.dtype)
+
+
+def append_kv(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, segments: Tensor, max_rows: int) -> None:
+    """Copy each segment's context K and V into its cache slot at [cache_length, cache_length + num_context)."""
+    for context_start, num_context, _, _, cached, slot in segments.tolist():
+        _, k, v = qkv[context_start : context_start + num_context].permute(1, 2, 0, 3)  # [H, a, D] each
+        k_cache[slot, :, cached : cached + num_context] = k
+        v_cache[slot, :, cached : cached + num_context] = v
+
+
+def group_attention(
+    qkv: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    segments: Tensor,
+    max_rows: int,
+    max_keys: int,
+    first_output_row: int = 0,
+    scale: float | None = None,
+) -> Tensor:
+    """Append, then per segment one attention for its context rows and one for its query rows; [R - first, H*D]."""
+    append_kv(qkv, k_cache, v_cache, segments, max_rows)
+    output = torch.zeros_like(qkv[:, 0])  # [R, H, D]
+    for context_start, num_context, query_start, num_query, cached, slot in segments.tolist():
+        context = slice(context_start, context_start + num_context)
+        query = slice(query_start, query_start + num_query)
+        k, v = (cache[slot, :, : cached + num_context] for cache in (k_cache, v_cache))
+        _, k_query, v_query = qkv[query].permute(1, 2, 0, 3)
+        for rows, keys, values in (
+            (context, k, v),
+            (query, torch.cat([k, k_query], dim=1), torch.cat([v, v_query], dim=1)),
+        ):
+            attended = F.scaled_dot_product_attention(qkv[rows, 0].transpose(0, 1), keys, values, scale=scale)
+            output[rows] = attended.transpose(0, 1)
+    return output[first_output_row:].flatten(1)
+
+
+def philox4x32_10(counter: Tensor, key: Tensor) -> Tensor:
+    """Ten rounds of Philox4x32 (Salmon et al., SC 2011): counter [..., 4], key [..., 2] -> [..., 4], words in int64."""
+    low = 0xFFFFFFFF
+    c0, c1, c2, c3 = counter.unbind(-1)
+    k0, k1 = key.unbind(-1)
+    for _ in range(10):
+        product0, product1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2  # int64 wraps, but keeps all 64 bits
+        c0, c1, c2, c3 = (
+            (product1 >> 32 & low) ^ c1 ^ k0,
+            product1 & low,
+            (product0 >> 32 & low) ^ c3 ^ k1,
+            product0 & low,
+        )
+        k0, k1 = k0 + 0x9E3779B9 & low, k1 + 0xBB67AE85 & low
+    return torch.stack([c0, c1, c2, c3], -1)
+
+
+def philox_words(seed: Tensor, position: Tensor, draw: int, domain: int) -> Tensor:
+    """The four random words [..., 4] of (seed, position, draw); domain 0: tokens, 1: orders."""
+    seed, position = torch.broadcast_tensors(seed, position)
+    low = 0xFFFFFFFF
+    counter = torch.stack(
+        [position & low, torch.full_like(seed, draw), torch.zeros_like(seed), torch.full_like(seed, domain)], -1
+    )
+    return philox4x32_10(counter, torch.stack([seed & low, seed >> 32 & low], -1))
+
+
+def uniform(seed: Tensor, position: Tensor, draw: int = 0, domain: int = 0) -> Tensor:
+    """Float32 uniforms in [0, 1) of 24 bits, a pure function of int64 seed, position, draw and domain."""
+    return (philox_words(seed, position, draw, domain)[..., 0] >> 8).to(torch.float32) * 2.0**-24
+
+
+def token_probabilities(
+    logits: Tensor,
+    conditional_row: Tensor,
+    unconditional_row: Tensor,
+    guidance: Tensor,
+    temperature: Tensor,
+    top_k: Tensor | None = None,
+    top_p: Tensor | None = None,
+) -> Tensor:
+    """What sample_tokens draws from, float64 [M, V]: logits are mixed in fp32 (or float64), the rest is float64."""
+    inf = float("inf")
+    given = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    conditional, unconditional = given[conditional_row.long()], given[unconditional_row.long()]
+    mixed = unconditional + guidance[:, None].to(given.dtype) * (conditional - unconditional)
+    mixed = torch.where((unconditional_row[:, None] < 0) | (conditional == -inf), conditional, mixed).double()
+    top = mixed.amax(-1, keepdim=True)
+    if bool((top.isnan() | (top == -inf)).any()):
+        raise RuntimeError("logits contain NaN or are -inf throughout: nothing can be drawn")
+    # Logits of +inf share all the probability.
+    mixed = torch.where(top == inf, torch.where(mixed == inf, 0.0, -inf), mixed)
+
+    greedy = (temperature == 0)[:, None]
+    tempered = mixed / temperature.double().masked_fill(temperature == 0, 1.0)[:, None]
+    vocab_size = tempered.shape[1]
+    if top_k is not None:
+        rank = torch.where((top_k < 1) | (top_k > vocab_size), vocab_size, top_k.long())[:, None] - 1
+        kth_largest = tempered.sort(-1, descending=True).values.gather(-1, rank)
+        tempered = tempered.masked_fill(tempered < kth_largest, -inf)
+    if top_p is not None:
+        descending = tempered.sort(-1, descending=True).values
+        before = descending.softmax(-1).cumsum(-1).roll(1, -1)
+        before[:, 0] = 0.0
+        # A token is kept while those before it have not exceeded p; the last one kept is the threshold.
+        kept = (before <= top_p.double()[:, None]) | (top_p == 1)[:, None]
+        last_kept = descending.gather(-1, kept.sum(-1, keepdim=True) - 1)
+        tempered = tempered.masked_fill(tempered < last_kept, -inf)
+    one_hot = F.one_hot(mixed.argmax(-1), vocab_size)
+    return torch.where(greedy, one_hot.double(), tempered.softmax(-1))
+
+
+def sample_tokens(
+    logits: Tensor,
+    conditional_row: Tensor,
+    unconditional_row: Tensor,
+    guidance: Tensor,
+    temperature: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    seed: Tensor,
+    position: Tensor,
+) -> Tensor:
+    """Draw one token per entry of conditional_row by inverse CDF in the order of the ids; int64 [M]."""
+    probabilities = token_probabilities(logits, conditional_row, unconditional_row, guidance, temperature, top_k, top_p)
+    cumulative = probabilities.cumsum(-1)
+    drawn = uniform(seed, position).double()[:, None] * cumulative[:, -1:]
+    return (cumulative <= drawn).sum(-1)
+
+
+def locality_order(
+    group_sizes: Tensor,
+    height: int,
+    width: int,
+    proximity_threshold: float,
+    repulsion_threshold: int,
+    seeds: Tensor,
+    known: Tensor | None = None,
+) -> Tensor:
+    """Locality-aware order (paper, section 3.3): free cells in decoding order, then -1; int64 [B, N].
+
+    group_sizes int32 [T] or [B, T]; seeds int64 [B]; known bool [B, N]. Equal to the kernels bit for
+    bit, because only exact comparisons decide.
+    """
+    order = torch.full((len(seeds), height * width), -1)
+    thresholds = proximity_threshold, repulsion_threshold
+    for image, seed in enumerate(seeds.tolist()):
+        sizes = (group_sizes if group_sizes.dim() == 1 else group_sizes[image]).tolist()
+        drawn = torch.zeros(height * width, dtype=torch.bool) if known is None else known[image].clone()
+        cells: list[int] = []
+        for step, size in enumerate(sizes):
+            group = _locality_group(size, step, seed, drawn, height, width, *thresholds)
+            drawn[group] = True
+            cells += group
+        order[image, : len(cells)] = torch.tensor(cells, dtype=torch.int64)
+    return order
+
+
+def _locality_group(
+    size: int,
+    step: int,
+    seed: int,
+    drawn: Tensor,
+    height: int,
+    width: int,
+    proximity_threshold: float,
+    repulsion_threshold: int,
+) -> list[int]:
+    """The cells of one group in the order in which they are taken, given those drawn before it, bool [N]."""
+    cells = range(height * width)
+    words = philox_words(torch.tensor(seed), torch.arange(height * width), step, domain=1)
+    ties, starts = words[:, 0].tolist(), words[:, 1].tolist()
+    grid = F.pad(drawn.view(height, width).double(), (1, 1, 1, 1))
+    edges = grid[:-2, 1:-1] + grid[2:, 1:-1] + grid[1:-1, :-2] + grid[1:-1, 2:]
+    corners = grid[:-2, :-2] + grid[:-2, 2:] + grid[2:, :-2] + grid[2:, 2:]
+    proximity = (edges + corners / math.sqrt(2)).flatten().tolist()
+
+    def squared_distance(a: int, b: int) -> int:
+        return (a // width - b // width) ** 2 + (a % width - b % width) ** 2
+
+    def chebyshev_distance(a: int, b: int) -> int:
+        return max(abs(a // width - b // width), abs(a % width - b % width))
+
+    free = sorted((c for c in cells if not drawn[c]), key=lambda c: (-proximity[c], ties[c], c))
+    taken: list[int] = []
+    if size == 0:
+        return taken
+    if not drawn.any():  # the first group of an image spreads from a uniformly random cell
+        taken = [min(free, key=lambda c: (starts[c], c))]
+        candidates = [c for c in free if c not in taken]
+    else:
+        refused: list[int] = []
+        for c in free:
+            if proximity[c] >= proximity_threshold and len(taken) < size:
+                close = any(chebyshev_distance(c, other) <= repulsion_threshold for other in taken)
+                (refused if close else taken).append(c)
+        candidates = [c for c in free if proximity[c] < proximity_threshold] + refused
+    if len(candidates) <= size - len(taken):
+        return taken + candidates
+    if not taken:
+        taken = [min(candidates, key=lambda c: (starts[c], c))]
+    while len(taken) < size:  # farthest-point sampling; max() returns the first in the list on ties
+        taken.append(max(candidates, key=lambda c: min(squared_distance(c, other) for other in taken)))
+    return taken

@@ -1,0 +1,38 @@
+"""What holds for every operator: a twin of the same signature, a fallback on CUDA, names in torch.ops."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from lpd_ext import _C, ops, reference
+
+
+@pytest.mark.parametrize("name", ops.OPERATORS)
+def test_operator_has_a_twin_with_the_same_arguments(name: str) -> None:
+    schema = getattr(torch.ops.lpd_ext, name).default._schema
+    wrapper = inspect.signature(getattr(ops, name)).parameters
+    twin = inspect.signature(getattr(reference, name)).parameters
+    assert [argument.name for argument in schema.arguments] == list(wrapper) == list(twin)
+    assert getattr(ops, name).__doc__
+
+
+@pytest.mark.parametrize("name", ops.OPERATORS)
+def test_operator_has_kernels_for_cpu_cuda_and_fake_tensors(name: str) -> None:
+    for key in ("CPU", "CUDA"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"lpd_ext::{name}", key)
+    assert torch._library.simple_registry.singleton.find(f"lpd_ext::{name}").fake_impl.kernel is not None
+
+
+def test_unknown_instruction_sets_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"'sse9' is not available; this processor and build have: .*scalar"):
+        _C.set_cpu_isa("sse9")
+    assert _C.cpu_isa() in _C.available_cpu_isas()
+
+
+def test_build_config_names_the_build() -> None:
+    config = _C.build_config()
+    assert config["version"] == _C.__version__
+    assert config["torch"].startswith("2.")

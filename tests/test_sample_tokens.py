@@ -1,0 +1,491 @@
+"""sample_tokens against its float64 twin: the drawn token, the support of the filters, frequencies, edge values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from lpd_ext import ops, reference
+
+INF = math.inf
+Values = float | Sequence[float] | Tensor
+
+
+class Arguments(NamedTuple):
+    """What sample_tokens takes, in its order."""
+
+    logits: Tensor
+    conditional_row: Tensor
+    unconditional_row: Tensor
+    guidance: Tensor
+    temperature: Tensor
+    top_k: Tensor | None
+    top_p: Tensor | None
+    seed: Tensor
+    position: Tensor
+
+    def on(self, device: torch.device) -> Arguments:
+        return Arguments(*(a if a is None else a.to(device) for a in self))
+
+    def draw(self, device: torch.device) -> Tensor:
+        return ops.sample_tokens(*self.on(device)).cpu()
+
+    def probabilities(self) -> Tensor:
+        return reference.token_probabilities(*self[:7])
+
+    def take(self, index: Tensor) -> Arguments:
+        """The tokens at these indices, with all logits."""
+        return Arguments(self.logits, *(a if a is None else a[index] for a in self[1:]))
+
+
+def arguments(
+    logits: Tensor,
+    count: int,
+    *,
+    conditional: Values = 0,
+    unconditional: Values = -1,
+    guidance: Values = 1.0,
+    temperature: Values = 1.0,
+    top_k: Values | None = None,
+    top_p: Values | None = None,
+    seed: Values | None = None,
+    position: Values | None = None,
+) -> Arguments:
+    """One value for all tokens, or one each; by default the tokens walk over the 256 positions of image after image."""
+    ids = torch.arange(count)
+
+    def spread(values: Values, dtype: torch.dtype) -> Tensor:
+        return torch.as_tensor(values, dtype=dtype).expand(count).contiguous()
+
+    return Arguments(
+        logits,
+        spread(conditional, torch.int32),
+        spread(unconditional, torch.int32),
+        spread(guidance, torch.float32),
+        spread(temperature, torch.float32),
+        None if top_k is None else spread(top_k, torch.int32),
+        None if top_p is None else spread(top_p, torch.float32),
+        spread(ids // 256 if seed is None else seed, torch.int64),
+        spread(ids % 256 if position is None else position, torch.int64),
+    )
+
+
+def assert_follows_cdf(tokens: Tensor, args: Arguments, probabilities: Tensor) -> None:
+    """Each token is the one at which the reference's CDF [M or 1, V] passes the reference's uniform, bar rounding."""
+    rounding = 3e-6
+    uniform = reference.uniform(args.seed, args.position).double()
+    here = probabilities.expand(len(tokens), -1).gather(-1, tokens[:, None])[:, 0]
+    up_to_here = probabilities.cumsum(-1).expand(len(tokens), -1).gather(-1, tokens[:, None])[:, 0]
+    assert bool((here > 0).all())
+    assert bool((up_to_here - here - rounding <= uniform).all())
+    assert bool((uniform < up_to_here + rounding).all())
+
+
+def assert_support(tokens: Tensor, probabilities: Tensor) -> None:
+    """Draws of one distribution reach every token that has a probability, and no other."""
+    assert sorted(set(tokens.tolist())) == probabilities.nonzero()[:, 0].tolist()
+
+
+def assert_frequencies(tokens: Tensor, probabilities: Tensor) -> None:
+    """Chi-square at p > 1e-4; tokens expected fewer than 5 times share a bin."""
+    count = torch.bincount(tokens, minlength=len(probabilities)).double()
+    expected = probabilities * len(tokens)
+    rare = expected < 5
+    observed = torch.cat([count[~rare], count[rare].sum()[None]])
+    expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    assert bool((observed[expected == 0] == 0).all())
+    observed, expected = observed[expected > 0], expected[expected > 0]
+    statistic = ((observed - expected) ** 2 / expected).sum().item()
+    assert stats.chi2.sf(statistic, max(len(observed) - 1, 1)) > 1e-4
+
+
+# ---- distributions: support and frequencies ----
+
+
+def branches(tie: int = 1) -> Tensor:
+    """Conditional and unconditional logits [2, V] in exact steps: boundaries are well apart, and V spans blocks.
+
+    `tie` tokens share each conditional logit.
+    """
+    rank = torch.randperm(1200, generator=torch.Generator().manual_seed(3)) // tie
+    return torch.stack([-rank / 16, (rank % 3) / 64])
+
+
+DISTRIBUTIONS: dict[str, dict[str, float]] = {
+    "filters off": {},
+    "temperature 0.5": {"temperature": 0.5},
+    "temperature 2": {"temperature": 2.0},
+    "top-k": {"top_k": 31},
+    "top-k 1": {"top_k": 1},
+    "top-p": {"top_p": 0.7},
+    "small top-p": {"top_p": 0.01},
+    "both, k decides": {"top_k": 9, "top_p": 0.99},
+    "both, p decides": {"top_k": 100, "top_p": 0.6, "temperature": 2.0},
+    "guidance 3": {"unconditional": 1, "guidance": 3.0},
+    "guidance 0": {"unconditional": 1, "guidance": 0.0, "top_k": 500},
+    "everything": {"unconditional": 1, "guidance": 3.0, "temperature": 1.5, "top_k": 24, "top_p": 0.9},
+}
+
+
+@pytest.mark.parametrize("tie", [1, 2])
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_distribution(name: str, tie: int, backend: torch.device) -> None:
+    args = arguments(branches(tie), 12_800, **DISTRIBUTIONS[name])
+    probabilities = args.take(torch.tensor([0])).probabilities()
+    tokens = args.draw(backend)
+    assert_follows_cdf(tokens, args, probabilities)
+    assert_frequencies(tokens, probabilities[0])
+    if probabilities[probabilities > 0].min() > 1e-3:  # else these draws cannot reach every token
+        assert_support(tokens, probabilities[0])
+    else:
+        assert name in ("filters off", "temperature 0.5", "temperature 2", "guidance 3", "guidance 0")
+
+
+def before_temperature(args: Arguments) -> Tensor:
+    kept = args._replace(temperature=torch.ones_like(args.temperature)).probabilities() > 0
+    return args._replace(top_k=None, top_p=None).probabilities() * kept
+
+
+def without_last(args: Arguments) -> Tensor:
+    """Loses one of the two equal tokens that stand last after the filters."""
+    probabilities = args.probabilities()
+    last = probabilities.masked_fill(probabilities == 0, INF).argmin(-1, keepdim=True)
+    return probabilities.scatter(-1, last, 0.0)
+
+
+def swapped(args: Arguments) -> Arguments:
+    return args._replace(conditional_row=args.unconditional_row, unconditional_row=args.conditional_row)
+
+
+# Options over those of "everything", in which tokens tie in pairs, and the mistaken distribution.
+MISTAKES: dict[str, tuple[dict[str, float], Callable[[Arguments], Tensor]]] = {
+    "top-p before temperature": ({}, before_temperature),
+    "top-p ignores ties": ({}, without_last),
+    "top-p loses the token that crosses p": ({}, lambda a: a._replace(top_p=a.top_p - 0.05).probabilities()),
+    "top-k ignores ties": ({"top_k": 7, "top_p": 1.0}, without_last),
+    "k - 1": ({"top_k": 7}, lambda a: a._replace(top_k=a.top_k - 1).probabilities()),
+    "k + 1": ({"top_k": 8}, lambda a: a._replace(top_k=a.top_k + 1).probabilities()),
+    "swapped branches": ({}, lambda a: swapped(a).probabilities()),
+    "guidance off by one": ({}, lambda a: a._replace(guidance=a.guidance - 1).probabilities()),
+    "temperature inverted": ({}, lambda a: a._replace(temperature=1 / a.temperature).probabilities()),
+    "temperature ignored": ({}, lambda a: a._replace(temperature=torch.ones(1)).probabilities()),
+    "cdf off by one": ({}, lambda a: a.probabilities().roll(1, -1)),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_the_comparisons_reject(name: str) -> None:
+    """Both comparisons pass for the twin, and fail for one with a mistake, on the same uniforms."""
+    options, mistaken = MISTAKES[name]
+    args = arguments(branches(tie=2), 12_800, **(DISTRIBUTIONS["everything"] | options))
+    one = args.take(torch.tensor([0]))
+    uniform = reference.uniform(args.seed, args.position).double()
+
+    def invert(probabilities: Tensor) -> Tensor:
+        return torch.searchsorted(probabilities[0].cumsum(-1), uniform * probabilities.sum(), right=True)
+
+    right, wrong = one.probabilities(), mistaken(one)
+    assert_follows_cdf(invert(right), args, right)
+    assert_frequencies(invert(right), right[0])
+    assert_support(invert(right), right[0])
+    with pytest.raises(AssertionError):
+        assert_follows_cdf(invert(wrong), args, right)
+    with pytest.raises(AssertionError):
+        assert_frequencies(invert(wrong), right[0])
+
+
+def test_the_comparisons_reject_uniforms_that_ignore_the_position() -> None:
+    args = arguments(branches(), 512)
+    probabilities = args.take(torch.tensor([0])).probabilities()
+    tokens = reference.sample_tokens(*args._replace(position=torch.zeros(512, dtype=torch.int64)))
+    with pytest.raises(AssertionError):
+        assert_follows_cdf(tokens, args, probabilities)
+    with pytest.raises(AssertionError):
+        assert_frequencies(tokens, probabilities[0])
+
+
+# ---- values: every size, mixed rows, edges ----
+
+
+@cache
+def mixed_batch(vocab_size: int, dtype: torch.dtype) -> tuple[Arguments, Tensor]:
+    """Tokens with all combinations of temperature, top-k, top-p and guidance, and their probabilities."""
+    generator = torch.Generator().manual_seed(vocab_size)
+    count = 72
+    i = torch.arange(count)
+    args = arguments(
+        (3 * torch.randn(8, vocab_size, generator=generator)).to(dtype),
+        count,
+        conditional=i % 8,
+        unconditional=torch.where(i % 5 == 0, -1, (i + 3) % 8),
+        guidance=torch.tensor([4.8, 1.0, 0.0, 7.3])[i % 4],
+        temperature=torch.tensor([1.0, 0.0, 0.5, 2.0])[i // 2 % 4],
+        top_k=torch.tensor([0, 5, 900, 1])[i // 3 % 4],
+        top_p=torch.tensor([1.0, 0.95, 0.3])[i // 7 % 3],
+        seed=torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator),
+        position=torch.randint(0, 1024, (count,), generator=generator),
+    )
+    return args, torch.cat([args.take(part).probabilities() for part in i.split(8)])
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2, 7, 129, 1000, 16384])
+def test_sizes_and_mixed_parameters(vocab_size: int, backend: torch.device) -> None:
+    args, probabilities = mixed_batch(vocab_size, torch.float32)
+    tokens = args.draw(backend)
+    assert_follows_cdf(tokens, args, probabilities)
+    assert (tokens != reference.sample_tokens(*args)).sum() <= 1  # all equal, bar one at a boundary of the CDF
+    greedy = args.temperature == 0
+    assert tokens[greedy].equal(probabilities[greedy].argmax(-1))
+
+
+def test_large_vocabulary(backend: torch.device) -> None:
+    logits = 3 * torch.randn(2, 131072, generator=torch.Generator().manual_seed(5))
+    args = arguments(
+        logits, 4, unconditional=[-1, 1, 1, -1], guidance=3.0, top_k=[0, 0, 900, 3], top_p=[1.0, 0.9, 0.9, 1.0]
+    )
+    assert_follows_cdf(args.draw(backend), args, args.probabilities())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_logits_are_mixed_in_fp32(dtype: torch.dtype, backend: torch.device) -> None:
+    for vocab_size in (7, 1000):
+        args, probabilities = mixed_batch(vocab_size, dtype)
+        tokens = args.draw(backend)
+        assert_follows_cdf(tokens, args, probabilities)
+        assert tokens.equal(args._replace(logits=args.logits.float()).draw(backend))
+
+
+def test_strided_rows(backend: torch.device) -> None:
+    args, _ = mixed_batch(1000, torch.float32)
+    buffer = torch.full((16, 1013), math.nan)
+    buffer[::2, 5:1005] = args.logits
+    assert args._replace(logits=buffer[::2, 5:1005]).draw(backend).equal(args.draw(backend))
+
+
+def test_greedy_takes_the_lowest_id(backend: torch.device) -> None:
+    for vocab_size in (1, 2, 7, 16, 129, 513, 1000):
+        for first in {0, 1, 6, 15, 128, 511, 512, vocab_size - 1} & set(range(vocab_size)):
+            logits = -torch.arange(vocab_size).float()[None] - 100
+            logits[0, first] = logits[0, -1] = 3.5
+            args = arguments(logits, 3, temperature=0.0, top_k=[0, 2, 1], top_p=[1.0, 0.5, 0.1])
+            assert args.draw(backend).tolist() == [first] * 3
+
+
+def test_thresholds_of_top_k(backend: torch.device) -> None:
+    """Every k, over values with ties, both zeros, subnormals, huge ones and masked ones."""
+    values = [0.0, -0.0, 1e-40, -1e-40, 2.0, 2.0, 2.0, -3.0, -3.0, 5.0, 1e38, -1e38, -INF, -INF, 1.0, 4.0, 4.0]
+    for extra in (0, 40):
+        logits = torch.tensor([values + [2.5] * extra])
+        k = torch.arange(logits.shape[1] + 3)
+        # Temperature 1e38 gives all finite tokens weight, and u walks over the whole CDF.
+        count = 64
+        args = arguments(
+            logits, count * len(k), temperature=1e38, top_k=k.repeat_interleave(count), seed=7, position=None
+        )
+        tokens = args.draw(backend).view(len(k), count)
+        probabilities = args.probabilities()
+        assert_follows_cdf(tokens.flatten(), args, probabilities)
+        kept = probabilities[::count] > 0
+        descending = logits[0].sort(descending=True).values
+        for rank in range(1, logits.shape[1]):
+            assert kept[rank].equal((logits[0] >= descending[rank - 1]) & (logits[0] > -INF))
+
+
+def test_thresholds_of_top_p(backend: torch.device) -> None:
+    """Every p between the steps of the CDF of values with ties, with masked and vanishing tokens among them."""
+    weights = torch.tensor([8.0, 4.0, 4.0, 2.0, 1.0, 1.0, 1.0, 0.5, 0.0, 1e-30, 0.5]) / 22
+    logits = weights.log()[None, torch.randperm(11, generator=torch.Generator().manual_seed(2))]
+    p = (torch.arange(44) + 0.5) / 44  # steps of the CDF are multiples of 1/44
+    args = arguments(logits, 256 * 44, top_p=p.repeat_interleave(256))
+    tokens = args.draw(backend)
+    assert_follows_cdf(tokens, args, args.probabilities())
+    least = logits[0, tokens].view(44, 256).amin(-1)
+    assert least.equal(
+        (torch.tensor([8.0, 4, 2, 1, 0.5]) / 22).log().repeat_interleave(torch.tensor([16, 16, 4, 6, 2]))
+    )
+
+
+def test_one_huge_logit_among_ordinary_ones(backend: torch.device) -> None:
+    logits = torch.randn(1, 3000, generator=torch.Generator().manual_seed(8))
+    logits[0, 1234] = 1e30
+    args = arguments(logits, 64, temperature=1e29, top_k=[0, 5, 900, 2999] * 16)
+    assert_follows_cdf(args.draw(backend), args, args.probabilities())
+
+
+@pytest.mark.parametrize(("temperature", "winner"), [(1e-45, True), (1e-30, True), (1e-3, True), (3e38, False)])
+def test_extreme_temperatures(temperature: float, winner: bool, backend: torch.device) -> None:
+    logits = torch.tensor([[1.0, -50.0, 3.0, 3.0 - 2**-4, 80.0, 80.25, -1e4]])
+    args = arguments(logits, 256, temperature=temperature)
+    tokens = args.draw(backend)
+    if winner:
+        assert tokens.eq(5).all()
+    else:
+        assert_follows_cdf(tokens, args, torch.full((1, 7), 1 / 7, dtype=torch.float64))
+
+
+def test_masked_vocabulary(backend: torch.device) -> None:
+    """A token that the conditional branch excludes is never drawn, whatever the other says, not even at u = 0."""
+    vocab_size = 1100
+    logits = torch.randn(3, vocab_size, generator=torch.Generator().manual_seed(4))
+    masked = torch.tensor([0, 1, 300, 511, 512, 513, 1098, 1099])
+    logits[:2, masked] = -INF  # row 2 excludes nothing
+    for unconditional in (-1, 1, 2):
+        args = arguments(
+            logits,
+            1024,
+            unconditional=unconditional,
+            guidance=2.0,
+            temperature=5.0,
+            top_k=torch.tensor([0, 1097, 1095])[torch.arange(1024) % 3],
+        )
+        # The smallest and the largest uniform number there are.
+        args.seed[:2] = 0
+        args.position[:2] = torch.tensor([14883995, 38471471])
+        tokens = args.draw(backend)
+        assert_follows_cdf(tokens, args, args.probabilities())
+        assert not torch.isin(tokens, masked).any()
+        assert tokens[:2].tolist() == [2, 1097]
+
+
+def test_infinite_logits_share_all_the_probability(backend: torch.device) -> None:
+    logits = torch.randn(1, 700, generator=torch.Generator().manual_seed(4))
+    logits[0, [17, 600, 699]] = INF
+    args = arguments(logits, 600, temperature=[0.0, 1.0, 7.0] * 200, top_k=[0, 0, 2] * 200)
+    tokens = args.draw(backend)
+    assert_follows_cdf(tokens, args, args.probabilities())
+    assert set(tokens.tolist()) == {17, 600, 699}
+    assert set(tokens[::3].tolist()) == {17}
+
+
+# ---- independence ----
+
+
+def test_a_token_depends_on_its_own_arguments_alone(backend: torch.device) -> None:
+    args, _ = mixed_batch(16384, torch.float32)
+    expected = args.draw(backend)
+    order = torch.randperm(len(expected), generator=torch.Generator().manual_seed(6))
+    assert args.take(order).draw(backend).equal(expected[order])
+    for m in (0, 19, 71):
+        assert args.take(torch.tensor([m])).draw(backend).item() == expected[m]
+    rows = torch.randperm(8, generator=torch.Generator().manual_seed(9))
+    moved = args._replace(
+        logits=torch.cat([args.logits.flip(0), args.logits[rows.argsort()]]),
+        conditional_row=(8 + rows[args.conditional_row.long()]).int(),
+        unconditional_row=torch.where(args.unconditional_row < 0, -1, 8 + rows[args.unconditional_row.long()]).int(),
+    )
+    assert moved.draw(backend).equal(expected)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert args.draw(backend).equal(expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_positions_and_seeds_give_different_draws(backend: torch.device) -> None:
+    logits = torch.zeros(1, 16384)
+    by_position = arguments(logits, 64, seed=11, position=torch.arange(64)).draw(backend)
+    by_seed = arguments(logits, 64, seed=torch.arange(64), position=11).draw(backend)
+    by_high_word = arguments(logits, 64, seed=torch.arange(64) << 32, position=11).draw(backend)
+    tokens = torch.cat([by_position, by_seed, by_high_word])
+    assert len(set(tokens.tolist())) > 185  # of 192, most birthdays apart
+
+
+def test_no_tokens(backend: torch.device) -> None:
+    for rows in (0, 3):
+        tokens = arguments(torch.zeros(rows, 50), 0, top_k=5, top_p=0.5).draw(backend)
+        assert tokens.dtype == torch.int64
+        assert tokens.shape == (0,)
+
+
+# ---- errors and integration ----
+
+WRONG: dict[str, tuple[Callable[[Arguments], Arguments], str]] = {
+    "temperature": (lambda a: set_value(a, "temperature", -0.5), r"temperature\[2\] = -0\.5 must be finite and >= 0"),
+    "infinite temperature": (lambda a: set_value(a, "temperature", INF), r"temperature\[2\] = inf must be finite"),
+    "nan temperature": (lambda a: set_value(a, "temperature", math.nan), r"temperature\[2\] = -?nan must be finite"),
+    "top_p 0": (lambda a: set_value(a, "top_p", 0.0), r"top_p\[2\] = 0 must be in \(0, 1\]"),
+    "top_p 1.5": (lambda a: set_value(a, "top_p", 1.5), r"top_p\[2\] = 1\.5 must be in \(0, 1\]"),
+    "top_p nan": (lambda a: set_value(a, "top_p", math.nan), r"top_p\[2\] = -?nan must be in \(0, 1\]"),
+    "top_k": (lambda a: set_value(a, "top_k", -1), r"top_k\[2\] = -1 must be >= 0"),
+    "conditional_row": (lambda a: set_value(a, "conditional_row", 4), r"conditional_row\[2\] = 4 must be in \[0, 4\)"),
+    "negative row": (lambda a: set_value(a, "conditional_row", -1), r"conditional_row\[2\] = -1 must be in \[0, 4\)"),
+    "unconditional_row": (
+        lambda a: set_value(a, "unconditional_row", -2),
+        r"unconditional_row\[2\] = -2 must be in \[-1, 4\)",
+    ),
+    "nan logits": (lambda a: set_logit(a, math.nan), r"logits of token 1 \(row 1\) contain NaN or are -inf"),
+    "nan by mixing": (lambda a: set_logit(a, -INF, row=3), r"logits of token 1 \(row 1\) contain NaN"),
+    "masked throughout": (
+        lambda a: set_row(a, -INF),
+        r"logits of token 1 \(row 1\) contain NaN or are -inf throughout",
+    ),
+    "greedy nan": (
+        lambda a: set_logit(a._replace(temperature=torch.zeros(3)), math.nan),
+        r"logits of token 1 \(row 1\) contain NaN",
+    ),
+    "shape": (lambda a: a._replace(seed=a.seed[:2].clone()), r"seed must have shape \[M\] = \[3\], got \[2\]"),
+    "dimensions": (lambda a: a._replace(logits=a.logits[0]), r"logits must have shape \[Q, V\]"),
+    "dtype": (lambda a: a._replace(top_k=a.top_k.long()), r"top_k must be int32, got int64"),
+    "float64": (lambda a: a._replace(logits=a.logits.double()), r"logits must be float32, bfloat16 or float16"),
+    "columns apart": (
+        lambda a: a._replace(logits=a.logits.repeat(1, 2)[:, ::2]),
+        r"logits must be contiguous in its last",
+    ),
+    "no vocabulary": (lambda a: a._replace(logits=a.logits[:, :0]), r"logits: V must be in \[1, 2\^24\], got 0"),
+}
+
+
+def set_value(args: Arguments, name: str, value: float) -> Arguments:
+    changed = getattr(args, name).clone()
+    changed[2] = value
+    return args._replace(**{name: changed})
+
+
+def set_logit(args: Arguments, value: float, row: int = 1) -> Arguments:
+    logits = args.logits.clone()
+    logits[row, 20] = value
+    return args._replace(logits=logits)
+
+
+def set_row(args: Arguments, value: float) -> Arguments:
+    logits = args.logits.clone()
+    logits[1] = value
+    return args._replace(logits=logits)
+
+
+def example() -> Arguments:
+    logits = torch.randn(4, 37, generator=torch.Generator().manual_seed(1))
+    return arguments(
+        logits, 3, conditional=[0, 1, 2], unconditional=[-1, 3, 3], guidance=2.0, top_k=[0, 5, 9], top_p=[1.0, 0.9, 0.5]
+    )
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_errors_name_argument_and_value(name: str, backend: torch.device) -> None:
+    spoil, message = WRONG[name]
+    with pytest.raises(RuntimeError, match=message):
+        spoil(example()).draw(backend)
+    assert_follows_cdf(example().draw(backend), example(), example().probabilities())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck(dtype: torch.dtype, backend: torch.device) -> None:
+    args = example()._replace(logits=example().logits.to(dtype)).on(backend)
+    torch.library.opcheck(torch.ops.lpd_ext.sample_tokens.default, tuple(args))
+    torch.library.opcheck(torch.ops.lpd_ext.sample_tokens.default, tuple(args._replace(top_k=None, top_p=None)))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # of inductor's own imports
+def test_compiles_without_a_graph_break(backend: torch.device) -> None:
+    args = example().on(backend)
+    compiled = torch.compile(ops.sample_tokens, fullgraph=True)
+    assert compiled(*args).equal(ops.sample_tokens(*args))

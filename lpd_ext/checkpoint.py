@@ -1,0 +1,163 @@
+"""Checkpoints: a published .pth, a safetensors file, a directory of ours or a hub id, to an LPDModel.
+
+A directory holds `config.json` (model sizes, sampling defaults, class names), `model.safetensors` in the published
+layout and `tokenizer.safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lpd_ext.model import LPDConfig, LPDModel
+from lpd_ext.state_files import complete_file, read_state_dict, write_state_dict
+
+CONFIG_FILE = "config.json"
+MODEL_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.safetensors"
+_PUBLISHED_HEAD_DIM = 64
+
+
+def load_model(
+    path: str | Path,
+    *,
+    grid: tuple[int, int] | None = None,
+    heads: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> LPDModel:
+    """Load an LPD transformer in eval mode from a weight file or a directory with config.json.
+
+    grid resizes the position embedding to another (h, w); heads must be given where neither config.json nor a width
+    that is a multiple of 64 (the published head dimension) tells it. Raises FileNotFoundError or ValueError.
+    """
+    path = Path(path)
+    config = None
+    if path.is_dir():
+        config = model_config(read_config(path))
+        path = path / MODEL_FILE
+    state = read_state_dict(path)
+    if config is None:
+        config = infer_config(state, heads, grid)
+    elif heads is not None and heads != config.heads:
+        raise ValueError(f"heads must be {config.heads} as config.json says, got {heads}")
+    return model_from_state_dict(state, config, grid=grid).to(device=device, dtype=dtype).eval()
+
+
+def model_from_state_dict(
+    state: Mapping[str, Tensor], config: LPDConfig, grid: tuple[int, int] | None = None
+) -> LPDModel:
+    """An LPDModel that uses the tensors of a published-layout state dict; ValueError if they do not fit config."""
+    state = dict(state)
+    if grid is not None and tuple(grid) != config.grid:
+        state["pos_embed"] = resize_position_embedding(state["pos_embed"], config.grid, grid)
+        config = LPDConfig(**{**asdict(config), "grid": tuple(grid)})
+    with torch.device("meta"):  # the tensors of `state` take the parameters' place: nothing is initialised or copied
+        model = LPDModel(config)
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint does not fit {config}: {error}") from error
+    return model
+
+
+def infer_config(
+    state: Mapping[str, Tensor], heads: int | None = None, grid: tuple[int, int] | None = None
+) -> LPDConfig:
+    """Sizes of the model a published-layout state dict belongs to; its grid is `grid` if that fits, else square.
+
+    Raises ValueError naming what is missing, or asking for heads when the width does not tell.
+    """
+    try:
+        vocab_size, dim = state["token_emb.weight"].shape
+        num_classes = state["class_emb.weight"].shape[0]
+        num_tokens = state["pos_embed"].shape[1] - 1
+        hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise ValueError(f"not an LPD checkpoint of the published layout: {error} is missing or misshapen") from error
+    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    if grid is None or grid[0] * grid[1] != num_tokens:
+        side = math.isqrt(num_tokens)
+        if side * side != num_tokens:
+            raise ValueError(f"the checkpoint's {num_tokens} positions are no square grid: give its grid first")
+        grid = (side, side)
+    if heads is None:
+        if dim % _PUBLISHED_HEAD_DIM:
+            raise ValueError(f"heads must be given: width {dim} is no multiple of the published head dimension 64")
+        heads = dim // _PUBLISHED_HEAD_DIM
+    return LPDConfig(dim, depth, heads, vocab_size, num_classes, grid, hidden // dim)
+
+
+def resize_position_embedding(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Bicubic resize of pos_embed [1, 1 + h*w, E] to another grid; position 0, the condition, is kept."""
+    if pos_embed.shape[1] != 1 + old[0] * old[1]:
+        raise ValueError(f"pos_embed has {pos_embed.shape[1]} positions, but grid {old} needs {1 + old[0] * old[1]}")
+    cells = pos_embed[:, 1:].float().unflatten(1, old).permute(0, 3, 1, 2)
+    cells = F.interpolate(cells, size=tuple(new), mode="bicubic", align_corners=False, antialias=False)
+    resized = cells.permute(0, 2, 3, 1).flatten(1, 2).to(pos_embed.dtype)
+    return torch.cat([pos_embed[:, :1], resized], dim=1)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The parsed config.json of a checkpoint directory; ValueError if it is not valid."""
+    file = directory / CONFIG_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"{str(directory)!r} has no {CONFIG_FILE}: not a checkpoint directory")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(file)!r} is not valid JSON: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise ValueError(f"{str(file)!r} must be a JSON object with a 'model' entry")
+    return config
+
+
+def model_config(config: Mapping[str, Any]) -> LPDConfig:
+    """The LPDConfig in a parsed config.json; ValueError if a field is missing or unknown."""
+    try:
+        return LPDConfig(**config["model"])
+    except TypeError as error:
+        raise ValueError(f"config.json 'model': {error}") from error
+
+
+def save_model(
+    model: LPDModel,
+    directory: str | Path,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write config.json and model.safetensors (floats in dtype if given); `extra` adds entries to config.json."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_state_dict(model.state_dict(), directory / MODEL_FILE, dtype)
+    text = json.dumps({"model": asdict(model.config), **(extra or {})}, indent=2) + "\n"
+    with complete_file(directory / CONFIG_FILE) as file:
+        file.write_text(text, encoding="utf-8")
+
+
+def resolve_directory(name: str | Path, revision: str | None = None) -> Path:
+    """A local checkpoint directory as it is, or a hub id ('owner/name') fetched through huggingface_hub.
+
+    Raises FileNotFoundError for neither, ImportError naming the extra when huggingface_hub is missing.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    parts = str(name).split("/")
+    if isinstance(name, Path) or len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
+        raise FileNotFoundError(f"{str(name)!r} is neither a local path nor a hub id of the form 'owner/name'")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ImportError("loading from the hub needs huggingface_hub: pip install 'lpd-ext[hub]'") from error
+    wanted = [CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE]
+    return Path(snapshot_download(str(name), revision=revision, allow_patterns=wanted))

@@ -1,0 +1,264 @@
+"""The LPD transformer: one set of weights, a teacher-forced forward for training and a cached step for decoding.
+
+Every token row is `LN_z(content + pos_embed[position])`. All contents live in one table, so one gather serves every
+row: content = [token_emb (V rows); class_emb (C rows); fake_latent; mask_token]. `state_dict` and `load_state_dict`
+speak the published layout, in which the four have names of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lpd_ext import ops
+from lpd_ext.plan import Step
+
+LAYER_NORM_EPS = 1e-6
+_PRESETS = {"lpd_l": (1024, 24, 16), "lpd_xl": (1280, 36, 20), "lpd_xxl": (1536, 48, 24)}
+
+
+@dataclass(frozen=True)
+class LPDConfig:
+    """Sizes of an LPD transformer: width E, depth L, heads H, vocabulary V, classes C, token grid (h, w)."""
+
+    dim: int
+    depth: int
+    heads: int
+    vocab_size: int
+    num_classes: int
+    grid: tuple[int, int]
+    mlp_ratio: int = 4
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grid", tuple(self.grid))  # JSON gives a list
+        for name in ("dim", "depth", "heads", "vocab_size", "num_classes", "mlp_ratio"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+        if len(self.grid) != 2 or any(not isinstance(side, int) or side < 1 for side in self.grid):
+            raise ValueError(f"grid must be two integers (height, width) >= 1, got {self.grid!r}")
+        if self.dim % self.heads or (self.dim // self.heads) % 8:
+            raise ValueError(f"dim / heads must be a multiple of 8, got dim {self.dim} and heads {self.heads}")
+
+    @classmethod
+    def preset(cls, name: str, grid: tuple[int, int] = (16, 16)) -> LPDConfig:
+        """The published sizes 'lpd_l', 'lpd_xl' and 'lpd_xxl' (V = 16384, C = 1000)."""
+        if name not in _PRESETS:
+            raise ValueError(f"preset must be one of {sorted(_PRESETS)}, got {name!r}")
+        dim, depth, heads = _PRESETS[name]
+        return cls(dim, depth, heads, vocab_size=16384, num_classes=1000, grid=grid)
+
+    @property
+    def num_tokens(self) -> int:
+        """N = h * w."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def head_dim(self) -> int:
+        """D = E / H."""
+        return self.dim // self.heads
+
+    @property
+    def unconditional_id(self) -> int:
+        """Content id of `fake_latent`, the condition of an unconditional image."""
+        return self.vocab_size + self.num_classes
+
+    @property
+    def mask_id(self) -> int:
+        """Content id of `mask_token`, the content of every position query token."""
+        return self.vocab_size + self.num_classes + 1
+
+
+class Attention(nn.Module):
+    """Weights of multi-head attention: qkv [3, H, D] per row, and the output projection."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+
+class Mlp(nn.Module):
+    """Weights of the two-layer MLP with exact GELU."""
+
+    def __init__(self, dim: int, ratio: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, ratio * dim)
+        self.fc2 = nn.Linear(ratio * dim, dim)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: LPDConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.norm1 = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
+        self.attn = Attention(config.dim)
+        self.norm2 = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(config.dim, config.mlp_ratio)
+
+    def forward(self, x: Tensor, mask: Tensor, dropout: float) -> Tensor:
+        """Training pass over whole sequences x [B, rows, E] with mask bool [rows, rows] (True: may see)."""
+        qkv = self.attn.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        x = x + F.dropout(self.attn.proj(attended), dropout, self.training)
+        hidden = F.dropout(F.gelu(self.mlp.fc1(self.norm2(x))), dropout, self.training)
+        return x + F.dropout(self.mlp.fc2(hidden), dropout, self.training)
+
+
+def training_mask(group_sizes: Sequence[int], device: torch.device | None = None) -> Tensor:
+    """Who sees whom in the teacher-forced pass, bool [rows, rows]: 1 + N - m_last context rows, then N query rows.
+
+    Context block i (the condition is block 0, group t is block t + 1) sees context blocks <= i; query group t sees
+    context blocks <= t and itself (paper, section 3.2).
+    """
+    sizes = torch.tensor(list(group_sizes), device=device)
+    steps = torch.arange(len(sizes), device=device)
+    context = torch.cat([steps.new_zeros(1), (steps[:-1] + 1).repeat_interleave(sizes[:-1])])
+    query = steps.repeat_interleave(sizes)
+    sees_context = torch.cat([context, query])[:, None] >= context[None, :]
+    sees_query = torch.cat([torch.full_like(context, -1), query])[:, None] == query[None, :]
+    return torch.cat([sees_context, sees_query], dim=1)
+
+
+class LPDModel(nn.Module):
+    """Decoder-only transformer over 1 + N positions (condition, then grid cells in raster order)."""
+
+    def __init__(self, config: LPDConfig) -> None:
+        super().__init__()
+        self.config = config
+        num_contents = config.vocab_size + config.num_classes + 2
+        self.content = nn.Parameter(torch.empty(num_contents, config.dim))
+        self.pos_embed = nn.Parameter(torch.empty(1 + config.num_tokens, config.dim))
+        self.z_proj_ln = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
+        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.register_state_dict_post_hook(_to_published_layout)
+        self.register_load_state_dict_pre_hook(_from_published_layout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal(0, 0.02) weights and zero biases, as the published training starts."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.content, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def condition_ids(self, labels: Tensor) -> Tensor:
+        """Content ids of labels int64 [B] in [0, C), or -1 for an unconditional image."""
+        config = self.config
+        return torch.where(labels < 0, config.unconditional_id, config.vocab_size + labels)
+
+    def forward(
+        self, tokens: Tensor, labels: Tensor, orders: Tensor, group_sizes: Sequence[int], dropout: float = 0.0
+    ) -> Tensor:
+        """Teacher-forced logits [B, N, V] in decoding order, every group in one pass (paper, section 3.2).
+
+        tokens int64 [B, N] in raster order; labels int64 [B], -1 for unconditional; orders int64 [B, N]; group_sizes
+        sum to N. dropout applies after proj, GELU and fc2 in training mode.
+        """
+        batch, num_tokens = tokens.shape
+        num_context = num_tokens - group_sizes[-1]
+        in_order = tokens.gather(1, orders[:, :num_context])
+        mask_ids = tokens.new_full((batch, num_tokens), self.config.mask_id)
+        contents = torch.cat([self.condition_ids(labels)[:, None], in_order, mask_ids], dim=1)
+        condition_position = orders.new_zeros(batch, 1)
+        positions = torch.cat([condition_position, orders[:, :num_context] + 1, orders + 1], dim=1)
+        x = self.z_proj_ln(F.embedding(contents, self.content) + F.embedding(positions, self.pos_embed))
+        mask = training_mask(group_sizes, tokens.device)
+        for block in self.blocks:
+            x = block(x, mask, dropout)
+        logits: Tensor = self.head(self.norm(x[:, 1 + num_context :]))
+        return logits
+
+    def decode_step(
+        self, content_ids: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor, step: Step
+    ) -> Tensor | None:
+        """One decoding step over ragged rows: logits [num query rows, V], or None for a step without query rows.
+
+        content_ids, positions int64 [R], context rows first; k_cache, v_cache [L, S, H, P, D] receive the context rows'
+        K and V. In the last block context rows leave K and V only.
+        """
+        heads, head_dim = self.config.heads, self.config.head_dim
+        scale = head_dim**-0.5
+        ln = self.z_proj_ln
+        x = ops.embed_rows(content_ids, positions, self.content, self.pos_embed, ln.weight, ln.bias, ln.eps)
+        delta: Tensor | None = None
+        for i, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            attn, mlp = block.attn, block.mlp
+            normed = _add_norm(x, delta, block.norm1)
+            qkv = F.linear(normed, attn.qkv.weight, attn.qkv.bias).view(-1, 3, heads, head_dim)
+            first_row = 0
+            if i == len(self.blocks) - 1:
+                if step.num_query_rows == 0:
+                    ops.append_kv(qkv, k_cache[i], v_cache[i], step.segments, step.max_rows)
+                    return None
+                first_row = step.num_context_rows
+                x = x[first_row:]
+            attended = ops.group_attention(
+                qkv, k_cache[i], v_cache[i], step.segments, step.max_rows, step.max_keys, first_row, scale
+            )
+            delta = F.linear(attended, attn.proj.weight, attn.proj.bias)
+            hidden = F.linear(_add_norm(x, delta, block.norm2), mlp.fc1.weight, mlp.fc1.bias)
+            delta = F.linear(F.gelu(hidden), mlp.fc2.weight, mlp.fc2.bias)
+        return F.linear(_add_norm(x, delta, self.norm), self.head.weight)
+
+
+def _add_norm(x: Tensor, delta: Tensor | None, norm: nn.LayerNorm) -> Tensor:
+    return ops.residual_layer_norm(x, delta, norm.weight, norm.bias, norm.eps)
+
+
+def _content_parts(config: LPDConfig) -> list[tuple[str, tuple[int, ...]]]:
+    width = config.dim
+    return [
+        ("token_emb.weight", (config.vocab_size, width)),
+        ("class_emb.weight", (config.num_classes, width)),
+        ("fake_latent", (1, width)),
+        ("mask_token", (1, 1, width)),
+    ]
+
+
+def _to_published_layout(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: object) -> None:
+    assert isinstance(module, LPDModel)
+    parts = _content_parts(module.config)
+    rows = state.pop(prefix + "content").split([torch.Size(shape[:-1]).numel() for _, shape in parts])
+    for (name, shape), part in zip(parts, rows, strict=True):
+        state[prefix + name] = part.view(shape)
+    state[prefix + "pos_embed"] = state[prefix + "pos_embed"][None]
+
+
+def _from_published_layout(
+    module: nn.Module,
+    state: dict[str, Any],
+    prefix: str,
+    local_metadata: object,
+    strict: bool,
+    missing: object,
+    unexpected: object,
+    errors: list[str],
+) -> None:
+    assert isinstance(module, LPDModel)
+    parts = _content_parts(module.config)
+    found = [(name, shape, state.pop(prefix + name, None)) for name, shape in parts]
+    wrong = [
+        f"{name}: expected shape {list(shape)}, got {'none' if part is None else list(part.shape)}"
+        for name, shape, part in found
+        if part is None or tuple(part.shape) != shape
+    ]
+    errors.extend(wrong)
+    if not wrong:
+        state[prefix + "content"] = torch.cat([part.reshape(-1, shape[-1]) for _, shape, part in found])
+    if prefix + "pos_embed" in state:
+        state[prefix + "pos_embed"] = state[prefix + "pos_embed"].squeeze(0)

@@ -1,0 +1,292 @@
+"""Labels in, images out: a transformer, a tokenizer and their sampling defaults in one object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from lpd_ext.checkpoint import TOKENIZER_FILE, load_model, read_config, resolve_directory, save_model
+from lpd_ext.model import LPDModel
+from lpd_ext.orders import make_orders
+from lpd_ext.sampler import DecodeRequest, GuidanceSchedule, decode
+from lpd_ext.schedule import check_group_sizes
+from lpd_ext.schedule import group_sizes as default_group_sizes
+from lpd_ext.state_files import read_state_dict, write_state_dict
+from lpd_ext.tokenizer import VQTokenizer
+
+OutputType = Literal["pil", "np", "pt", "tokens"]
+Label = int | str | None
+T = TypeVar("T")
+# Images go through the tokenizer's decoder in slices, so its activations do not grow with the batch.
+_DECODER_SLICE = 16
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """What a call that does not say otherwise uses; stored in config.json under 'sampling'."""
+
+    num_inference_steps: int = 20
+    guidance_scale: float = 1.0
+    guidance_schedule: GuidanceSchedule = "linear"
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    order: str = "locality"
+    proximity_threshold: float = 1.0
+    repulsion_threshold: int = 2
+
+
+@dataclass(frozen=True)
+class LPDPipelineOutput:
+    """Finished images in the asked-for type, their tokens int64 [B, h, w], and the seeds that draw them again."""
+
+    images: Any
+    tokens: Tensor
+    seeds: list[int]
+
+
+@dataclass(frozen=True)
+class StepPreview:
+    """State after group `step` of `num_steps` (from 1): tokens int64 [B, h, w], -1 where not drawn, and previews."""
+
+    step: int
+    num_steps: int
+    tokens: Tensor
+    images: list[Image.Image]
+
+
+@dataclass
+class LPDPipeline:
+    """Class-conditional image generation with locality-aware parallel decoding."""
+
+    model: LPDModel
+    tokenizer: VQTokenizer
+    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+    class_names: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.config.codebook_size != self.model.config.vocab_size:
+            raise ValueError(
+                f"tokenizer has {self.tokenizer.config.codebook_size} codes, but the model's vocabulary is "
+                f"{self.model.config.vocab_size}"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path | None = None,
+        *,
+        tokenizer: str | Path | None = None,
+        grid: tuple[int, int] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        revision: str | None = None,
+    ) -> LPDPipeline:
+        """Load a pipeline from a directory, a hub id, or a published weight file; no path: the bundled demo model.
+
+        tokenizer is a weight file of its own, needed where path is one; grid resizes the position embedding to (h, w).
+        dtype is the transformer's. Raises FileNotFoundError, ImportError (hub without huggingface_hub) or ValueError.
+        """
+        path = bundled_model() if path is None else resolve_directory(path, revision)
+        config: Mapping[str, Any] = read_config(path) if path.is_dir() else {}
+        if tokenizer is None:
+            if not path.is_dir():
+                raise ValueError("tokenizer must be given (a weight file) when path is a single weight file")
+            tokenizer = path / TOKENIZER_FILE
+        model = load_model(path, grid=grid, dtype=dtype, device=device)
+        vq = VQTokenizer.from_state_dict(read_state_dict(tokenizer)).float().to(device)
+        return cls(model, vq, _sampling_defaults(config), list(config.get("class_names", [])))
+
+    def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write config.json, model.safetensors and tokenizer.safetensors (floats in dtype, if given)."""
+        directory = Path(directory)
+        extra = {"sampling": asdict(self.defaults), "class_names": self.class_names}
+        save_model(self.model, directory, extra=extra, dtype=dtype)
+        write_state_dict(self.tokenizer.state_dict(), directory / TOKENIZER_FILE, dtype)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LPDPipeline:
+        """Move both networks to device and the transformer to dtype."""
+        self.model.to(device=device, dtype=dtype)
+        self.tokenizer.to(device=device)
+        return self
+
+    def __call__(
+        self,
+        class_labels: Label | Sequence[Label],
+        *,
+        output_type: OutputType = "pil",
+        callback_on_step_end: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> LPDPipelineOutput:
+        """Draw one image per label.
+
+        class_labels are class indices, class names, or None (unconditional); options as in `prepare`. output_type 'pil'
+        gives a list of PIL images, 'np' uint8 [B, H, W, 3], 'pt' float [B, 3, H, W] in [-1, 1], 'tokens' none.
+        callback_on_step_end(step, num_steps) is called after each group. Raises ValueError or TypeError naming a wrong
+        argument before any work.
+        """
+        if output_type not in ("pil", "np", "pt", "tokens"):
+            raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'tokens', got {output_type!r}")
+        request = self.prepare(class_labels, **options)
+        num_steps = _num_steps(request)
+        grid = torch.empty(0, self.model.config.num_tokens, dtype=torch.int64)
+        for step, grid in enumerate(decode(self.model, request), start=1):  # noqa: B007 (the last grid is the finished one)
+            if callback_on_step_end is not None:
+                callback_on_step_end(step, num_steps)
+        tokens = grid.unflatten(1, self.model.config.grid)
+        return LPDPipelineOutput(self._images(tokens, output_type), tokens, list(request.seeds))
+
+    def stream(self, class_labels: Label | Sequence[Label], **options: Any) -> Iterator[StepPreview]:
+        """Draw as `__call__` does, yielding the partial grid and a preview (undrawn cells grey) after each group."""
+        request = self.prepare(class_labels, **options)
+        num_steps = _num_steps(request)
+        for step, grid in enumerate(decode(self.model, request), start=1):
+            tokens = grid.unflatten(1, self.model.config.grid).clone()
+            yield StepPreview(step, num_steps, tokens, self._images(tokens, "pil"))
+
+    def prepare(
+        self,
+        class_labels: Label | Sequence[Label],
+        *,
+        num_inference_steps: int | Sequence[int] | None = None,
+        group_sizes: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        order: str | Tensor | None = None,
+        proximity_threshold: float | None = None,
+        repulsion_threshold: int | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        guidance_schedule: GuidanceSchedule | None = None,
+        temperature: float | Sequence[float] | None = None,
+        top_k: int | Sequence[int] | None = None,
+        top_p: float | Sequence[float] | None = None,
+        seeds: int | Sequence[int] | None = None,
+    ) -> DecodeRequest:
+        """The checked request of a call; every option may be one value, or a list with one entry per label.
+
+        num_inference_steps picks the published or cosine group sizes, group_sizes overrides them; order is a policy
+        name or a permutation int64 [N] or [B, N] of the cells. One seed s means s, s + 1, ...; None draws them from
+        torch's generator. None elsewhere means the pipeline's default.
+        """
+        defaults = self.defaults
+        labels = self._labels(class_labels)
+        batch = len(labels)
+        num_tokens = self.model.config.num_tokens
+        if group_sizes is not None:
+            if num_inference_steps is not None:
+                raise ValueError("num_inference_steps and group_sizes exclude each other: give one of them")
+            schedules = _per_image_schedules(group_sizes, batch, num_tokens)
+        else:
+            steps = _per_image("num_inference_steps", num_inference_steps, defaults.num_inference_steps, batch, int)
+            schedules = [default_group_sizes(num_tokens, count) for count in steps]
+        if seeds is None:
+            seeds = torch.randint(2**63 - 1, (batch,)).tolist()
+        elif isinstance(seeds, int):
+            seeds = list(range(seeds, seeds + batch))
+        request = DecodeRequest(
+            labels=labels,
+            group_sizes=schedules,
+            orders=torch.empty(batch, num_tokens, dtype=torch.int64),
+            guidance_scale=_per_image("guidance_scale", guidance_scale, defaults.guidance_scale, batch, float),
+            temperature=_per_image("temperature", temperature, defaults.temperature, batch, float),
+            top_k=_per_image("top_k", top_k, defaults.top_k, batch, int),
+            top_p=_per_image("top_p", top_p, defaults.top_p, batch, float),
+            seeds=list(seeds),
+            guidance_schedule=defaults.guidance_schedule if guidance_schedule is None else guidance_schedule,
+        )
+        request.check_values(num_tokens, self.model.config.num_classes)
+        orders = make_orders(
+            defaults.order if order is None else order,
+            schedules,
+            self.model.config.grid,
+            torch.tensor(request.seeds, dtype=torch.int64),
+            proximity_threshold=(defaults.proximity_threshold if proximity_threshold is None else proximity_threshold),
+            repulsion_threshold=(defaults.repulsion_threshold if repulsion_threshold is None else repulsion_threshold),
+        )
+        return request.with_orders(orders)
+
+    def _labels(self, class_labels: Label | Sequence[Label]) -> list[int | None]:
+        if class_labels is None or isinstance(class_labels, int | str):
+            class_labels = [class_labels]
+        labels: list[int | None] = []
+        for label in class_labels:
+            if not isinstance(label, str):
+                labels.append(label)
+            elif label in self.class_names:
+                labels.append(self.class_names.index(label))
+            else:
+                known = ", ".join(self.class_names) or "none: this model has no class names"
+                raise ValueError(f"class_labels: {label!r} is not a class name; known are {known}")
+        return labels
+
+    @torch.inference_mode()
+    def _images(self, tokens: Tensor, output_type: OutputType) -> Any:
+        """Images of grids int64 [B, h, w]; cells that are -1 come out grey."""
+        if output_type == "tokens":
+            return None
+        side = self.tokenizer.config.stride
+        height, width = (cells * side for cells in self.model.config.grid)
+        images = torch.empty(len(tokens), 3, height, width, device=tokens.device)
+        for start in range(0, len(tokens), _DECODER_SLICE):
+            part = slice(start, start + _DECODER_SLICE)
+            images[part] = self._decode(tokens[part], side)
+        if output_type == "pt":
+            return images.clamp(-1, 1)
+        pixels: np.ndarray = VQTokenizer.to_pixels(images).cpu().numpy()
+        return pixels if output_type == "np" else [Image.fromarray(image) for image in pixels]
+
+    def _decode(self, tokens: Tensor, side: int) -> Tensor:
+        drawn = tokens >= 0
+        features = F.embedding(tokens.clamp(min=0), self.tokenizer.codes()) * drawn[..., None]
+        images = self.tokenizer.decode_features(features.permute(0, 3, 1, 2))
+        pixels_drawn = drawn.repeat_interleave(side, 1).repeat_interleave(side, 2)
+        return torch.where(pixels_drawn[:, None], images, 0.0)
+
+
+def bundled_model() -> Path:
+    """Directory of the demo model that comes with the package (Fashion-MNIST, 10 classes)."""
+    return Path(str(resources.files("lpd_ext"))) / "assets" / "fashion_mnist"
+
+
+def _sampling_defaults(config: Mapping[str, Any]) -> SamplingDefaults:
+    known = {item.name for item in fields(SamplingDefaults)}
+    values = config.get("sampling", {})
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"config.json 'sampling' has unknown entries {unknown}; known are {sorted(known)}")
+    return SamplingDefaults(**values)
+
+
+def _num_steps(request: DecodeRequest) -> int:
+    return max(map(len, request.group_sizes), default=0)
+
+
+def _per_image(name: str, value: T | Sequence[T] | None, default: T, batch: int, kind: type) -> list[T]:
+    """One value per image; ints pass for floats, nothing else is converted."""
+    if value is None:
+        value = default
+    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * batch
+    if len(values) != batch:
+        raise ValueError(f"{name} must be one value or one per label ({batch}), got {len(values)}")
+    allowed = (int, float) if kind is float else (int,)
+    for item in values:
+        if not isinstance(item, allowed) or isinstance(item, bool):
+            raise TypeError(f"{name} must be {kind.__name__}, got {item!r} of type {type(item).__name__}")
+    return values
+
+
+def _per_image_schedules(
+    group_sizes: Sequence[int] | Sequence[Sequence[int]], batch: int, num_tokens: int
+) -> list[list[int]]:
+    nested = len(group_sizes) > 0 and isinstance(group_sizes[0], Sequence)
+    schedules: list[Any] = list(group_sizes) if nested else [group_sizes] * batch
+    if len(schedules) != batch:
+        raise ValueError(f"group_sizes must be one schedule or one per label ({batch}), got {len(schedules)}")
+    return [check_group_sizes(list(sizes), num_tokens) for sizes in schedules]

@@ -1,0 +1,178 @@
+"""The decode loop: groups of tokens from orders, schedules and a KV cache; it never waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lpd_ext import ops
+from lpd_ext.model import LPDModel
+from lpd_ext.plan import Plan, Step, plan_decoding
+
+GuidanceSchedule = Literal["linear", "constant"]
+GUIDANCE_SCHEDULES: tuple[GuidanceSchedule, ...] = ("linear", "constant")
+
+
+@dataclass(frozen=True)
+class DecodeRequest:
+    """What to draw for B images; every list has B entries, one per image.
+
+    labels in [0, C) or None; group_sizes sum to N; orders int64 [B, N], a permutation of the cells each; guidance_scale
+    >= 1 (1: no unconditional branch); temperature >= 0 (0: argmax); top_k >= 0 (0: off); top_p in (0, 1] (1: off);
+    seeds are 64-bit integers.
+    """
+
+    labels: Sequence[int | None]
+    group_sizes: Sequence[Sequence[int]]
+    orders: Tensor
+    guidance_scale: Sequence[float]
+    temperature: Sequence[float]
+    top_k: Sequence[int]
+    top_p: Sequence[float]
+    seeds: Sequence[int]
+    guidance_schedule: GuidanceSchedule = "linear"
+
+    def with_orders(self, orders: Tensor) -> DecodeRequest:
+        """The same request with other orders."""
+        return replace(self, orders=orders)
+
+    def check(self, num_tokens: int, num_classes: int) -> None:
+        """Raise ValueError naming the first argument that is wrong."""
+        self.check_values(num_tokens, num_classes)
+        check_orders(self.orders, len(self.labels), num_tokens)
+
+    def check_values(self, num_tokens: int, num_classes: int) -> None:
+        """`check`, but for the orders, which may depend on the rest."""
+        batch = len(self.labels)
+        for name in ("group_sizes", "orders", "guidance_scale", "temperature", "top_k", "top_p", "seeds"):
+            if len(getattr(self, name)) != batch:
+                raise ValueError(f"{name} must have one entry per label ({batch}), got {len(getattr(self, name))}")
+        for b, label in enumerate(self.labels):
+            if label is not None and not _is_int_in(label, 0, num_classes):
+                raise ValueError(f"labels[{b}] must be None or an integer in [0, {num_classes}), got {label!r}")
+        for b, sizes in enumerate(self.group_sizes):
+            if any(not _is_int_in(size, 1) for size in sizes) or sum(sizes) != num_tokens:
+                raise ValueError(
+                    f"group_sizes[{b}] must be positive integers summing to {num_tokens}, got sum "
+                    f"{sum(sizes)} of {list(sizes)}"
+                )
+        for b in range(batch):
+            if not self.guidance_scale[b] >= 1 or self.guidance_scale[b] == float("inf"):
+                raise ValueError(f"guidance_scale[{b}] must be finite and >= 1, got {self.guidance_scale[b]}")
+            if not 0 <= self.temperature[b] < float("inf"):
+                raise ValueError(f"temperature[{b}] must be finite and >= 0, got {self.temperature[b]}")
+            if not _is_int_in(self.top_k[b], 0):
+                raise ValueError(f"top_k[{b}] must be an integer >= 0, got {self.top_k[b]!r}")
+            if not 0 < self.top_p[b] <= 1:
+                raise ValueError(f"top_p[{b}] must be in (0, 1], got {self.top_p[b]}")
+            if not _is_int_in(self.seeds[b], -(2**63), 2**63):
+                raise ValueError(f"seeds[{b}] must be a signed 64-bit integer, got {self.seeds[b]!r}")
+        if self.guidance_schedule not in GUIDANCE_SCHEDULES:
+            raise ValueError(f"guidance_schedule must be one of {GUIDANCE_SCHEDULES}, got {self.guidance_schedule!r}")
+
+
+def check_orders(orders: Tensor, batch: int, num_tokens: int) -> None:
+    """Raise unless orders is int64 [B, N] with a permutation of 0..N-1 in each row."""
+    if orders.dtype != torch.int64 or tuple(orders.shape) != (batch, num_tokens):
+        raise ValueError(
+            f"orders must be int64 of shape [{batch}, {num_tokens}], got {orders.dtype} {list(orders.shape)}"
+        )
+    cells = torch.arange(num_tokens, device=orders.device)
+    wrong = (orders.sort(dim=1).values != cells).any(dim=1).nonzero()
+    if len(wrong):
+        raise ValueError(f"orders[{int(wrong[0])}] must be a permutation of 0..{num_tokens - 1}")
+
+
+def _is_int_in(value: object, low: int, high: float = float("inf")) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value < high
+
+
+@torch.inference_mode()
+def decode(model: LPDModel, request: DecodeRequest) -> Iterator[Tensor]:
+    """Draw images step by step; yields the grids int64 [B, N] (raster order, -1 not yet drawn) after each group.
+
+    The yielded tensor is the same one each time, updated in place. Raises ValueError for a bad request, and
+    RuntimeError when logits are NaN.
+    """
+    config = model.config
+    request.check(config.num_tokens, config.num_classes)
+    device = model.pos_embed.device
+    # Without a label both branches are the same, so guidance would only cost time.
+    guided = [
+        scale != 1 and label is not None for scale, label in zip(request.guidance_scale, request.labels, strict=True)
+    ]
+    plan = plan_decoding(request.group_sizes, guided, config.num_tokens, device)
+    state = _DecodeState(model, request, plan)
+    for step in plan.steps:
+        state.advance(model, step)
+        yield state.grid
+
+
+def generate(model: LPDModel, request: DecodeRequest) -> Tensor:
+    """Draw images and return their tokens int64 [B, N] in raster order; errors as in `decode`."""
+    grid = torch.empty(0, model.config.num_tokens, dtype=torch.int64, device=model.pos_embed.device)
+    for grid in decode(model, request):  # noqa: B007  (the last one is the finished one)
+        pass
+    return grid
+
+
+class _DecodeState:
+    """Tables and caches of one batch while it is drawn; allocated once, before the first step."""
+
+    def __init__(self, model: LPDModel, request: DecodeRequest, plan: Plan) -> None:
+        config, device = model.config, model.pos_embed.device
+        batch, num_tokens = len(request.labels), config.num_tokens
+        sequences = plan.num_sequences
+        labels = torch.tensor([-1 if label is None else label for label in request.labels], device=device)
+        conditions = model.condition_ids(labels.to(torch.int64))[plan.sequence_image]
+        conditions[batch:] = config.unconditional_id
+        orders = request.orders.to(device)
+
+        # Layout of plan.py: condition, tokens in decoding order, mask token.
+        self.contents = torch.full((sequences, num_tokens + 2), config.mask_id, device=device)
+        self.contents[:, 0] = conditions
+        self.positions = torch.zeros(sequences, num_tokens + 2, dtype=torch.int64, device=device)
+        self.positions[:, 1:-1] = orders[plan.sequence_image] + 1
+        self.grid = torch.full((batch, num_tokens), -1, device=device)
+
+        cache_shape = (config.depth, sequences, config.heads, plan.cache_positions, config.head_dim)
+        self.k_cache = torch.empty(cache_shape, dtype=model.pos_embed.dtype, device=device)
+        self.v_cache = torch.empty_like(self.k_cache)
+
+        def per_image(values: Sequence[float], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)
+
+        scale = per_image(request.guidance_scale, torch.float32)[:, None]
+        if request.guidance_schedule == "linear":
+            scale = 1 + (scale - 1) * torch.arange(num_tokens, device=device) / num_tokens
+        self.guidance = scale.expand(batch, num_tokens).contiguous()
+        self.temperature = per_image(request.temperature, torch.float32)
+        self.top_k = per_image(request.top_k, torch.int32) if any(request.top_k) else None
+        self.top_p = per_image(request.top_p, torch.float32) if any(p < 1 for p in request.top_p) else None
+        self.seeds = per_image(request.seeds, torch.int64)
+
+    def advance(self, model: LPDModel, step: Step) -> None:
+        """Feed one step and write the tokens it draws."""
+        content_ids = self.contents.view(-1)[step.content_index]
+        positions = self.positions.view(-1)[step.position_index]
+        logits = model.decode_step(content_ids, positions, self.k_cache, self.v_cache, step)
+        if logits is None:
+            return
+        cells = self.positions[step.image, step.token_index + 1] - 1
+        tokens = ops.sample_tokens(
+            logits,
+            step.conditional_row,
+            step.unconditional_row,
+            self.guidance[step.image, step.token_index],
+            self.temperature[step.image],
+            None if self.top_k is None else self.top_k[step.image],
+            None if self.top_p is None else self.top_p[step.image],
+            self.seeds[step.image],
+            cells,
+        )
+        self.contents.view(-1).index_copy_(0, step.write_index, tokens[step.write_source])
+        self.grid.index_put_((step.image, cells), tokens)

@@ -1,0 +1,97 @@
+"""Group sizes: how many tokens m_t each of the T decoding steps draws in parallel; they sum to N."""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+
+_LIST_OF_INTEGERS = re.compile(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*)*,?\s*", re.ASCII)
+
+
+def group_sizes(num_tokens: int, steps: int) -> list[int]:
+    """Group sizes [T] of the published table for (N, T) where there is one, else of the cosine formula.
+
+    Published checkpoints were trained with the tables, which differ a little from the formula.
+    Raises ValueError unless 1 <= steps <= num_tokens.
+    """
+    num_tokens, steps = _check_counts(num_tokens, steps)
+    table = published_group_sizes().get((num_tokens, steps))
+    return list(table) if table is not None else cosine_group_sizes(num_tokens, steps)
+
+
+def cosine_group_sizes(num_tokens: int, steps: int) -> list[int]:
+    """Group sizes [T] such that about N * (1 - cos(pi * t / 2T)) tokens are drawn after t steps (paper).
+
+    The first group is one token (it is drawn blind); the others are the rounded increments, never decreasing
+    and at least 1. Raises ValueError unless 1 <= steps <= num_tokens.
+    """
+    num_tokens, steps = _check_counts(num_tokens, steps)
+    if steps == 1:
+        return [num_tokens]
+    drawn = [num_tokens * (1 - math.cos(math.pi * t / (2 * steps))) for t in range(steps + 1)]
+    sizes = [1] + [max(1, round(drawn[t + 1] - drawn[t])) for t in range(1, steps)]
+    # A surplus is taken from the first of the largest groups, a deficit added to the last: sizes stay sorted.
+    for _ in range(sum(sizes) - num_tokens):
+        sizes[bisect_left(sizes, sizes[-1])] -= 1
+    sizes[-1] += num_tokens - sum(sizes)
+    return sizes
+
+
+def check_group_sizes(sizes: Sequence[int], num_tokens: int, name: str = "group_sizes") -> list[int]:
+    """The given group sizes as a list of ints; ValueError unless they are positive and sum to num_tokens.
+
+    `name` is what error messages call them.
+    """
+    checked = [_as_int(size, f"{name}[{t}]") for t, size in enumerate(sizes)]
+    for t, size in enumerate(checked):
+        if size < 1:
+            raise ValueError(f"{name}[{t}] = {size} must be >= 1")
+    if sum(checked) != num_tokens:
+        raise ValueError(f"{name} must sum to {num_tokens}, the number of tokens to draw, got {sum(checked)}")
+    return checked
+
+
+def parse_group_sizes(text: str) -> list[int]:
+    """Group sizes from text such as "[1, 2, 3]" or "1,2,3", never executed; ValueError for any other text."""
+    inner = text.strip()
+    if inner[:1] + inner[-1:] in ("[]", "()"):
+        inner = inner[1:-1]
+    if not _LIST_OF_INTEGERS.fullmatch(inner):
+        shown = text if len(text) <= 80 else text[:77] + "..."
+        raise ValueError(f"group_sizes must be a list of integers such as '[1, 2, 3]', got {shown!r}")
+    return [int(size) for size in inner.split(",") if size.strip()]
+
+
+@cache
+def published_group_sizes() -> dict[tuple[int, int], tuple[int, ...]]:
+    """The tables the published checkpoints were trained with: (N, T) -> group sizes."""
+    tables = json.loads((resources.files("lpd_ext") / "data" / "group_sizes.json").read_text("utf-8"))
+    return {
+        (int(num_tokens), int(steps)): tuple(sizes)
+        for num_tokens, by_steps in tables.items()
+        for steps, sizes in by_steps.items()
+    }
+
+
+def _check_counts(num_tokens: int, steps: int) -> tuple[int, int]:
+    num_tokens, steps = _as_int(num_tokens, "num_tokens"), _as_int(steps, "steps")
+    if num_tokens < 1:
+        raise ValueError(f"num_tokens must be >= 1, got {num_tokens}")
+    if not 1 <= steps <= num_tokens:
+        raise ValueError(f"steps must be in [1, {num_tokens}] for {num_tokens} tokens, got {steps}")
+    return num_tokens, steps
+
+
+def _as_int(value: object, name: str) -> int:
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None

@@ -1,0 +1,76 @@
+"""Reading and writing weight files: safetensors, and published pickles without ever executing what is in them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors file (memory-mapped), or a torch file or its `model` entry.
+
+    Raises FileNotFoundError, or ValueError for a file that is truncated, foreign, or pickles more than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path must be a weight file, but there is none at {str(path)!r}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ValueError(f"path {str(path)!r} is not a readable checkpoint: {_first_line(error)}") from error
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+        state = state["model"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(
+            f"path {str(path)!r} must hold a state dict of tensors, at the top or under 'model', got {type(state)}"
+        )
+    return dict(state)
+
+
+def write_state_dict(state: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write tensors as safetensors (floats in dtype, if given), replacing path only when the file is complete."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    if dtype is not None:
+        tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+    # safetensors refuses tensors that share memory (views into one table), so those are copied apart.
+    tensors = {name: value.clone() if value._base is not None else value for name, value in tensors.items()}
+    with complete_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+@contextmanager
+def complete_file(path: str | Path) -> Iterator[Path]:
+    """A temporary file beside path, which takes path's place when the block ends well and vanishes when it does not."""
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _is_zip(path: Path) -> bool:
+    # Only torch's zip format can be memory-mapped; older files are plain pickles.
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

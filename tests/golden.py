@@ -1,0 +1,59 @@
+"""The golden file of the published implementation: a small random model, its decodes and its training pass."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from lpd_ext.checkpoint import model_from_state_dict
+from lpd_ext.model import LPDConfig, LPDModel
+from lpd_ext.sampler import DecodeRequest
+
+DATA = Path(__file__).parent / "data"
+
+
+@dataclass(frozen=True)
+class Golden:
+    tensors: dict[str, Tensor]
+    spec: dict[str, Any]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        return {name[len(prefix) :]: t for name, t in self.tensors.items() if name.startswith(prefix)}
+
+    def config(self) -> LPDConfig:
+        spec = self.spec
+        side = spec["img_size"] // 16
+        sizes = (spec["dim"], spec["depth"], spec["heads"], spec["vocab"], spec["classes"])
+        return LPDConfig(*sizes, grid=(side, side))
+
+    def model(self) -> LPDModel:
+        state = {name: t.clone() for name, t in self.part("model.").items()}
+        return model_from_state_dict(state, self.config()).eval()
+
+    def request(self, case: int) -> DecodeRequest:
+        sample, spec = self.part(f"sample{case}."), self.spec["cases"][case]
+        batch = spec["batch"]
+        return DecodeRequest(
+            labels=sample["labels"].tolist(),
+            group_sizes=[spec["group_sizes"]] * batch,
+            orders=sample["orders"].long(),
+            guidance_scale=[spec["cfg"]] * batch,
+            temperature=[1.0] * batch,
+            top_k=[1] * batch,
+            top_p=[1.0] * batch,
+            seeds=list(range(batch)),
+            guidance_schedule=spec["cfg_schedule"],
+        )
+
+
+@cache
+def load_golden() -> Golden:
+    with safe_open(DATA / "lpd_golden.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safetensors handle, no dict)
+        return Golden(tensors, json.loads(file.metadata()["spec"]))

@@ -1,0 +1,125 @@
+"""The training pass against the published implementation, and the state-dict layout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from golden import load_golden
+
+from lpd_ext.model import LPDConfig, LPDModel, training_mask
+
+
+def golden_loss(model: LPDModel) -> torch.Tensor:
+    golden = load_golden()
+    train = golden.part("train.")
+    tokens, orders = train["tokens"].long(), train["orders"].long()
+    logits = model(tokens, train["labels"].long(), orders, golden.spec["train_group_sizes"])
+    return F.cross_entropy(logits.flatten(0, 1), tokens.gather(1, orders).flatten())
+
+
+def test_training_loss_and_gradients_equal_the_published_ones() -> None:
+    golden = load_golden()
+    model = golden.model().requires_grad_(True)
+    loss = golden_loss(model)
+    assert abs(loss.item() - golden.tensors["train.loss"].item()) <= 1e-5
+    loss.backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert found["content"] is not None
+    assert found["pos_embed"] is not None
+    found["mask_token"] = found["content"][-1].view(1, 1, -1)
+    found["pos_embed"] = found["pos_embed"][None]
+    wanted = golden.part("train.grad.")
+    assert len(wanted) >= 6
+    for name, gradient in wanted.items():
+        ours = found[name]
+        assert ours is not None
+        assert (ours - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+def test_training_mask_matters_to_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted mistake: without mutual visibility the golden loss is missed by far more than its tolerance."""
+    golden = load_golden()
+
+    def blind(group_sizes: list[int], device: torch.device | None = None) -> torch.Tensor:
+        mask = training_mask(group_sizes, device)
+        queries = sum(group_sizes)
+        mask[-queries:, -queries:] = torch.eye(queries, dtype=torch.bool)
+        return mask
+
+    monkeypatch.setattr("lpd_ext.model.training_mask", blind)
+    assert abs(golden_loss(golden.model()).item() - golden.tensors["train.loss"].item()) > 1e-4
+
+
+def test_training_mask_spelled_out() -> None:
+    # condition | group 0: 1 token | group 1: 2 tokens | group 2: 1 token (never context) ; then queries of 0, 1, 2
+    mask = training_mask([1, 2, 1]).int().tolist()
+    assert mask == [
+        # c  g0 g1 g1  q0 q1 q1 q2
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 0, 0, 0, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0, 1, 1, 0],
+        [1, 1, 0, 0, 0, 1, 1, 0],
+        [1, 1, 1, 1, 0, 0, 0, 1],
+    ]
+
+
+def test_state_dict_is_the_published_layout() -> None:
+    golden = load_golden()
+    state = golden.model().state_dict()
+    published = golden.part("model.")
+    assert state.keys() == published.keys()
+    assert all(torch.equal(state[name], published[name]) for name in published)
+
+
+def test_load_state_dict_names_what_does_not_fit() -> None:
+    golden = load_golden()
+    state = dict(golden.part("model."))
+    state["class_emb.weight"] = state["class_emb.weight"][:-1]
+    with pytest.raises(RuntimeError, match=r"class_emb\.weight: expected shape \[10, 96\], got \[9, 96\]"):
+        LPDModel(golden.config()).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dim": 0}, "dim must be"),
+        ({"grid": (8,)}, "grid must be"),
+        ({"grid": (8, 0)}, "grid must be"),
+        ({"heads": 7}, "multiple of 8"),
+        ({"vocab_size": 2.5}, "vocab_size must be"),
+    ],
+)
+def test_config_refuses(change: dict[str, object], message: str) -> None:
+    sizes: dict[str, object] = {"dim": 64, "depth": 1, "heads": 1, "vocab_size": 16, "num_classes": 2, "grid": (2, 3)}
+    with pytest.raises(ValueError, match=message):
+        LPDConfig(**(sizes | change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "millions"), [("lpd_l", 337), ("lpd_xl", 752), ("lpd_xxl", 1400)])
+def test_presets_have_the_published_number_of_parameters(name: str, millions: int) -> None:
+    with torch.device("meta"):
+        model = LPDModel(LPDConfig.preset(name))
+    count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert abs(count - millions) <= 0.015 * millions
+
+
+def test_dropout_is_off_in_eval_mode_and_acts_in_training_mode() -> None:
+    golden = load_golden()
+    train = golden.part("train.")
+    model = golden.model()
+    arguments = (
+        train["tokens"].long(),
+        train["labels"].long(),
+        train["orders"].long(),
+        golden.spec["train_group_sizes"],
+    )
+    with torch.no_grad():
+        plain = model(*arguments)
+        assert torch.equal(model(*arguments, dropout=0.5), plain)
+        model.train()
+        assert torch.equal(model(*arguments, dropout=0.0), plain)
+        assert not torch.allclose(model(*arguments, dropout=0.5), plain)

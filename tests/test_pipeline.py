@@ -1,0 +1,170 @@
+"""Labels in, images out: the Python surface people use, on a small random model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lpd_ext.model import LPDConfig, LPDModel
+from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
+from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
+
+
+@pytest.fixture(scope="module")
+def pipe() -> LPDPipeline:
+    torch.manual_seed(0)
+    model = LPDModel(LPDConfig(64, depth=2, heads=2, vocab_size=40, num_classes=3, grid=(4, 6))).eval()
+    tokenizer = VQTokenizer(
+        TokenizerConfig(ch=32, ch_mult=(1, 1), z_channels=8, codebook_size=40, codebook_dim=4,
+                        encoder_res_blocks=1, decoder_res_blocks=1)
+    ).eval()  # fmt: skip
+    defaults = SamplingDefaults(num_inference_steps=4, guidance_scale=2.0, guidance_schedule="constant")
+    return LPDPipeline(model, tokenizer, defaults, ["boot", "bag", "coat"])
+
+
+def test_output_types(pipe: LPDPipeline) -> None:
+    out = pipe(["bag", 2, None], seeds=[1, 2, 3])
+    assert [image.size for image in out.images] == [(12, 8)] * 3
+    assert isinstance(out.images[0], Image.Image)
+    assert out.tokens.shape == (3, 4, 6)
+    assert out.seeds == [1, 2, 3]
+    array = pipe([1, 2, None], seeds=[1, 2, 3], output_type="np").images
+    assert array.dtype == np.uint8
+    assert array.shape == (3, 8, 12, 3)
+    assert (array[1] == np.asarray(out.images[1])).all()
+    tensor = pipe([1, 2, None], seeds=[1, 2, 3], output_type="pt").images
+    assert tensor.shape == (3, 3, 8, 12)
+    assert (VQTokenizer.to_pixels(tensor).numpy() == array).all()
+    bare = pipe([1, 2, None], seeds=[1, 2, 3], output_type="tokens")
+    assert bare.images is None
+    assert torch.equal(bare.tokens, out.tokens)
+
+
+def test_pixels_are_the_tokenizers_reconstruction(pipe: LPDPipeline) -> None:
+    out = pipe([0, 1], seeds=[5, 6], output_type="np")
+    with torch.no_grad():
+        wanted = VQTokenizer.to_pixels(pipe.tokenizer.decode(out.tokens)).numpy()
+    assert (out.images == wanted).all()
+
+
+def test_one_label_and_consecutive_seeds(pipe: LPDPipeline) -> None:
+    assert pipe(1, seeds=7).seeds == [7]
+    many = pipe([1, 1, 1], seeds=7)
+    assert many.seeds == [7, 8, 9]
+    assert torch.equal(pipe("bag", seeds=[9]).tokens[0], many.tokens[2])
+
+
+def test_absent_seeds_are_drawn_and_reported(pipe: LPDPipeline) -> None:
+    torch.manual_seed(3)
+    out = pipe([0, 1])
+    assert len(set(out.seeds)) == 2
+    assert torch.equal(pipe([0, 1], seeds=out.seeds).tokens, out.tokens)
+
+
+def test_every_option_reaches_its_image(pipe: LPDPipeline) -> None:
+    request = pipe.prepare(
+        [0, 1],
+        num_inference_steps=[3, 24],
+        guidance_scale=[1.0, 3],
+        guidance_schedule="linear",
+        temperature=0.5,
+        top_k=[3, 0],
+        top_p=0.9,
+        order="raster",
+        seeds=[4, 5],
+    )
+    assert [len(sizes) for sizes in request.group_sizes] == [3, 24]
+    assert request.guidance_scale == [1.0, 3]
+    assert request.guidance_schedule == "linear"
+    assert (request.temperature, request.top_k, request.top_p) == ([0.5, 0.5], [3, 0], [0.9, 0.9])
+    assert torch.equal(request.orders, torch.arange(24).expand(2, -1))
+    default = pipe.prepare(0, seeds=1)
+    assert (default.guidance_scale, default.guidance_schedule) == ([2.0], "constant")
+    assert len(default.group_sizes[0]) == 4
+    sizes = [1, 5, 8, 10]
+    assert pipe.prepare([0, 1], group_sizes=sizes, seeds=1).group_sizes == [sizes, sizes]
+    assert pipe.prepare([0, 1], group_sizes=[sizes, [24]], seeds=1).group_sizes == [sizes, [24]]
+
+
+def test_stream_shows_each_group_and_ends_with_the_image(pipe: LPDPipeline) -> None:
+    previews = list(pipe.stream([2], seeds=1))
+    assert [(preview.step, preview.num_steps) for preview in previews] == [(step, 4) for step in range(1, 5)]
+    drawn = [int((preview.tokens >= 0).sum()) for preview in previews]
+    assert drawn == np.cumsum(pipe.prepare(2, seeds=1).group_sizes[0]).tolist()
+    final = pipe(2, seeds=1)
+    assert torch.equal(previews[-1].tokens, final.tokens)
+    assert (np.asarray(previews[-1].images[0]) == np.asarray(final.images[0])).all()
+    first = np.asarray(previews[0].images[0]).reshape(4, 2, 6, 2, 3).transpose(0, 2, 1, 3, 4)
+    undrawn = previews[0].tokens[0].numpy() < 0
+    assert (first[undrawn] == 128).all()  # round(127.5), to even
+    assert (first[~undrawn] != 128).any()
+
+
+def test_callback_counts_the_groups(pipe: LPDPipeline) -> None:
+    calls: list[tuple[int, int]] = []
+    pipe(0, seeds=0, callback_on_step_end=lambda step, total: calls.append((step, total)))
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_an_empty_batch_gives_an_empty_result(pipe: LPDPipeline) -> None:
+    out = pipe([], seeds=[])
+    assert out.images == []
+    assert out.tokens.shape == (0, 4, 6)
+    assert pipe([], output_type="np").images.shape == (0, 8, 12, 3)
+
+
+def test_save_and_load(pipe: LPDPipeline, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path)
+    loaded = LPDPipeline.from_pretrained(tmp_path)
+    assert (loaded.defaults, loaded.class_names) == (pipe.defaults, pipe.class_names)
+    wanted = pipe([0, 1, 2], seeds=11, output_type="np")
+    found = loaded([0, 1, 2], seeds=11, output_type="np")
+    assert torch.equal(found.tokens, wanted.tokens)
+    assert (found.images == wanted.images).all()
+    with pytest.raises(ValueError, match="tokenizer must be given"):
+        LPDPipeline.from_pretrained(tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["sampling"]["tempo"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"unknown entries \['tempo'\]"):
+        LPDPipeline.from_pretrained(tmp_path)
+
+
+def test_tokenizer_and_model_must_agree(pipe: LPDPipeline) -> None:
+    config = TokenizerConfig(ch=32, ch_mult=(1, 1), z_channels=8, codebook_size=41, codebook_dim=4)
+    with pytest.raises(ValueError, match="tokenizer has 41 codes, but the model's vocabulary is 40"):
+        LPDPipeline(pipe.model, VQTokenizer(config))
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "error", "message"),
+    [
+        ([3], {}, ValueError, r"labels\[0\] must be None or an integer in \[0, 3\), got 3"),
+        (["hat"], {}, ValueError, "'hat' is not a class name; known are boot, bag, coat"),
+        ([0, 1], {"seeds": [1]}, ValueError, "seeds must have one entry per label"),
+        ([0, 1], {"temperature": [1.0]}, ValueError, r"temperature must be one value or one per label \(2\)"),
+        ([0], {"temperature": "hot"}, TypeError, "temperature must be float"),
+        ([0], {"temperature": -1.0}, ValueError, "temperature"),
+        ([0], {"top_k": 1.5}, TypeError, "top_k must be int"),
+        ([0], {"top_p": 0.0}, ValueError, "top_p"),
+        ([0], {"num_inference_steps": 25}, ValueError, "25"),
+        ([0], {"num_inference_steps": 0}, ValueError, "0"),
+        ([0], {"group_sizes": [1, 22]}, ValueError, "24"),
+        ([0], {"group_sizes": [0, 24]}, ValueError, "0"),
+        ([0], {"group_sizes": [24], "num_inference_steps": 1}, ValueError, "exclude each other"),
+        ([0], {"order": "zigzag"}, ValueError, "zigzag"),
+        ([0], {"order": torch.zeros(24, dtype=torch.int64)}, ValueError, "order"),
+        ([0], {"output_type": "jpg"}, ValueError, "output_type must be 'pil'"),
+        ([0], {"guidance_schedule": "cosine"}, ValueError, "guidance_schedule must be one of"),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    pipe: LPDPipeline, labels: list[object], options: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        pipe(labels, **options)  # type: ignore[arg-type]

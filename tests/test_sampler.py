@@ -1,0 +1,345 @@
+"""Decoding: against the published implementation, against the training pass, and what must not matter."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from golden import Golden, load_golden
+from torch import Tensor
+
+from lpd_ext import ops, reference
+from lpd_ext.model import LPDConfig, LPDModel
+from lpd_ext.plan import Step
+from lpd_ext.sampler import DecodeRequest, decode, generate
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return load_golden()
+
+
+def recorded_logits(model: LPDModel, request: DecodeRequest) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, conditional logits and unconditional logits [B, N, V] in decoding order (NaN where not computed)."""
+    batch, num_tokens = request.orders.shape
+    conditional = torch.full((batch, num_tokens, model.config.vocab_size), float("nan"))
+    unconditional = conditional.clone()
+    run_step = model.decode_step
+
+    def recording(ids: Tensor, positions: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor | None:
+        logits = run_step(ids, positions, k, v, step)
+        assert logits is not None
+        logits = logits.float()
+        conditional[step.image, step.token_index] = logits[step.conditional_row.long()]
+        guided = step.unconditional_row >= 0
+        unconditional[step.image[guided], step.token_index[guided]] = logits[step.unconditional_row[guided].long()]
+        return logits
+
+    model.decode_step = recording  # type: ignore[method-assign]
+    try:
+        return generate(model, request), conditional, unconditional
+    finally:
+        model.decode_step = run_step  # type: ignore[method-assign]
+
+
+def random_model(head_dim: int, grid: tuple[int, int], seed: int = 0) -> LPDModel:
+    torch.manual_seed(seed)
+    config = LPDConfig(2 * head_dim, depth=2, heads=2, vocab_size=50, num_classes=5, grid=grid)
+    model = LPDModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # larger than at the start of training: attention must matter
+            parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.dim() > 1 else 0.5))
+    return model
+
+
+def request_for(model: LPDModel, schedules: list[list[int]], **changes: object) -> DecodeRequest:
+    batch, num_tokens = len(schedules), model.config.num_tokens
+    generator = torch.Generator().manual_seed(1)
+    request = DecodeRequest(
+        labels=[b % model.config.num_classes for b in range(batch)],
+        group_sizes=schedules,
+        orders=torch.stack([torch.randperm(num_tokens, generator=generator) for _ in range(batch)])
+        if batch
+        else torch.empty(0, num_tokens, dtype=torch.int64),
+        guidance_scale=[1.0] * batch,
+        temperature=[1.0] * batch,
+        top_k=[0] * batch,
+        top_p=[1.0] * batch,
+        seeds=list(range(100, 100 + batch)),
+    )
+    return dataclasses.replace(request, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_golden_decode(backend: torch.device, golden: Golden, case: int) -> None:
+    request = golden.request(case)
+    tokens, conditional, unconditional = recorded_logits(golden.model().to(backend), request)
+    sample = golden.part(f"sample{case}.")
+    assert torch.equal(tokens, sample["tokens"].long())
+    wanted = sample["logits"]
+    batch = len(request.labels)
+    bound = 2e-5 * wanted.abs().max()
+    assert (conditional - wanted[:batch]).abs().max() <= bound
+    if len(wanted) > batch:
+        assert (unconditional - wanted[batch:]).abs().max() <= bound
+
+
+def _context_sees_queries(qkv, k, v, segments, max_rows, max_keys, first, scale):  # type: ignore[no-untyped-def]
+    """Every row of a segment sees everything: what a single-class attention would compute."""
+    rows, _, heads, head_dim = qkv.shape
+    out = qkv.new_zeros(rows, heads * head_dim)
+    reference.append_kv(qkv, k, v, segments, max_rows)
+    for cs, a, qs, m, c, slot in segments.tolist():
+        own = torch.cat([torch.arange(cs, cs + a), torch.arange(qs, qs + m)])
+        keys = torch.cat([k[slot, :, : c + a], qkv[qs : qs + m, 1].transpose(0, 1)], dim=1)
+        values = torch.cat([v[slot, :, : c + a], qkv[qs : qs + m, 2].transpose(0, 1)], dim=1)
+        weights = (qkv[own, 0].transpose(0, 1) @ keys.transpose(1, 2) * scale).softmax(-1)
+        out[own] = (weights @ values).transpose(0, 1).flatten(1)
+    return out[first:]
+
+
+def _queries_blind(qkv, k, v, segments, max_rows, max_keys, first, scale):  # type: ignore[no-untyped-def]
+    out = [reference.group_attention(qkv, k.clone(), v.clone(), segments, max_rows, max_keys, 0, scale)]
+    for row in range(max_rows):
+        one = segments.clone()
+        one[:, 2] += row
+        one[:, 3] = (segments[:, 3] - row).clamp(0, 1)
+        alone = reference.group_attention(qkv, k.clone(), v.clone(), one, max_rows, max_keys, 0, scale)
+        for qs, m in one[:, 2:4].tolist():
+            out[0][qs : qs + m] = alone[qs : qs + m]
+    reference.append_kv(qkv, k, v, segments, max_rows)
+    return out[0][first:]
+
+
+@pytest.mark.parametrize("mistake", [_context_sees_queries, _queries_blind])
+def test_golden_decode_sees_a_wrong_mask(
+    golden: Golden, monkeypatch: pytest.MonkeyPatch, mistake: Callable[..., Tensor]
+) -> None:
+    monkeypatch.setattr(ops, "group_attention", mistake)
+    _, conditional, _ = recorded_logits(golden.model(), golden.request(0))
+    wanted = golden.tensors["sample0.logits"]
+    assert (conditional - wanted[:3]).abs().max() > 1e-3 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("head_dim", [32, 64, 128])
+def test_decoding_equals_the_training_pass(backend: torch.device, head_dim: int) -> None:
+    """Cached, ragged decoding and one masked pass over the same tokens give the same logits; h != w, absent labels."""
+    model = random_model(head_dim, (3, 4)).to(backend)
+    schedules = [[1, 2, 3, 6], [1] * 12, [12], [4, 8]]
+    request = request_for(model, schedules, labels=[3, None, 0, None], guidance_scale=[3.0, 2.0, 1.0, 1.0])
+    tokens, conditional, unconditional = recorded_logits(model, request)
+    for b, sizes in enumerate(schedules):
+        one, order = tokens[b : b + 1], request.orders[b : b + 1]
+        with torch.no_grad():
+            label = request.labels[b]
+            wanted = model(one, torch.tensor([-1 if label is None else label]), order, sizes)[0]
+            bound = 2e-5 * wanted.abs().max()
+            assert (conditional[b] - wanted).abs().max() <= bound
+            if label is not None and request.guidance_scale[b] != 1:
+                wanted = model(one, torch.tensor([-1]), order, sizes)[0]
+                assert (unconditional[b] - wanted).abs().max() <= bound
+            else:
+                assert unconditional[b].isnan().all()
+
+
+def test_kernels_and_plain_torch_twins_draw_the_same_image(
+    backend: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(32, (4, 4)).to(backend)
+    request = request_for(
+        model, [[1, 3, 5, 7]] * 3, guidance_scale=[1.0, 2.5, 4.0], temperature=[1.0, 0.7, 1.3], top_k=[0, 20, 0]
+    )
+    tokens, conditional, _ = recorded_logits(model, request)
+    for name in ("embed_rows", "residual_layer_norm", "group_attention", "append_kv", "sample_tokens"):
+        monkeypatch.setattr(ops, name, getattr(reference, name))
+    twin_tokens, twin_conditional, _ = recorded_logits(model, request)
+    assert torch.equal(tokens, twin_tokens)
+    assert (conditional - twin_conditional).abs().max() <= 2e-5 * twin_conditional.abs().max()
+
+
+def guidance_seen(model: LPDModel, request: DecodeRequest, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    seen = torch.full(request.orders.shape, float("nan"))
+    draw = ops.sample_tokens
+    steps: list[Step] = []
+    run_step = model.decode_step
+
+    def step_spy(ids: Tensor, positions: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor | None:
+        steps.append(step)
+        return run_step(ids, positions, k, v, step)
+
+    def draw_spy(logits: Tensor, c: Tensor, u: Tensor, guidance: Tensor, *rest: Tensor) -> Tensor:
+        seen[steps[-1].image, steps[-1].token_index] = guidance
+        return draw(logits, c, u, guidance, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model, "decode_step", step_spy)
+    monkeypatch.setattr(ops, "sample_tokens", draw_spy)
+    generate(model, request)
+    return seen
+
+
+def test_linear_guidance_divides_by_n(monkeypatch: pytest.MonkeyPatch) -> None:
+    """s(n) = 1 + (cfg - 1) n / N, n counted per image whatever its schedule; N, not N - 1."""
+    model = random_model(32, (2, 4))
+    request = request_for(model, [[1, 3, 4], [2, 6]], guidance_scale=[5.0, 2.0])
+    seen = guidance_seen(model, request, monkeypatch)
+    n = torch.arange(8)
+    assert torch.allclose(seen[0], 1 + 4 * n / 8)
+    assert torch.allclose(seen[1], 1 + 1 * n / 8)
+
+
+def test_constant_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(32, (2, 4))
+    request = request_for(model, [[1, 3, 4]], guidance_scale=[5.0], guidance_schedule="constant")
+    assert (guidance_seen(model, request, monkeypatch) == 5).all()
+
+
+def test_guidance_one_and_absent_labels_cost_no_unconditional_rows() -> None:
+    model = random_model(32, (2, 4))
+    rows: list[int] = []
+    run_step = model.decode_step
+
+    def counting(ids: Tensor, positions: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor | None:
+        rows.append(len(ids))
+        return run_step(ids, positions, k, v, step)
+
+    model.decode_step = counting  # type: ignore[method-assign]
+    generate(model, request_for(model, [[1, 3, 4]] * 2, labels=[1, None], guidance_scale=[1.0, 9.0]))
+    assert rows == [2 * (1 + 1), 2 * (1 + 3), 2 * (3 + 4)]
+    rows.clear()
+    generate(model, request_for(model, [[1, 3, 4]] * 2, guidance_scale=[1.0, 9.0]))
+    assert rows == [3 * (1 + 1), 3 * (1 + 3), 3 * (3 + 4)]
+
+
+def test_the_last_block_computes_query_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(32, (2, 4))
+    first_rows: list[int] = []
+    attend = ops.group_attention
+
+    def spy(*arguments, **options):  # type: ignore[no-untyped-def]
+        first_rows.append(arguments[6])
+        return attend(*arguments, **options)
+
+    monkeypatch.setattr(ops, "group_attention", spy)
+    generate(model, request_for(model, [[1, 3, 4]]))
+    assert first_rows == [0, 1, 0, 1, 0, 3]
+
+
+def test_an_image_depends_on_its_own_request_alone(backend: torch.device) -> None:
+    """Same seed alone, in a batch of 7 at another row beside other schedules and guidance, and with 1 and 2 threads."""
+    model = random_model(32, (4, 4)).to(backend)
+    schedules = [[1, 3, 5, 7], [16], [1] * 16, [1, 3, 5, 7], [8, 8], [2, 14], [1, 3, 5, 7]]
+    options: dict[str, list[float]] = {
+        "guidance_scale": [3.0, 1.0, 2.0, 3.0, 1.0, 5.0, 4.0],
+        "temperature": [1.0, 1.0, 0.5, 0.9, 2.0, 0.0, 1.1],
+        "top_k": [0, 5, 0, 20, 0, 0, 7],
+        "top_p": [1.0, 1.0, 0.9, 0.95, 1.0, 1.0, 0.5],
+    }
+    batch = request_for(model, schedules, **options)
+    together = generate(model, batch)
+    threads = torch.get_num_threads()
+    for b in range(7):
+        alone = DecodeRequest(
+            labels=[batch.labels[b]],
+            group_sizes=[schedules[b]],
+            orders=batch.orders[b : b + 1],
+            seeds=[batch.seeds[b]],
+            **{name: [values[b]] for name, values in options.items()},  # type: ignore[arg-type]
+        )
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            try:
+                assert torch.equal(generate(model, alone)[0], together[b]), b
+            finally:
+                torch.set_num_threads(threads)
+
+
+def test_seeds_matter_and_repeat() -> None:
+    model = random_model(32, (4, 4))
+    request = request_for(model, [[1, 15]] * 2)
+    same_order = dataclasses.replace(request, orders=request.orders[:1].expand(2, -1), labels=[1, 1])
+    drawn = generate(model, same_order)
+    assert not torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn, generate(model, same_order))
+
+
+def test_half_precision_decodes(backend: torch.device) -> None:
+    model = random_model(32, (4, 4))
+    request = request_for(model, [[1, 3, 5, 7]] * 2, top_k=[1, 1])
+    _, wanted, _ = recorded_logits(model, request)
+    for dtype in (torch.bfloat16, torch.float16):
+        _, logits, _ = recorded_logits(random_model(32, (4, 4)).to(backend, dtype), request)
+        # The first group is the same input for both; a 16-bit run may draw other tokens later.
+        error = (logits[:, 0].float() - wanted[:, 0]).abs().max() / wanted[:, 0].abs().max()
+        assert error <= {torch.bfloat16: 0.05, torch.float16: 0.01}[dtype]
+
+
+def test_stream_of_partial_grids() -> None:
+    model = random_model(32, (2, 4))
+    request = request_for(model, [[1, 3, 4], [8]])
+    counts = [(grid >= 0).sum(dim=1).tolist() for grid in decode(model, request)]
+    assert counts == [[1, 8], [4, 8], [8, 8]]
+
+
+def test_an_empty_batch_gives_an_empty_grid() -> None:
+    model = random_model(32, (2, 4))
+    assert generate(model, request_for(model, [])).shape == (0, 8)
+
+
+def test_two_threads_do_not_disturb_each_other() -> None:
+    model = random_model(32, (4, 4))
+    requests = [request_for(model, [[1, 3, 5, 7]] * 2, seeds=[s, s + 1]) for s in range(0, 40, 2)]
+    wanted = [generate(model, request) for request in requests]
+    found: dict[int, Tensor] = {}
+
+    def work(indices: range) -> None:
+        for i in indices:
+            found[i] = generate(model, requests[i])
+
+    workers = [threading.Thread(target=work, args=(range(start, 20, 2),)) for start in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sorted(found) == list(range(20))
+    assert all(torch.equal(found[i], wanted[i]) for i in range(20))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": [5, 0]}, r"labels\[0\] must be None or an integer in \[0, 5\), got 5"),
+        ({"labels": [0, -1]}, r"labels\[1\]"),
+        ({"labels": [0, 1.0]}, r"labels\[1\]"),
+        ({"group_sizes": [[1, 7], [1, 6]]}, r"group_sizes\[1\].*summing to 8, got sum 7"),
+        ({"group_sizes": [[1, 0, 7], [8]]}, r"group_sizes\[0\]"),
+        ({"guidance_scale": [1.0]}, r"guidance_scale must have one entry per label \(2\), got 1"),
+        ({"guidance_scale": [1.0, 0.5]}, r"guidance_scale\[1\] must be finite and >= 1, got 0\.5"),
+        ({"guidance_scale": [1.0, float("nan")]}, r"guidance_scale\[1\]"),
+        ({"temperature": [-1.0, 1.0]}, r"temperature\[0\] must be finite and >= 0, got -1\.0"),
+        ({"top_k": [0, -3]}, r"top_k\[1\] must be an integer >= 0, got -3"),
+        ({"top_p": [0.0, 1.0]}, r"top_p\[0\] must be in \(0, 1\], got 0\.0"),
+        ({"top_p": [1.0, 1.5]}, r"top_p\[1\]"),
+        ({"seeds": [0, 2**63]}, r"seeds\[1\]"),
+        ({"seeds": [0, 1, 2]}, r"seeds must have one entry per label"),
+        ({"guidance_schedule": "cosine"}, r"guidance_schedule must be one of"),
+        ({"orders": torch.arange(8).expand(2, 8).int()}, r"orders must be int64"),
+        ({"orders": torch.arange(7).expand(2, 7)}, r"orders must be int64 of shape \[2, 8\]"),
+        ({"orders": torch.tensor([list(range(8)), [0, 1, 2, 3, 4, 5, 6, 6]])}, r"orders\[1\] must be a perm"),
+    ],
+)
+def test_bad_requests_are_refused_before_any_work(changes: dict[str, object], message: str) -> None:
+    model = random_model(32, (2, 4))
+    model.decode_step = None  # type: ignore[method-assign, assignment]
+    with pytest.raises(ValueError, match=message):
+        generate(model, request_for(model, [[1, 7], [1, 7]], **changes))
+
+
+def test_nan_logits_are_an_error_naming_the_row() -> None:
+    model = random_model(32, (2, 4))
+    with torch.no_grad():
+        model.head.weight[3].fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="NaN"):
+        generate(model, request_for(model, [[1, 7]]))

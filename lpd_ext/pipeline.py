@@ -42,7 +42,7 @@ class SamplingDefaults:
     top_p: float = 1.0
     order: str = "locality"
     proximity_threshold: float = 1.0
-    repulsion_threshold: int = 2
+    repulsion_threshold: int | None = None  # None: orders.default_repulsion_threshold of the grid
 
 
 @dataclass(frozen=True)

@@ -110,8 +110,12 @@ def token_probabilities(
     top_k: Tensor | None = None,
     top_p: Tensor | None = None,
 ) -> Tensor:
-    """What sample_tokens draws from, float64 [M, V]: logits are mixed in fp32 (or float64), the rest is float64."""
-    inf = float("inf")
+    """What sample_tokens draws from, float64 [M, V]: logits are mixed in fp32 (or float64), the rest is float64.
+
+    Where the conditional logit is -inf the mixed one is; logits of +inf share all the probability. RuntimeError if a
+    mixed row has a NaN or is -inf throughout.
+    """
+    inf = math.inf
     given = logits.to(torch.promote_types(logits.dtype, torch.float32))
     conditional, unconditional = given[conditional_row.long()], given[unconditional_row.long()]
     mixed = unconditional + guidance[:, None].to(given.dtype) * (conditional - unconditional)
@@ -119,7 +123,6 @@ def token_probabilities(
     top = mixed.amax(-1, keepdim=True)
     if bool((top.isnan() | (top == -inf)).any()):
         raise RuntimeError("logits contain NaN or are -inf throughout: nothing can be drawn")
-    # Logits of +inf share all the probability.
     mixed = torch.where(top == inf, torch.where(mixed == inf, 0.0, -inf), mixed)
 
     greedy = (temperature == 0)[:, None]

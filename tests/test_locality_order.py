@@ -150,7 +150,8 @@ def test_equality_notices(
     mistake: str, random_cases: list[tuple[Arguments, Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reference, "_locality_group", planted(*PLANTED_MISTAKES[mistake]))
-    unequal = sum(not torch.equal(reference.locality_order(*a), expected) for a, expected in random_cases[:40])
+    small = [(arguments, expected) for arguments, expected in random_cases if arguments[1] * arguments[2] <= 64]
+    unequal = sum(not torch.equal(reference.locality_order(*a), expected) for a, expected in small[:40])
     assert unequal >= 2
 
 

@@ -78,7 +78,7 @@ def arguments(
 
 
 def assert_follows_cdf(tokens: Tensor, args: Arguments, probabilities: Tensor) -> None:
-    """Each token is the one at which the reference's CDF [M or 1, V] passes the reference's uniform, bar rounding."""
+    """Each token is where the reference's CDF [M or 1, V] passes the reference's uniform, bar rounding of the CDF."""
     rounding = 3e-6
     uniform = reference.uniform(args.seed, args.position).double()
     here = probabilities.expand(len(tokens), -1).gather(-1, tokens[:, None])[:, 0]
@@ -110,9 +110,9 @@ def assert_frequencies(tokens: Tensor, probabilities: Tensor) -> None:
 
 
 def branches(tie: int = 1) -> Tensor:
-    """Conditional and unconditional logits [2, V] in exact steps: boundaries are well apart, and V spans blocks.
+    """Conditional and unconditional logits [2, V] in exact steps, so that all boundaries are well apart.
 
-    `tie` tokens share each conditional logit.
+    `tie` tokens at a time have the same logits. V spans several of the kernel's blocks.
     """
     rank = torch.randperm(1200, generator=torch.Generator().manual_seed(3)) // tie
     return torch.stack([-rank / 16, (rank % 3) / 64])
@@ -307,9 +307,8 @@ def test_thresholds_of_top_p(backend: torch.device) -> None:
     tokens = args.draw(backend)
     assert_follows_cdf(tokens, args, args.probabilities())
     least = logits[0, tokens].view(44, 256).amin(-1)
-    assert least.equal(
-        (torch.tensor([8.0, 4, 2, 1, 0.5]) / 22).log().repeat_interleave(torch.tensor([16, 16, 4, 6, 2]))
-    )
+    steps = torch.tensor([16, 16, 4, 6, 2])
+    assert least.equal((torch.tensor([8.0, 4.0, 2.0, 1.0, 0.5]) / 22).log().repeat_interleave(steps))
 
 
 def test_one_huge_logit_among_ordinary_ones(backend: torch.device) -> None:
@@ -331,7 +330,7 @@ def test_extreme_temperatures(temperature: float, winner: bool, backend: torch.d
 
 
 def test_masked_vocabulary(backend: torch.device) -> None:
-    """A token that the conditional branch excludes is never drawn, whatever the other says, not even at u = 0."""
+    """A token that the conditional branch excludes is never drawn, whatever the other branch says."""
     vocab_size = 1100
     logits = torch.randn(3, vocab_size, generator=torch.Generator().manual_seed(4))
     masked = torch.tensor([0, 1, 300, 511, 512, 513, 1098, 1099])
@@ -345,13 +344,21 @@ def test_masked_vocabulary(backend: torch.device) -> None:
             temperature=5.0,
             top_k=torch.tensor([0, 1097, 1095])[torch.arange(1024) % 3],
         )
-        # The smallest and the largest uniform number there are.
-        args.seed[:2] = 0
-        args.position[:2] = torch.tensor([14883995, 38471471])
         tokens = args.draw(backend)
         assert_follows_cdf(tokens, args, args.probabilities())
         assert not torch.isin(tokens, masked).any()
-        assert tokens[:2].tolist() == [2, 1097]
+
+
+def test_smallest_and_largest_uniform(backend: torch.device) -> None:
+    """At u = 0 the first token that is not masked, at u = 1 - 2^-24 the last, however the sums round."""
+    logits = torch.full((100, 1300), -INF)
+    logits[:, 520:690] = torch.randn(100, 170, generator=torch.Generator().manual_seed(6))
+    rows = torch.arange(100)
+    for position, expected in [(14883995, 520), (38471471, 689)]:
+        for top_k in (0, 1299):
+            args = arguments(logits, 100, conditional=rows, top_k=top_k, seed=0, position=position)
+            assert args.draw(backend).eq(expected).all()
+    assert reference.uniform(torch.tensor(0), torch.tensor([14883995, 38471471])).tolist() == [0, 1 - 2.0**-24]
 
 
 def test_infinite_logits_share_all_the_probability(backend: torch.device) -> None:

@@ -335,6 +335,7 @@ Tensor sample_tokens_cpu(const Tensor& logits, const Tensor& conditional_row, co
           "] = ", params.conditional_row[m], " must be in [0, ", rows, ")");
     check(params.unconditional_row[m] >= -1 && params.unconditional_row[m] < rows, "unconditional_row[", m,
           "] = ", params.unconditional_row[m], " must be in [-1, ", rows, ")");
+    check(std::isfinite(params.guidance[m]), "guidance[", m, "] = ", params.guidance[m], " must be finite");
     check(params.temperature[m] >= 0 && std::isfinite(params.temperature[m]), "temperature[", m,
           "] = ", params.temperature[m], " must be finite and >= 0");
     check(!params.top_k || params.top_k[m] >= 0, "top_k[", m, "] = ", params.top_k ? params.top_k[m] : 0,

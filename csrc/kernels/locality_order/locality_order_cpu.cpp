@@ -25,8 +25,10 @@ constexpr uint8_t kDrawn = 0x80;
 // Arrays of one kernel call, reused from image to image.
 class Scratch {
  public:
-  explicit Scratch(int64_t cells) : size_(cells + kKeyBlock), memory_(::operator new(size_* kBytesPerCell)) {
-    std::memset(memory_, 0, size_ * kBytesPerCell);  // whole blocks of keys are computed, also past the last cell
+  explicit Scratch(int64_t cells) : size_(cells + kKeyBlock) {
+    const int64_t bytes = size_ * kBytesPerCell;
+    memory_ = ::operator new(bytes);
+    std::memset(memory_, 0, bytes);  // whole blocks of keys are computed, also past the last cell
     next_ = static_cast<char*>(memory_);
     keys = allocate<uint64_t>();
     sorted = allocate<uint64_t>();
@@ -71,8 +73,8 @@ class Scratch {
   }
 
   const int64_t size_;  // of each array
-  void* const memory_;
-  char* next_ = nullptr;
+  void* memory_;
+  char* next_;
 };
 
 class OrderBuilder {
@@ -228,9 +230,8 @@ class OrderBuilder {
     return s_.list[i];
   }
 
-  // By descending proximity, then ascending tie key, then cell. Within a rank the tie keys are uniform, so that a
-  // cell's place is nearly proportional to its key: distribute, then let an insertion sort repair the few that share a
-  // bucket.
+  // By descending proximity, then ascending tie key, then cell. Tie keys are uniform, so a cell's place within its rank
+  // is nearly proportional to them: distribute, then let an insertion sort repair the few cells that share a bucket.
   void sort_by_rank(uint32_t* cells, int64_t count) {
     compute_keys<kTieWord>(cells, count);
     uint32_t start[kNumRanks] = {}, size[kNumRanks] = {};

@@ -10,9 +10,8 @@ namespace lpd {
 // Token m mixes rows conditional_row[m] (c) and unconditional_row[m] (u) of the logits: u + guidance[m] * (c - u), or c
 // alone where unconditional_row[m] is -1. Where c is -inf the mixed logit is -inf, whatever u is: a token that the
 // conditional branch excludes stays excluded. Logits of +inf share all the probability. The uniform number of token m
-// is word 0 of Philox(seed[m], position[m], draw 0, domain tokens), and the token is the first whose inclusive
-// cumulative weight, in the order of the ids, exceeds it. A token of weight zero (below e^-86 of the largest) is never
-// drawn.
+// is word 0 of Philox(seed[m], position[m], draw 0, domain tokens); the token is the first whose inclusive cumulative
+// weight, in the order of the ids, exceeds it. A token of weight 0 (below e^-86 of the largest) is never drawn.
 struct SampleTokensParams {
   const void* logits;                // [Q, V] in dtype, row stride in elements
   const int32_t* conditional_row;    // [M]

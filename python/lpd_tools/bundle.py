@@ -1,0 +1,46 @@
+"""Puts a trained transformer, its tokenizer and sampling defaults into one folder that LPDPipeline loads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from lpd_ext.checkpoint import load_model
+from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
+from lpd_ext.sampler import GuidanceSchedule
+from lpd_ext.tokenizer import VQTokenizer
+from lpd_tools.data import CLASS_NAMES
+from lpd_tools.settings import setting
+
+
+@dataclass(frozen=True)
+class Bundling:
+    """What goes into the folder."""
+
+    model: str = setting(..., "folder of the trained transformer")
+    tokenizer: str = setting(..., "tokenizer weights")
+    out: str = setting(..., "folder to write")
+    num_inference_steps: int = setting(10, "default number of decoding steps")
+    guidance_scale: float = setting(3.0, "default guidance")
+    guidance_schedule: str = setting("constant", "linear or constant")
+    repulsion_threshold: int = setting(2, "default spacing of the cells of a group in the locality order")
+
+
+def bundle(config: Bundling) -> Path:
+    """Writes config.json, model.safetensors and tokenizer.safetensors (fp16); returns the folder."""
+    schedules = get_args(GuidanceSchedule)
+    if config.guidance_schedule not in schedules:
+        raise ValueError(f"guidance_schedule must be one of {schedules}, got {config.guidance_schedule!r}")
+    defaults = SamplingDefaults(
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
+        guidance_schedule="linear" if config.guidance_schedule == "linear" else "constant",
+        repulsion_threshold=config.repulsion_threshold,
+    )
+    tokenizer = VQTokenizer.from_file(config.tokenizer)
+    pipe = LPDPipeline(load_model(config.model), tokenizer, defaults, list(CLASS_NAMES))
+    pipe.save_pretrained(config.out, dtype=torch.float16)
+    return Path(config.out)

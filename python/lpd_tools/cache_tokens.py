@@ -1,0 +1,89 @@
+"""Encodes a data set once, so that training reads tokens and never pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lpd_ext.tokenizer import VQTokenizer
+from lpd_tools.data import FASHION_MNIST_DIR, load_fashion_mnist, to_images
+from lpd_tools.progress import track
+from lpd_tools.settings import setting
+
+
+@dataclass(frozen=True)
+class TokenCaching:
+    """Which tokenizer to run and where the tokens go (a safetensors file)."""
+
+    tokenizer: str = setting(..., "tokenizer weights")
+    out: str = setting(..., "safetensors file to write")
+    data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
+    batch_size: int = setting(250, "images per forward pass")
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """Tokens int64 of a data set: train [images, 2, N] (the image and its mirror image), test [images, N]."""
+
+    train_tokens: Tensor
+    train_labels: Tensor
+    test_tokens: Tensor
+    test_labels: Tensor
+    grid: tuple[int, int]
+    vocab_size: int
+    tokenizer_hash: str
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+@torch.no_grad()
+def cache_tokens(config: TokenCaching) -> Path:
+    """Writes tokens and labels of the train set, its mirror image and the test set; returns the path."""
+    tokenizer = VQTokenizer.from_file(config.tokenizer)
+    arrays: dict[str, Tensor] = {}
+    for split in ("train", "test"):
+        data = load_fashion_mnist(split, config.data_dir)
+        tokens = []
+        for pixels in track(data.pixels.split(config.batch_size), f"encoding {split}"):
+            images = to_images(pixels)
+            views = (images, images.flip(3)) if split == "train" else (images,)
+            tokens.append(torch.stack([tokenizer.encode(view) for view in views], dim=1))
+        # Ids fit in 16 bits for any codebook up to 32,768.
+        arrays[f"{split}.tokens"] = torch.cat(tokens).to(torch.int16)
+        arrays[f"{split}.labels"] = data.labels.to(torch.int16)
+    metadata = {
+        "tokenizer_sha256": file_hash(config.tokenizer),
+        "vocab_size": str(tokenizer.config.codebook_size),
+        "layout": "tokens [images, views, h, w]; view 1 of train is mirrored left to right",
+    }
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    save_file(arrays, config.out, metadata=metadata)
+    return Path(config.out)
+
+
+def load_token_cache(path: str | Path) -> TokenCache:
+    """The tokens written by `cache_tokens`."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path: no token cache at {str(path)!r}; make one with `lpd cache-tokens`")
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        train, test = (file.get_tensor(f"{split}.tokens").long() for split in ("train", "test"))
+        labels = [file.get_tensor(f"{split}.labels").long() for split in ("train", "test")]
+    return TokenCache(
+        train_tokens=train.flatten(2),
+        train_labels=labels[0],
+        test_tokens=test[:, 0].flatten(1),
+        test_labels=labels[1],
+        grid=(train.shape[2], train.shape[3]),
+        vocab_size=int(metadata["vocab_size"]),
+        tokenizer_hash=metadata["tokenizer_sha256"],
+    )

@@ -1,0 +1,108 @@
+"""The `lpd` command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+import typer.core
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lpd_tools.bundle import Bundling, bundle
+from lpd_tools.cache_tokens import TokenCaching, cache_tokens
+from lpd_tools.commands_bench import bench
+from lpd_tools.commands_info import info
+from lpd_tools.commands_orders import orders
+from lpd_tools.commands_sample import sample
+from lpd_tools.curves import Curves, draw_curves
+from lpd_tools.evaluate import Evaluation, evaluate
+from lpd_tools.judge import JudgeTraining, train_judge
+from lpd_tools.settings import add_command
+from lpd_tools.train import LPDTraining, train
+from lpd_tools.train_tokenizer import TokenizerTraining, train_tokenizer
+
+
+class FriendlyGroup(typer.core.TyperGroup):
+    """A wrong argument is one sentence and exit status 2, not a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, FileNotFoundError) as error:
+            console = Console(stderr=True)
+            console.print(f"[red]error:[/] {escape(str(error))}")
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=FriendlyGroup,
+    help="Locality-aware parallel decoding: draw images, train models, measure them.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+console = Console()
+
+
+def run_train_judge(config: JudgeTraining) -> None:
+    console.print(f"{config.out}: {100 * train_judge(config):.2f} % of the real test set recognised")
+
+
+def run_train_tokenizer(config: TokenizerTraining) -> None:
+    console.print(f"wrote {train_tokenizer(config)}")
+
+
+def run_cache_tokens(config: TokenCaching) -> None:
+    console.print(f"wrote {cache_tokens(config)}")
+
+
+def run_train(config: LPDTraining) -> None:
+    console.print(f"wrote {train(config)}")
+
+
+def run_bundle(config: Bundling) -> None:
+    console.print(f"wrote {bundle(config)}")
+
+
+def run_curves(config: Curves) -> None:
+    console.print(f"wrote {draw_curves(config)}")
+
+
+def run_evaluate(config: Evaluation) -> None:
+    results = evaluate(config)
+    for table in result_tables(results):
+        console.print(table)
+    if config.out:
+        console.print(f"wrote {config.out}")
+
+
+def result_tables(results: dict[str, Any]) -> list[Table]:
+    """The measures of `evaluate` as tables: recognition, distances, nats."""
+    sources = results["recognised"]
+    recognised = Table("class", *sources, title="recognised by the judge (%)")
+    for name in next(iter(sources.values())):
+        recognised.add_row(name, *(f"{100 * rates[name]:.1f}" for rates in sources.values()))
+    distances = Table("images", "distance", title="Fréchet distance to the real test set (judge features)")
+    for name, value in results["frechet_distance_to_test_set"].items():
+        distances.add_row(name, f"{value:.2f}")
+    distances.caption = f"reconstruction PSNR on the 28x28 centre: {results['reconstruction_psnr_centre_db']:.2f} dB"
+    by_order = results["nats_per_test_image"]
+    steps = list(next(iter(by_order.values())))
+    nats = Table("order", *(f"{count} steps" for count in steps), title="teacher-forced nats per test image")
+    for order, row in by_order.items():
+        nats.add_row(order, *(f"{row[count]:.1f}" for count in steps))
+    return [recognised, distances, nats]
+
+
+app.command()(sample)
+app.command()(orders)
+app.command()(info)
+app.command()(bench)
+add_command(app, "train-judge", JudgeTraining, run_train_judge, "Train a classifier that judges images.")
+add_command(app, "train-tokenizer", TokenizerTraining, run_train_tokenizer, "Train the VQ tokenizer.")
+add_command(app, "cache-tokens", TokenCaching, run_cache_tokens, "Encode the data set once, for training.")
+add_command(app, "train", LPDTraining, run_train, "Train the LPD transformer on cached tokens.")
+add_command(app, "bundle", Bundling, run_bundle, "Put a trained model, its tokenizer and defaults in a folder.")
+add_command(app, "evaluate", Evaluation, run_evaluate, "Measure a model on Fashion-MNIST.")
+add_command(app, "curves", Curves, run_curves, "Draw the logs of the training programs.")

@@ -1,0 +1,48 @@
+"""`lpd info`: what this build, this machine and a model are."""
+
+from __future__ import annotations
+
+import platform
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lpd_ext import _C, LPDPipeline
+
+
+def info(
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint directory or hub id; default: the bundled model.")
+    ] = None,
+) -> None:
+    """Show the build, the instruction sets, the devices and a model."""
+    build = _C.build_config()
+    pipe = LPDPipeline.from_pretrained(model)
+    config, defaults = pipe.model.config, pipe.defaults
+    parameters = sum(parameter.numel() for parameter in pipe.model.parameters())
+    vq_parameters = sum(parameter.numel() for parameter in pipe.tokenizer.parameters())
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    rows = [
+        ("lpd_ext", f"{build['version']}, built with {build['compiler']} on torch {build['torch']}"),
+        ("CUDA kernels", build["cuda_architectures"] or "none in this build"),
+        ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        ("processor", f"{platform.processor() or platform.machine()}"),
+        ("instruction sets", f"{_C.cpu_isa()} in use, of {', '.join(_C.available_cpu_isas())}"),
+        ("GPUs", ", ".join(gpus) or "none"),
+        ("model", f"{model or 'bundled'}: {parameters / 1e6:.1f} M parameters, E {config.dim}, L {config.depth}, "
+                  f"H {config.heads}, grid {config.grid[0]}x{config.grid[1]}, V {config.vocab_size}, "
+                  f"C {config.num_classes}"),
+        ("tokenizer", f"{vq_parameters / 1e6:.1f} M parameters, stride {pipe.tokenizer.config.stride}"),
+        ("sampling", f"{defaults.num_inference_steps} steps, {defaults.order} order, guidance "
+                     f"{defaults.guidance_scale} {defaults.guidance_schedule}"),
+        ("classes", ", ".join(pipe.class_names) or "without names"),
+    ]  # fmt: skip
+    for name, value in rows:
+        table.add_row(name, value)
+    Console().print(table)

@@ -1,0 +1,48 @@
+"""Draws the logs of the training programs."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from lpd_tools.settings import setting
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Which logs to draw."""
+
+    tokenizer_log: str = setting(..., "log.csv of train-tokenizer")
+    train_log: str = setting(..., "log.csv of train")
+    out: str = setting(..., "PNG file to write")
+
+
+def read_log(path: str | Path) -> dict[str, list[float]]:
+    """The columns of a CSV log."""
+    with Path(path).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise ValueError(f"path: {str(path)!r} has no rows")
+    return {name: [float(row[name]) for row in rows] for name in rows[0]}
+
+
+def draw_curves(config: Curves) -> Path:
+    """Writes a picture of reconstruction quality and of nats per token over the steps; returns its path."""
+    tokenizer, transformer = read_log(config.tokenizer_log), read_log(config.train_log)
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    quality, nats = figure.subplots(1, 2)
+    quality.plot(tokenizer["step"], tokenizer["test_psnr_centre"], color="tab:blue")
+    quality.set(title="tokenizer", xlabel="step", ylabel="test PSNR of the centre (dB)")
+    recognised = quality.twinx()
+    recognised.plot(tokenizer["step"], [100 * r for r in tokenizer["test_recognised"]], color="tab:orange")
+    recognised.set_ylabel("recognised by the judge (%)", color="tab:orange")
+    for name in ("train_nats", "test_nats_10_steps", "test_nats_64_steps"):
+        if name in transformer:
+            nats.plot(transformer["step"], transformer[name], label=name.replace("_", " "))
+    nats.set(title="transformer", xlabel="step", ylabel="nats per token")
+    nats.legend()
+    figure.savefig(config.out, dpi=120)
+    return Path(config.out)

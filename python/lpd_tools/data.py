@@ -1,0 +1,108 @@
+"""Fashion-MNIST from its IDX files, as images the tokenizer takes."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
+CLASS_NAMES = (
+    "T-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+BORDER = 2  # 28x28 images are zero-padded to 32x32
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Grey images uint8 [count, 28, 28] with labels int64 [count]."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def read_idx(path: str | Path) -> np.ndarray:
+    """The uint8 array of a (gzipped) IDX file; ValueError if it is no such file or is cut short."""
+    opener = gzip.open if str(path).endswith(".gz") else open
+    with opener(path, "rb") as file:
+        data = file.read()
+    if len(data) < 4 or data[:3] != b"\0\0\x08":
+        raise ValueError(f"path: {str(path)!r} is not an IDX file of bytes")
+    header = 4 + 4 * data[3]
+    shape = struct.unpack(f">{data[3]}I", data[4:header])
+    if len(data) - header != int(np.prod(shape)):
+        raise ValueError(f"path: {str(path)!r} announces shape {shape} but holds {len(data) - header} bytes")
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+
+
+def load_fashion_mnist(split: str, data_dir: str | Path = FASHION_MNIST_DIR) -> LabelledImages:
+    """Split "train" (60,000) or "test" (10,000) of Fashion-MNIST."""
+    stems = {"train": "train", "test": "t10k"}
+    if split not in stems:
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    paths = [Path(data_dir) / f"{stems[split]}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"data_dir: {path} is missing; install Debian's dataset-fashion-mnist or pass its folder"
+            )
+    pixels, labels = (torch.from_numpy(read_idx(path).copy()) for path in paths)
+    return LabelledImages(pixels, labels.long())
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """Tokenizer input float32 [B, 3, 32, 32] in [-1, 1] of grey pixels uint8 [B, 28, 28]."""
+    padded = F.pad(pixels, (BORDER,) * 4)
+    return (padded.float() / 127.5 - 1).unsqueeze(1).expand(-1, 3, -1, -1)
+
+
+def centre_grey(images: Tensor) -> Tensor:
+    """Grey centre float [B, 1, 28, 28] of images [B, 3, 32, 32] in [-1, 1]."""
+    return images[:, :, BORDER:-BORDER, BORDER:-BORDER].mean(1, keepdim=True)
+
+
+def from_pixels(pixels: Tensor) -> Tensor:
+    """Grey centre float [B, 1, 28, 28] in [-1, 1] of pixels uint8 [B, 32, 32, 3]."""
+    return centre_grey(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
+
+
+def epoch_batches(count: int, batch_size: int, seed: int, start_step: int = 0) -> Iterator[Tensor]:
+    """Endless batches of indices int64 [batch_size]; epoch e is a permutation made from (seed, e) alone.
+
+    `start_step` skips that many batches, so a resumed run sees what an unbroken one would have seen.
+    """
+    if not 0 < batch_size <= count:
+        raise ValueError(f"batch_size must be in 1..{count}, got {batch_size}")
+    per_epoch = count // batch_size
+    step = start_step
+    while True:
+        epoch, first = divmod(step, per_epoch)
+        order = torch.randperm(count, generator=step_generator(seed, epoch, stream=1))
+        for i in range(first, per_epoch):
+            yield order[i * batch_size : (i + 1) * batch_size]
+            step += 1
+
+
+def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
+    """A generator that depends on (seed, step, stream) alone; no state to save for resuming."""
+    words = np.random.SeedSequence((seed, step, stream)).generate_state(2)
+    return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))

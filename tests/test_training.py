@@ -1,0 +1,407 @@
+"""The training programs: data, resuming, losses, measures and the command line, on 500 committed images."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import itertools
+import math
+import pickle
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+pytest.importorskip("typer")
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+
+from lpd_tools import train as lpd_training
+from lpd_tools import train_tokenizer as tokenizer_training
+from lpd_tools.cache_tokens import TokenCaching, cache_tokens, file_hash, load_token_cache
+from lpd_tools.checkpointing import (
+    append_csv,
+    autocast_dtype,
+    drop_rows_after,
+    learning_rate,
+    load_state,
+    save_atomic,
+    update_ema,
+)
+from lpd_tools.curves import Curves, draw_curves, read_log
+from lpd_tools.data import centre_grey, epoch_batches, load_fashion_mnist, read_idx, to_images
+from lpd_tools.judge import JudgeTraining, augment, grey, load_judge, predict, train_judge
+from lpd_tools.metrics import centre_psnr, frechet_distance, psnr
+from lpd_tools.train import LPDTraining, batch_loss, make_batch, nats_per_token, parameter_groups, train
+from lpd_tools.train_tokenizer import CodebookAverages, TokenizerTraining, train_tokenizer
+
+from lpd_ext.model import LPDConfig, LPDModel
+from lpd_ext.tokenizer import VQTokenizer
+
+DATA = Path(__file__).parent / "data" / "fashion_mnist"
+
+
+class Killed(Exception):
+    """Stands for the death of the process in the middle of a training."""
+
+
+def dies_after(steps: int) -> Callable[..., Iterator[int]]:
+    """A stand-in for the progress bar that kills the training before step number `steps`."""
+
+    def track(items: Iterable[int], description: str) -> Iterator[int]:
+        for item in items:
+            if item == steps:
+                raise Killed
+            yield item
+
+    return track
+
+
+# data
+
+
+def test_fixture_is_balanced() -> None:
+    for split, count in (("train", 200), ("test", 300)):
+        data = load_fashion_mnist(split, DATA)
+        assert data.pixels.shape == (count, 28, 28)
+        assert torch.bincount(data.labels).tolist() == [count // 10] * 10
+
+
+def test_images_are_padded_grey_and_in_range() -> None:
+    pixels = load_fashion_mnist("test", DATA).pixels[:7]
+    images = to_images(pixels)
+    assert images.shape == (7, 3, 32, 32)
+    assert torch.equal(images[:, 0], images[:, 2])
+    assert (images.min(), images.max()) == (-1, 1)
+    assert (images[:, :, :2] == -1).all()
+    assert (images[..., -2:] == -1).all()
+    assert torch.equal(((centre_grey(images).squeeze(1) + 1) * 127.5).round().to(torch.uint8), pixels)
+
+
+def test_damaged_idx_file(tmp_path: Path) -> None:
+    source = gzip.decompress((DATA / "t10k-images-idx3-ubyte.gz").read_bytes())
+    (tmp_path / "short").write_bytes(source[:-1])
+    (tmp_path / "foreign").write_bytes(b"PNG" + source)
+    with pytest.raises(ValueError, match="holds 235199 bytes"):
+        read_idx(tmp_path / "short")
+    with pytest.raises(ValueError, match="not an IDX file"):
+        read_idx(tmp_path / "foreign")
+    with pytest.raises(FileNotFoundError, match="dataset-fashion-mnist"):
+        load_fashion_mnist("train", tmp_path)
+    with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'all'"):
+        load_fashion_mnist("all", DATA)
+
+
+def take(batches: Iterator[Tensor], count: int) -> list[list[int]]:
+    return [next(batches).tolist() for _ in range(count)]
+
+
+def test_batches_visit_every_image_once_and_resume() -> None:
+    whole = take(epoch_batches(10, 3, seed=5), 9)
+    for epoch in range(3):
+        seen = [i for batch in whole[3 * epoch : 3 * epoch + 3] for i in batch]
+        assert len(set(seen)) == 9
+    assert whole[:3] != whole[3:6]
+    assert take(epoch_batches(10, 3, seed=5, start_step=4), 5) == whole[4:]
+    assert take(epoch_batches(10, 3, seed=6), 9) != whole
+    with pytest.raises(ValueError, match=r"batch_size must be in 1\.\.10, got 11"):
+        next(epoch_batches(10, 11, seed=0))
+
+
+# checkpointing
+
+
+def test_failed_save_leaves_the_old_state(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "state.pt"
+    save_atomic({"step": 1, "weight": torch.ones(3)}, path)
+    with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
+        save_atomic({"step": 2, "bad": lambda: None}, path)
+    state = load_state(path)
+    assert state is not None
+    assert state["step"] == 1
+    assert [p.name for p in path.parent.iterdir()] == ["state.pt"]
+    assert load_state(tmp_path / "none.pt") is None
+
+
+class Payload:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("this must never run",)
+
+
+def test_pickled_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"model": Payload()}, tmp_path / "state.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        load_state(tmp_path / "state.pt")
+    assert capsys.readouterr().out == ""
+
+
+def test_learning_rate_shape() -> None:
+    rates = [learning_rate(step, 100, 2.0, warmup=10, decay=40) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert rates[10:61] == [2.0] * 51
+    assert rates[80] == pytest.approx(1.0)
+    assert all(a > b for a, b in itertools.pairwise(rates[60:]))
+    assert 0 < rates[99] < 0.01
+
+
+def test_moving_average() -> None:
+    layer = torch.nn.Linear(2, 2)
+    average = {name: torch.zeros_like(value) for name, value in layer.state_dict().items()}
+    update_ema(average, layer, 0.75)
+    assert torch.allclose(average["weight"], 0.25 * layer.weight)
+
+
+def test_precision_names() -> None:
+    assert autocast_dtype("fp32") is None
+    assert autocast_dtype("bf16") == torch.bfloat16
+    with pytest.raises(ValueError, match="precision must be auto, fp32 or bf16, got 'half'"):
+        autocast_dtype("half")
+
+
+def test_csv_log(tmp_path: Path) -> None:
+    for step in (1, 2):
+        append_csv(tmp_path / "log.csv", {"step": step, "loss": step / 3})
+    assert (tmp_path / "log.csv").read_text().split() == ["step,loss", "1,0.333333", "2,0.666667"]
+    drop_rows_after(tmp_path / "log.csv", 1)
+    append_csv(tmp_path / "log.csv", {"step": 2, "loss": 0.5})
+    drop_rows_after(tmp_path / "none.csv", 1)
+    assert (tmp_path / "log.csv").read_text().split() == ["step,loss", "1,0.333333", "2,0.5"]
+
+
+# measures
+
+
+def test_frechet_distance_of_an_affine_copy() -> None:
+    a = torch.randn(500, 6, generator=torch.Generator().manual_seed(0)).double() @ torch.randn(6, 6).double()
+    # b = 3a + 1 has mean 3μ + 1 and covariance 9Σ, so tr(Σ + 9Σ - 2·3Σ) = 4 tr Σ.
+    expected = (2 * a.mean(0) + 1).square().sum() + 4 * torch.cov(a.T).trace()
+    assert frechet_distance(a, 3 * a + 1) == pytest.approx(expected.item(), rel=1e-8)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-8)
+    with pytest.raises(ValueError, match="at least 2 samples, got 1"):
+        frechet_distance(a[:1], a)
+    with pytest.raises(ValueError, match=r"\[n, F\] and \[m, F\]"):
+        frechet_distance(a, a[:, :3])
+
+
+def test_frechet_distance_without_shared_axes() -> None:
+    # Σa = diag(1, 4), Σb = its rotation by 90°: tr((ΣaΣb)^½) = 2·2.
+    a = torch.tensor([[1.0, 2.0], [1.0, -2.0], [-1.0, 2.0], [-1.0, -2.0]]).double() * math.sqrt(3 / 4)
+    assert frechet_distance(a, a.flip(1)) == pytest.approx(5 + 5 - 8)
+
+
+def test_psnr() -> None:
+    pixels = torch.full((2, 28, 28), 100, dtype=torch.uint8)
+    assert psnr(torch.zeros(4), torch.full((4,), 25.5)) == pytest.approx(20)
+    assert centre_psnr(torch.full((2, 1, 28, 28), 102.55 / 127.5 - 1), pixels) == pytest.approx(40, abs=1e-3)
+    assert psnr(pixels, pixels) == math.inf
+
+
+# judge
+
+
+def test_judge_learns_and_is_stored(tmp_path: Path) -> None:
+    path = tmp_path / "judge.safetensors"
+    config = JudgeTraining(out=str(path), data_dir=str(DATA), epochs=10, batch_size=20, precision="fp32")
+    accuracy = train_judge(config)
+    assert accuracy > 0.5
+    test = load_fashion_mnist("test", DATA)
+    right = predict(load_judge(path), grey(test)) == test.labels
+    assert right.float().mean().item() == pytest.approx(accuracy)
+    assert len(path.with_suffix(".csv").read_text().splitlines()) == 11
+    with pytest.raises(FileNotFoundError, match="train-judge"):
+        load_judge(tmp_path / "none.safetensors")
+
+
+def test_augmented_images_are_shifted_or_mirrored() -> None:
+    images = torch.full((40, 1, 28, 28), -1.0)
+    images[:, :, 14, 10] = 1
+    moved = augment(images, torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape
+    columns = {int(image.argmax()) % 28 for image in moved}
+    assert len(columns) == 2
+    assert sum(columns) in range(27 - 4, 27 + 5)
+
+
+# tokenizer training
+
+
+def log_columns(path: Path) -> list[str]:
+    return path.read_text().splitlines()[0].split(",")
+
+
+def tokenizer_config(out_dir: Path, **changes: object) -> TokenizerTraining:
+    config = TokenizerTraining(out_dir=str(out_dir), data_dir=str(DATA), precision="fp32", z_channels=8)
+    config = dataclasses.replace(config, ch_mult=(1, 1), codebook_size=16, batch_size=4, steps=6, warmup_steps=2)
+    config = dataclasses.replace(config, decay_steps=3, revive_every=2, evaluate_every=3, evaluate_images=8)
+    return dataclasses.replace(config, **changes)
+
+
+def test_tokenizer_training_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_file(train_tokenizer(tokenizer_config(tmp_path / "whole")))
+    config = tokenizer_config(tmp_path / "parts", save_every_s=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizer_training, "track", dies_after(4))
+        with pytest.raises(Killed):
+            train_tokenizer(config)
+    assert not (tmp_path / "parts" / "tokenizer.safetensors").exists()
+    # What the dead process logged after its last save must not stay: the resumed one writes it again.
+    append_csv(tmp_path / "parts" / "log.csv", dict.fromkeys(log_columns(tmp_path / "parts" / "log.csv"), 6))
+    parts = load_file(train_tokenizer(config))
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+    assert VQTokenizer.from_state_dict(whole).config == config.sizes()
+    logs = [read_log(tmp_path / name / "log.csv") for name in ("whole", "parts")]
+    assert logs[1]["step"] == [3, 6]
+    assert logs[1]["test_psnr_centre"] == logs[0]["test_psnr_centre"]
+
+
+def test_tokenizer_training_depends_on_its_seed(tmp_path: Path) -> None:
+    a, b = (load_file(train_tokenizer(tokenizer_config(tmp_path / str(seed), seed=seed))) for seed in (0, 1))
+    assert not torch.equal(a["quantize.embedding.weight"], b["quantize.embedding.weight"])
+
+
+def test_codebook_follows_its_vectors() -> None:
+    averages = CodebookAverages(3, 2)
+    vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    for _ in range(300):
+        averages.update(vectors, torch.tensor([0, 1]), decay=0.9)
+    assert torch.allclose(averages.codes()[:2], vectors, atol=1e-6)
+    assert averages.perplexity() == pytest.approx(2, rel=1e-3)
+    revived = averages.revive(torch.tensor([[0.6, 0.8]]), 0.05, torch.Generator().manual_seed(0))
+    assert revived == 1
+    assert torch.allclose(averages.codes()[2], torch.tensor([0.6, 0.8]))
+    assert torch.allclose(averages.codes()[:2], vectors, atol=1e-6)
+
+
+# token cache
+
+
+@pytest.fixture(scope="module")
+def cache_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokens")
+    torch.manual_seed(0)
+    config = tokenizer_config(folder)
+    model = VQTokenizer(config.sizes())
+    torch.nn.init.normal_(model.quantize.embedding.weight)
+    model.save(folder / "tokenizer.safetensors")
+    caching = TokenCaching(str(folder / "tokenizer.safetensors"), str(folder / "tokens.safetensors"), str(DATA))
+    return cache_tokens(caching)
+
+
+def test_cached_tokens_are_those_of_the_images(cache_path: Path) -> None:
+    cache = load_token_cache(cache_path)
+    tokenizer_path = cache_path.with_name("tokenizer.safetensors")
+    tokenizer = VQTokenizer.from_file(tokenizer_path)
+    images = to_images(load_fashion_mnist("train", DATA).pixels[50:58])
+    with torch.no_grad():
+        assert torch.equal(cache.train_tokens[50:58, 0], tokenizer.encode(images).flatten(1))
+        assert torch.equal(cache.train_tokens[50:58, 1], tokenizer.encode(images.flip(3)).flatten(1))
+    assert cache.test_tokens.shape == (300, 256)
+    assert (cache.grid, cache.vocab_size) == ((16, 16), 16)
+    assert cache.tokenizer_hash == file_hash(tokenizer_path)
+    assert torch.equal(cache.test_labels, load_fashion_mnist("test", DATA).labels)
+    with pytest.raises(FileNotFoundError, match="cache-tokens"):
+        load_token_cache(cache_path.with_name("none"))
+
+
+# transformer training
+
+
+def lpd_config(tokens: Path, out_dir: Path, **changes: object) -> LPDTraining:
+    config = LPDTraining(str(tokens), str(out_dir), dim=32, depth=2, heads=2, precision="fp32", batch_size=5)
+    config = dataclasses.replace(config, steps=6, warmup_steps=2, decay_steps=3, decoding_steps=(8, 256))
+    return dataclasses.replace(config, evaluate_every=3, evaluate_images=5, dropout=0.1, **changes)
+
+
+def test_transformer_training_resumes_exactly(
+    cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load_file(train(lpd_config(cache_path, tmp_path / "whole")) / "model.safetensors")
+    config = lpd_config(cache_path, tmp_path / "parts", save_every_s=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(lpd_training, "track", dies_after(4))
+        with pytest.raises(Killed):
+            train(config)
+    parts = load_file(train(config) / "model.safetensors")
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+    states = [load_state(tmp_path / name / "state.pt") for name in ("whole", "parts")]
+    for key in ("model", "average"):
+        assert all(torch.equal(states[1][key][name], value) for name, value in states[0][key].items())
+
+
+def test_transformer_learns(cache_path: Path, tmp_path: Path) -> None:
+    train(lpd_config(cache_path, tmp_path, steps=60, decay_steps=20, ema_decay=0.8, learning_rate=3e-3))
+    rows = [line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines()]
+    column = rows[0].index("test_nats_10_steps")
+    first, last = float(rows[1][column]), float(rows[-1][column])
+    assert last < first - 0.2
+    assert last < math.log(16)
+    rows = "step,test_psnr_centre,test_recognised\n1,20,0.5\n2,22,0.75\n"
+    (tmp_path / "tokenizer.csv").write_text(rows)
+    picture = draw_curves(Curves(str(tmp_path / "tokenizer.csv"), str(tmp_path / "log.csv"), str(tmp_path / "x.png")))
+    with Image.open(picture) as image:
+        assert image.size == (1320, 432)
+
+
+def test_batches_are_a_function_of_seed_and_step(cache_path: Path, tmp_path: Path) -> None:
+    cache = load_token_cache(cache_path)
+    config = lpd_config(cache_path, tmp_path)
+    index = torch.arange(100)
+    batches = [make_batch(cache, index, config, step) for step in range(20)]
+    again = make_batch(cache, index, config, 3)
+    assert torch.equal(again.orders, batches[3].orders)
+    assert torch.equal(again.tokens, batches[3].tokens)
+    assert not torch.equal(batches[4].orders, batches[3].orders)
+    assert {len(batch.group_sizes) for batch in batches} == {8, 256}
+    assert torch.equal(batches[0].orders.sort(dim=1).values, torch.arange(256).expand(100, 256))
+    dropped = torch.stack([batch.labels == -1 for batch in batches]).float().mean().item()
+    # 2,000 labels dropped with p = 0.1: four standard deviations are 0.027.
+    assert dropped == pytest.approx(0.1, abs=0.027)
+    kept = batches[0].labels >= 0
+    assert torch.equal(batches[0].labels[kept], cache.train_labels[index][kept])
+    views = cache.train_tokens[index]
+    mirrored = [(batch.tokens == views[:, 1]).all(1).float().mean().item() for batch in batches]
+    assert sum(mirrored) / 20 == pytest.approx(0.5, abs=0.045)
+
+
+def test_loss_is_the_cross_entropy_of_each_cell(cache_path: Path, tmp_path: Path) -> None:
+    cache = load_token_cache(cache_path)
+    batch = make_batch(cache, torch.arange(4), lpd_config(cache_path, tmp_path), 0)
+    torch.manual_seed(0)
+    model = LPDModel(LPDConfig(32, 1, 2, 16, 10, (16, 16))).eval()
+    with torch.no_grad():
+        model.head.weight.normal_()
+        logits = model(batch.tokens, batch.labels, batch.orders, batch.group_sizes)
+        chosen = [
+            -F.log_softmax(logits[b, i].double(), 0)[batch.tokens[b, batch.orders[b, i]]]
+            for b in range(4)
+            for i in range(256)
+        ]
+        expected = torch.stack(chosen).mean().item()
+        assert batch_loss(model, batch).item() == pytest.approx(expected, rel=1e-5)
+        arguments = (model, batch.tokens, batch.labels, batch.orders, batch.group_sizes)
+        assert nats_per_token(*arguments, batch_size=3) == pytest.approx(expected, rel=1e-5)
+
+
+def test_weight_decay_spares_vectors() -> None:
+    model = LPDModel(LPDConfig(32, 1, 2, 16, 10, (4, 4)))
+    decayed, spared = parameter_groups(model, 0.02)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.02, 0.0)
+    assert {id(p) for p in decayed["params"]} == {id(p) for p in model.parameters() if p.ndim >= 2}
+    assert {id(p) for p in spared["params"]} == {id(p) for p in model.parameters() if p.ndim < 2}
+    assert any(p is model.pos_embed for p in decayed["params"])
+
+
+def test_stored_weights_are_half_precision_in_the_published_layout(cache_path: Path, tmp_path: Path) -> None:
+    train(lpd_config(cache_path, tmp_path, steps=1))
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+        assert {"class_emb.weight", "fake_latent", "blocks.1.mlp.fc2.bias", "head.weight"} <= names
+        assert file.get_tensor("pos_embed").shape == (1, 257, 32)
+        assert all(file.get_tensor(name).dtype == torch.float16 for name in names)
+    assert '"dim": 32' in (tmp_path / "config.json").read_text()

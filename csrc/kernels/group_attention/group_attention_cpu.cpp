@@ -2,6 +2,7 @@
 // tiles. One item is one (segment, head). Blocks of K are transposed, so that lanes are keys for the scores, head
 // dimensions for the values; one register-blocked product serves both. Limited by FMAs while the cache is in L3, by
 // memory when it is not.
+#include <initializer_list>
 #include <limits>
 
 #include "common/cpu_kernels.h"
@@ -19,7 +20,7 @@ constexpr int kValueChunk = 64;  // keys whose V stays in L1 (16 KB at D = 64) w
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 static_assert(kMaxHeadDim <= kScratchStride && kMaxKeys <= kScratchStride);
 
-// 270 KB of the thread's stack, of which D = 64 touches a third.
+// 276 KB of the thread's stack.
 struct Scratch {
   alignas(64) float q[kMaxRows * kScratchStride];          // [rows, D], scaled
   alignas(64) float scores[kMaxRows * kScratchStride];     // [rows, keys of the tile], then probabilities

@@ -1,0 +1,321 @@
+"""group_attention against its twin in float64: numerics, what each row sees, and the errors it raises."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from steps import (
+    BAD_ARGUMENTS,
+    RAGGED,
+    Layout,
+    Row,
+    Step,
+    assert_same_caches,
+    buffer_bytes,
+    check_group_attention,
+    make_step,
+    random_layouts,
+)
+from torch import Tensor
+
+from lpd_ext import ops, reference
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+# ---- numerics ----
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "head_dim"), [(1, 8), (3, 24), (3, 32), (2, 64), (1, 128), (1, 200), (1, 256)])
+def test_ragged_batch(backend: torch.device, heads: int, head_dim: int, dtype: torch.dtype) -> None:
+    check_group_attention(make_step(RAGGED, heads, head_dim, dtype, seed=head_dim), ops.group_attention, backend)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_ragged_batches(backend: torch.device, seed: int) -> None:
+    generator = random.Random(seed)
+    layouts = random_layouts(seed)
+    step = make_step(
+        layouts,
+        heads=generator.choice([1, 3]),
+        head_dim=generator.choice([8, 24, 32, 40, 64]),
+        dtype=generator.choice(DTYPES),
+        seed=seed,
+        strided=generator.random() < 0.5,
+    )
+    step = replace(step, scale=generator.choice([None, 0.05, 1.0]))
+    check_group_attention(step, ops.group_attention, backend)
+    check_group_attention(replace(step, first_output_row=step.num_context), ops.group_attention, backend)
+
+
+# 48 rows and 256 keys are the kernel's passes and tiles.
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout(1, 0, 0),
+        Layout(0, 1, 0),
+        Layout(0, 0, 3),
+        Layout(47, 2, 0),
+        Layout(49, 96, 3),
+        Layout(2, 3, 253),
+        Layout(1, 3, 255),
+        Layout(2, 60, 255),
+        Layout(3, 2, 600),
+        Layout(0, 130, 200),
+        Layout(300, 0, 0),
+    ],
+)
+def test_one_sequence(backend: torch.device, layout: Layout) -> None:
+    check_group_attention(make_step([layout], heads=1, head_dim=16, seed=sum(layout)), ops.group_attention, backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_slices_of_larger_buffers(backend: torch.device, dtype: torch.dtype) -> None:
+    step = make_step(RAGGED, head_dim=64, dtype=dtype, strided=True)
+    assert not step.qkv.is_contiguous()
+    assert not step.k_cache.is_contiguous()
+    check_group_attention(step, ops.group_attention, backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spread", [30.0, 1e4])
+def test_scores_of_large_magnitude(backend: torch.device, spread: float, dtype: torch.dtype) -> None:
+    layouts = [*RAGGED, Layout(5, 9, 600)]  # two of three tiles of keys raise the maximum
+    check_group_attention(make_step(layouts, head_dim=32, dtype=dtype, spread=spread), ops.group_attention, backend)
+
+
+def test_scores_that_overflow_to_minus_infinity(backend: torch.device) -> None:
+    step = make_step([Layout(2, 2, 300)], heads=1, head_dim=8)
+    step.qkv[:, 0] = 1e20
+    step.k_cache[:, :, :290] = -1e20  # a whole tile of -inf before the first finite score
+    step.qkv[:, 1] = 0.0
+    step.k_cache[:, :, 290:300] = 0.0
+    check_group_attention(step, ops.group_attention, backend)
+
+
+@pytest.mark.parametrize("first_output_row", [0, 1, 5, 29, 30, 59])
+def test_rows_before_first_output_row_are_appended_only(backend: torch.device, first_output_row: int) -> None:
+    step = make_step(RAGGED, head_dim=32)
+    assert step.num_context == 29
+    assert len(step.qkv) == 60
+    check_group_attention(replace(step, first_output_row=first_output_row), ops.group_attention, backend)
+
+
+@pytest.mark.parametrize("layouts", [[], [Layout(0, 0, 0)], [Layout(0, 0, 4)] * 3])
+def test_empty_step(backend: torch.device, layouts: list[Layout]) -> None:
+    step = make_step(layouts).copy(backend)
+    assert ops.group_attention(*step.arguments()).shape == (0, 96)
+    check_group_attention(make_step(layouts), ops.group_attention, backend)
+
+
+def test_result_depends_neither_on_the_batch_nor_on_threads(backend: torch.device) -> None:
+    step = make_step(RAGGED, head_dim=64)
+    done = step.copy(backend)
+    together = ops.group_attention(*done.arguments())
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        again = step.copy(backend)
+        assert torch.equal(ops.group_attention(*again.arguments()), together)
+    finally:
+        torch.set_num_threads(threads)
+    for row in step.rows():
+        own_rows = rows_of(row)
+        alone = replace(
+            step,
+            qkv=step.qkv[own_rows],
+            segments=torch.tensor([row._replace(context_start=0, query_start=row.num_context)], dtype=torch.int32),
+        ).copy(backend)
+        assert torch.equal(ops.group_attention(*alone.arguments()), together[own_rows])
+
+
+def rows_of(row: Row) -> list[int]:
+    return [
+        *range(row.context_start, row.context_start + row.num_context),
+        *range(row.query_start, row.query_start + row.num_query),
+    ]
+
+
+# ---- what each row sees ----
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
+def test_query_rows_do_not_reach_context_rows(backend: torch.device, poison: float) -> None:
+    step = make_step(RAGGED, head_dim=64)
+    clean, poisoned = step.copy(backend), step.copy(backend)
+    poisoned.qkv[step.num_context :, 1:] = poison
+    expected, output = (ops.group_attention(*each.arguments()) for each in (clean, poisoned))
+    assert torch.equal(output[: step.num_context], expected[: step.num_context])
+    assert_same_caches(poisoned, clean)
+    assert not torch.equal(output[step.num_context :], expected[step.num_context :])
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
+def test_sequences_do_not_reach_each_other(backend: torch.device, poison: float) -> None:
+    step = make_step(RAGGED, head_dim=64)
+    expected = ops.group_attention(*step.copy(backend).arguments())
+    for row in step.rows():
+        poisoned = step.copy(backend)
+        poisoned.qkv[rows_of(row)] = poison
+        poisoned.k_cache[row.cache_slot] = poisoned.v_cache[row.cache_slot] = poison
+        output = ops.group_attention(*poisoned.arguments())
+        others = [index for index in range(len(step.qkv)) if index not in rows_of(row)]
+        assert torch.equal(output[others], expected[others])
+
+
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_nan_stays_in_the_rows_that_see_it(backend: torch.device, part: int) -> None:
+    step = make_step([Layout(3, 20, 20), Layout(2, 2, 2)], head_dim=64).copy(backend)
+    row = 3 + 2 + 7  # a query row of the first sequence
+    step.qkv[row, part, :, 5] = float("nan")
+    is_nan = ops.group_attention(*step.arguments()).isnan().any(dim=1)
+    sees = torch.zeros(len(step.qkv), dtype=torch.bool)
+    sees[row if part == 0 else slice(5, 25)] = True
+    assert torch.equal(is_nan.cpu(), sees)
+
+
+@pytest.mark.parametrize("at", [0, 255, 256, 299])
+def test_nan_in_the_cache_is_not_dropped(backend: torch.device, at: int) -> None:
+    for cache in ("k_cache", "v_cache"):
+        step = make_step([Layout(1, 2, 300)], heads=1, head_dim=32).copy(backend)
+        getattr(step, cache)[:, :, at] = float("nan")
+        assert ops.group_attention(*step.arguments()).isnan().any(dim=1).all()
+
+
+# ---- the comparison can fail ----
+
+
+def mistaken(**changes: Any) -> Callable[..., Tensor]:
+    """The plain-torch twin with one mistake in what it attends to; the caches are right."""
+
+    def group_attention(
+        qkv: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        segments: Tensor,
+        max_rows: int,
+        max_keys: int,
+        first_output_row: int,
+        scale: float | None,
+    ) -> Tensor:
+        reference.append_kv(qkv, k_cache, v_cache, segments, max_rows)
+        scale = changes.get("scale", lambda x: x)(scale or qkv.shape[-1] ** -0.5)
+        output = torch.zeros_like(qkv[:, 0])
+        for row in (Row(*values) for values in segments.tolist()):
+            rows = rows_of(row)
+            length = max(0, row.cache_length + changes.get("cache_length", 0))
+            slot = changes.get("slot", row.cache_slot)
+            q, k, v = qkv[rows].permute(1, 2, 0, 3)
+            k = torch.cat([k_cache[slot, :, :length], k], dim=1).nan_to_num()
+            v = torch.cat([v_cache[slot, :, :length], v], dim=1).nan_to_num()
+            if changes.get("swap"):
+                k, v = v, k
+            index = torch.arange(len(rows))
+            is_context = index < row.num_context
+            visible = changes.get("visible", right_visible)(is_context[:, None], is_context, index[:, None], index)
+            mask = torch.cat([torch.ones(len(rows), length, dtype=torch.bool), visible], dim=1)
+            scores = (scale * q @ k.transpose(1, 2)).masked_fill(~mask, -torch.inf)
+            output[rows] = (scores.softmax(-1) @ v).transpose(0, 1)
+        start = changes.get("start", lambda x: x)(first_output_row)
+        return output.flatten(1)[start : start + len(output) - first_output_row]
+
+    return group_attention
+
+
+def right_visible(row_context: Tensor, key_context: Tensor, row: Tensor, key: Tensor) -> Tensor:
+    return key_context | ~row_context
+
+
+MISTAKES = {
+    "context rows see query rows": mistaken(visible=lambda rc, kc, r, k: torch.ones_like(rc | kc)),
+    "query rows do not see each other": mistaken(visible=lambda rc, kc, r, k: kc | (r == k)),
+    "query rows see earlier query rows only": mistaken(visible=lambda rc, kc, r, k: kc | (~rc & (k <= r))),
+    "query rows do not see themselves": mistaken(visible=lambda rc, kc, r, k: kc | (~rc & (k != r))),
+    "context rows are causal": mistaken(visible=lambda rc, kc, r, k: (kc & (k <= r)) | ~rc),
+    "context rows see only themselves": mistaken(visible=lambda rc, kc, r, k: (r == k) | ~rc),
+    "cache length too short": mistaken(cache_length=-1),
+    "cache length too long": mistaken(cache_length=1),
+    "keys and values swapped": mistaken(swap=True),
+    "no scale": mistaken(scale=lambda scale: 1.0),
+    "scale a little off": mistaken(scale=lambda scale: 1.0001 * scale),
+    "first cache slot for all": mistaken(slot=0),
+    "output of the first rows": mistaken(start=lambda first: 0),
+}
+
+
+def planted_step(dtype: torch.dtype) -> Step:
+    step = make_step([Layout(3, 4, 5), Layout(2, 3, 9)], head_dim=32, dtype=dtype, seed=1)
+    return replace(step, first_output_row=2)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_planted_mistakes_are_rejected(mistake: str) -> None:
+    with pytest.raises(AssertionError, match=r"error .*, allowed"):
+        check_group_attention(planted_step(torch.float32), MISTAKES[mistake], torch.device("cpu"))
+
+
+@pytest.mark.parametrize("mistake", [mistake for mistake in MISTAKES if mistake != "scale a little off"])
+def test_planted_mistakes_are_rejected_in_16_bits(mistake: str) -> None:
+    with pytest.raises(AssertionError, match=r"error .*, allowed"):
+        check_group_attention(planted_step(torch.bfloat16), MISTAKES[mistake], torch.device("cpu"))
+
+
+def test_planting_alone_changes_nothing() -> None:
+    check_group_attention(planted_step(torch.float32), mistaken(), torch.device("cpu"))
+    check_group_attention(planted_step(torch.float32), reference.group_attention, torch.device("cpu"))
+
+
+# ---- wrong arguments ----
+
+
+@pytest.mark.parametrize("name", BAD_ARGUMENTS)
+def test_wrong_arguments_raise_and_write_nothing(backend: torch.device, name: str) -> None:
+    change, message = BAD_ARGUMENTS[name]
+    step = change(make_step([Layout(3, 4, 5), Layout(2, 3, 9)])).copy(backend)
+    before = step.copy()
+    with pytest.raises(RuntimeError, match=message):
+        ops.group_attention(*step.arguments())
+    assert_same_caches(step, before)
+    assert torch.equal(buffer_bytes(step.qkv), buffer_bytes(before.qkv))
+
+
+@pytest.mark.parametrize("head_dim", [4, 12, 264])
+def test_head_dimension_out_of_range(backend: torch.device, head_dim: int) -> None:
+    step = make_step([Layout(1, 1, 1)], head_dim=head_dim).copy(backend)
+    with pytest.raises(RuntimeError, match=rf"qkv: head dimension D .*\[8, 256\], got {head_dim}"):
+        ops.group_attention(*step.arguments())
+
+
+# ---- as a torch operator ----
+
+
+def test_opcheck(backend: torch.device) -> None:
+    for layouts, first_output_row in ((RAGGED, 0), (RAGGED, 29), ([Layout(2, 0, 3)], 2)):
+        step = replace(make_step(layouts, dtype=torch.bfloat16), first_output_row=first_output_row, scale=0.2)
+        finite = step.copy(backend)
+        finite.k_cache.nan_to_num_()  # opcheck compares caches with themselves
+        finite.v_cache.nan_to_num_()
+        torch.library.opcheck(torch.ops.lpd_ext.group_attention.default, finite.arguments())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is:DeprecationWarning")  # torch's own
+def test_compiles_in_one_graph(backend: torch.device) -> None:
+    def layer(step_tensors: tuple[Tensor, Tensor, Tensor, Tensor], first_output_row: int) -> Tensor:
+        qkv, k_cache, v_cache, segments = step_tensors
+        return ops.group_attention(2 * qkv, k_cache, v_cache, segments, 33, 203, first_output_row).float() + 1
+
+    compiled = torch.compile(layer, fullgraph=True)
+    for first_output_row in (0, 29):
+        steps = [make_step(RAGGED, head_dim=32).copy(backend) for _ in range(2)]
+        eager, graph = (
+            function((s.qkv, s.k_cache, s.v_cache, s.segments), first_output_row)
+            for function, s in zip((layer, compiled), steps, strict=True)
+        )
+        assert torch.equal(graph, eager)
+        assert_same_caches(*steps)

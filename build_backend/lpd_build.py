@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from typing import Any
 
 from scikit_build_core import build as _backend
-from scikit_build_core.build import (
-    build_editable,
-    build_sdist,
-    build_wheel,
-    get_requires_for_build_sdist,
-)
+from scikit_build_core.build import build_editable, build_sdist, build_wheel, get_requires_for_build_sdist
 
 __all__ = [
     "build_editable",
@@ -38,11 +34,18 @@ def _torch_is_at_hand() -> bool:
     return subprocess.run([sys.executable, "-I", "-c", _FIND_TORCH], check=False).returncode == 0
 
 
+def _check_compiler() -> None:
+    if not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        sys.exit("lpd-ext needs a C++17 compiler and found none: install g++ or clang++, or set CXX to one.")
+
+
 def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
+    _check_compiler()
     requires = list(_backend.get_requires_for_build_wheel(config_settings))
     return requires if _torch_is_at_hand() else [*requires, "torch>=2.13"]
 
 
 def get_requires_for_build_editable(config_settings: dict[str, Any] | None = None) -> list[str]:
+    _check_compiler()
     requires = list(_backend.get_requires_for_build_editable(config_settings))
     return requires if _torch_is_at_hand() else [*requires, "torch>=2.13"]

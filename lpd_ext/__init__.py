@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch  # noqa: F401  (the extension needs its libraries to be loaded)
+
 try:
     from lpd_ext._C import __version__
 except ModuleNotFoundError as error:

@@ -107,10 +107,19 @@ class Block(nn.Module):
         """Training pass over whole sequences x [B, rows, E] with mask bool [rows, rows] (True: may see)."""
         qkv = self.attn.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        attended = _masked_attention(q, k, v, mask).transpose(1, 2).flatten(2)
         x = x + F.dropout(self.attn.proj(attended), dropout, self.training)
         hidden = F.dropout(F.gelu(self.mlp.fc1(self.norm2(x))), dropout, self.training)
         return x + F.dropout(self.mlp.fc2(hidden), dropout, self.training)
+
+
+def _masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    if q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    # On the CPU the backward pass of masked SDPA took half of a training step; plain products are about 4 times faster.
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    attended: Tensor = scores.masked_fill_(~mask, float("-inf")).softmax(-1) @ v
+    return attended
 
 
 def training_mask(group_sizes: Sequence[int], device: torch.device | None = None) -> Tensor:

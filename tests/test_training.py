@@ -255,6 +255,8 @@ def test_tokenizer_training_resumes_exactly(tmp_path: Path, monkeypatch: pytest.
     parts = load_file(train_tokenizer(config))
     assert all(torch.equal(parts[name], value) for name, value in whole.items())
     assert VQTokenizer.from_state_dict(whole).config == config.sizes()
+    states = [load_state(tmp_path / name / "state.pt") for name in ("whole", "parts")]
+    assert torch.equal(states[0]["count"], states[1]["count"])
     logs = [read_log(tmp_path / name / "log.csv") for name in ("whole", "parts")]
     assert logs[1]["step"] == [3, 6]
     assert logs[1]["test_psnr_centre"] == logs[0]["test_psnr_centre"]
@@ -268,6 +270,9 @@ def test_tokenizer_training_depends_on_its_seed(tmp_path: Path) -> None:
 def test_codebook_follows_its_vectors() -> None:
     averages = CodebookAverages(3, 2)
     vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    averages.update(vectors, torch.tensor([0, 0]), decay=0.75)
+    assert averages.count.tolist() == [1.25, 0.75, 0.75]
+    assert averages.total.tolist() == [[0.25, 0.25], [0, 0], [0, 0]]
     for _ in range(300):
         averages.update(vectors, torch.tensor([0, 1]), decay=0.9)
     assert torch.allclose(averages.codes()[:2], vectors, atol=1e-6)

@@ -24,8 +24,9 @@ class Bundling:
     tokenizer: str = setting(..., "tokenizer weights")
     out: str = setting(..., "folder to write")
     num_inference_steps: int = setting(10, "default number of decoding steps")
-    guidance_scale: float = setting(3.0, "default guidance")
-    guidance_schedule: str = setting("constant", "linear or constant")
+    guidance_scale: float = setting(8.0, "default guidance")
+    guidance_schedule: str = setting("linear", "linear or constant")
+    temperature: float = setting(0.9, "default temperature")
     repulsion_threshold: int = setting(2, "default spacing of the cells of a group in the locality order")
 
 
@@ -38,6 +39,7 @@ def bundle(config: Bundling) -> Path:
         num_inference_steps=config.num_inference_steps,
         guidance_scale=config.guidance_scale,
         guidance_schedule="linear" if config.guidance_schedule == "linear" else "constant",
+        temperature=config.temperature,
         repulsion_threshold=config.repulsion_threshold,
     )
     tokenizer = VQTokenizer.from_file(config.tokenizer)

@@ -1,0 +1,68 @@
+"""The model that comes with the package: it draws what it should, the same image whatever stands beside it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from lpd_ext.pipeline import LPDPipeline, bundled_model
+
+
+@pytest.fixture(scope="module")
+def pipe() -> LPDPipeline:
+    return LPDPipeline.from_pretrained()
+
+
+def test_weights_fit_the_limit() -> None:
+    files = sorted(path.name for path in bundled_model().iterdir())
+    assert {"config.json", "model.safetensors", "tokenizer.safetensors"} <= set(files)
+    assert sum(path.stat().st_size for path in bundled_model().glob("*.safetensors")) <= 12e6
+
+
+def test_an_image_depends_on_its_seed_alone(pipe: LPDPipeline) -> None:
+    """50 seeds: alone, and as another row in batches of 7 with other labels, with 1 and with 2 threads."""
+    seeds = list(range(1000, 1050))
+    labels = [seed % 10 for seed in seeds]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = [
+            pipe(label, seeds=seed, output_type="tokens").tokens[0] for label, seed in zip(labels, seeds, strict=True)
+        ]
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for i in range(50):
+                row = i % 7
+                batch_labels = [(labels[i] + k + 1) % 10 for k in range(7)]
+                batch_seeds = [5000 + 7 * i + k for k in range(7)]
+                batch_labels[row], batch_seeds[row] = labels[i], seeds[i]
+                tokens = pipe(batch_labels, seeds=batch_seeds, output_type="tokens").tokens
+                assert torch.equal(tokens[row], alone[i]), f"seed {seeds[i]}, {count} threads"
+    finally:
+        torch.set_num_threads(threads)
+    assert len({tuple(tokens.flatten().tolist()) for tokens in alone}) == 50
+
+
+def resident_megabytes() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_memory_does_not_grow_from_image_to_image(pipe: LPDPipeline) -> None:
+    for seed in range(20):
+        pipe(seed % 10, seeds=seed)
+    before = resident_megabytes()
+    for seed in range(20, 100):
+        pipe(seed % 10, seeds=seed)
+    assert abs(resident_megabytes() - before) <= 5
+
+
+def test_class_names_and_defaults(pipe: LPDPipeline) -> None:
+    assert len(pipe.class_names) == pipe.model.config.num_classes == 10
+    assert pipe.defaults.num_inference_steps == 10
+    with pytest.raises(ValueError, match="'hat' is not a class name"):
+        pipe("hat")

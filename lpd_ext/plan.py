@@ -56,7 +56,7 @@ def plan_decoding(
     return _plan_decoding(tuple(map(tuple, schedules)), tuple(guided), num_tokens, device)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _plan_decoding(
     schedules: tuple[tuple[int, ...], ...], guided: tuple[bool, ...], num_tokens: int, device: torch.device
 ) -> Plan:

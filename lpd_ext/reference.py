@@ -96,9 +96,9 @@ def philox_words(seed: Tensor, position: Tensor, draw: int, domain: int) -> Tens
     return philox4x32_10(counter, torch.stack([seed & low, seed >> 32 & low], -1))
 
 
-def uniform(seed: Tensor, position: Tensor, draw: int = 0, domain: int = 0) -> Tensor:
-    """Float32 uniforms in [0, 1) of 24 bits, a pure function of int64 seed, position, draw and domain."""
-    return (philox_words(seed, position, draw, domain)[..., 0] >> 8).to(torch.float32) * 2.0**-24
+def uniform(seed: Tensor, position: Tensor, draw: int = 0, domain: int = 0, word: int = 0) -> Tensor:
+    """Float32 uniforms in [0, 1) of 24 bits, a pure function of int64 seed, position, draw, domain and word."""
+    return (philox_words(seed, position, draw, domain)[..., word] >> 8).to(torch.float32) * 2.0**-24
 
 
 def token_probabilities(
@@ -155,11 +155,28 @@ def sample_tokens(
     seed: Tensor,
     position: Tensor,
 ) -> Tensor:
-    """Draw one token per entry of conditional_row by inverse CDF in the order of the ids; int64 [M]."""
+    """Draw one token per entry of conditional_row; int64 [M]."""
     probabilities = token_probabilities(logits, conditional_row, unconditional_row, guidance, temperature, top_k, top_p)
-    cumulative = probabilities.cumsum(-1)
-    drawn = uniform(seed, position).double()[:, None] * cumulative[:, -1:]
-    return (cumulative <= drawn).sum(-1)
+    return descend(probabilities, seed, position)
+
+
+def descend(probabilities: Tensor, seed: Tensor, position: Tensor) -> Tensor:
+    """Draw from float64 [M, V] down the binary tree over the ids, one uniform a level; int64 [M].
+
+    Rounding of the logits then moves one boundary a level, where an inverse CDF would move V of them.
+    """
+    vocab_size = probabilities.shape[-1]
+    levels = (vocab_size - 1).bit_length()
+    remaining = F.pad(probabilities, (0, 2**levels - vocab_size))
+    token = torch.zeros_like(seed)
+    for level in range(levels):
+        left, right = remaining.chunk(2, dim=-1)
+        left_weight, right_weight = left.sum(-1), right.sum(-1)
+        number = uniform(seed, position, draw=level // 4, word=level % 4).double()
+        go_right = number * (left_weight + right_weight) >= left_weight
+        remaining = torch.where(go_right[:, None], right, left)
+        token = 2 * token + go_right
+    return token
 
 
 def locality_order(
@@ -176,7 +193,7 @@ def locality_order(
     group_sizes int32 [T] or [B, T]; seeds int64 [B]; known bool [B, N]. Equal to the kernels bit for
     bit, because only exact comparisons decide.
     """
-    order = torch.full((len(seeds), height * width), -1)
+    order = torch.full((len(seeds), height * width), -1, device=seeds.device)
     thresholds = proximity_threshold, repulsion_threshold
     for image, seed in enumerate(seeds.tolist()):
         sizes = (group_sizes if group_sizes.dim() == 1 else group_sizes[image]).tolist()

@@ -120,3 +120,11 @@ def test_opcheck(backend: torch.device) -> None:
     step.k_cache.nan_to_num_()  # opcheck compares caches with themselves
     step.v_cache.nan_to_num_()
     torch.library.opcheck(torch.ops.lpd_ext.append_kv.default, step.append_arguments())
+
+
+def test_one_cache_for_both_is_refused(backend: torch.device) -> None:
+    cache = torch.zeros(1, 2, 4, 8, device=backend)
+    segments = torch.tensor([[0, 1, 1, 0, 0, 0]], dtype=torch.int32, device=backend)
+    with pytest.raises(RuntimeError, match="v_cache must not be k_cache itself"):
+        ops.append_kv(torch.ones(1, 3, 2, 8, device=backend), cache, cache, segments, 1)
+    assert not cache.any()

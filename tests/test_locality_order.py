@@ -265,6 +265,7 @@ GOOD: dict[str, Any] = {
         ({"seeds": int_tensor([1, 2])}, "seeds must be int64, got int32"),
         ({"seeds": torch.tensor([[1, 2]])}, r"seeds must have shape \[B\]"),
         ({"height": 0}, "height and width must be >= 1 with at most 65536 cells, got 0 x 3"),
+        ({"height": 3, "width": 6148914691236517206}, "height and width must be >= 1 with at most 65536 cells"),
         (
             {"height": 300, "width": 300},
             "height and width must be >= 1 with at most 65536 cells, got 300 x 300",

@@ -58,28 +58,31 @@ def test_every_part_of_the_key_matters() -> None:
     assert reference.uniform(words(0, 0), words(SMALLEST, LARGEST)).tolist() == [0.0, 1 - 2.0**-24]
 
 
-def draw_flat(vocab_size: int, seed: Tensor, position: Tensor, device: torch.device) -> Tensor:
-    """Tokens drawn from equal logits, whose exact cumulative weights make the token floor(u * V)."""
-    count = len(seed)
-    rows = torch.zeros(count, dtype=torch.int32)
-    ones = torch.ones(count)
+def draw(logits: Tensor, seed: Tensor, position: Tensor, device: torch.device) -> Tensor:
+    """Tokens drawn from one row of logits [1, V]."""
+    rows = torch.zeros(len(seed), dtype=torch.int32)
+    ones = torch.ones(len(seed))
     args = (rows, rows - 1, ones, ones, None, None, seed, position)
-    logits = torch.zeros(1, vocab_size, dtype=torch.float16, device=device)
-    return ops.sample_tokens(logits, *(a if a is None else a.to(device) for a in args)).cpu()
+    return ops.sample_tokens(logits.to(device), *(a if a is None else a.to(device) for a in args)).cpu()
 
 
 def test_kernel_draws_the_same_uniforms(backend: torch.device) -> None:
+    """From equal logits, each bit of the token is the top bit of its level's word."""
     generator = torch.Generator().manual_seed(1)
     seed = torch.randint(-(2**63), 2**63 - 1, (4096,), generator=generator)
     seed[:8] = torch.tensor([0, 1, -1, 2**32, 2**32 - 1, -(2**63), 2**63 - 1, 2**31])
     position = torch.randint(0, 65536, (4096,), generator=generator)
     position[-2:] = torch.tensor([0, 2**32 - 1])
-    expected = (reference.uniform(seed, position).double() * 4096).long()
-    assert draw_flat(4096, seed, position, backend).equal(expected)
+    expected = torch.zeros(4096, dtype=torch.int64)
+    for level in range(12):
+        top_bit = reference.philox_words(seed, position, level // 4, domain=0)[:, level % 4] >> 31
+        expected = 2 * expected + top_bit
+    assert draw(torch.zeros(1, 4096), seed, position, backend).equal(expected)
 
 
 def test_kernel_uses_all_24_bits(backend: torch.device) -> None:
-    seed, position = torch.tensor([0, 0, 12345]), torch.tensor([SMALLEST, LARGEST, 6])
-    expected = (reference.uniform(seed, position).double() * 2**24).long()
-    assert expected[:2].tolist() == [0, 2**24 - 1]
-    assert draw_flat(2**24, seed, position, backend).equal(expected)
+    """2^23 tokens of equal weight on the left and one on the right: of all u, only 1 - 2^-24 goes right."""
+    logits = torch.full((1, 2**24), float("-inf"), dtype=torch.float16)
+    logits[0, : 2**23 + 1] = 0
+    assert draw(logits, torch.tensor([0]), torch.tensor([LARGEST]), backend).tolist() == [2**23]
+    assert draw(logits, torch.tensor([0]), torch.tensor([SMALLEST]), backend).item() < 2**23

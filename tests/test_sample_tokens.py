@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
@@ -77,15 +78,24 @@ def arguments(
     )
 
 
-def assert_follows_cdf(tokens: Tensor, args: Arguments, probabilities: Tensor) -> None:
-    """Each token is where the reference's CDF [M or 1, V] passes the reference's uniform, bar rounding of the CDF."""
-    rounding = 3e-6
-    uniform = reference.uniform(args.seed, args.position).double()
-    here = probabilities.expand(len(tokens), -1).gather(-1, tokens[:, None])[:, 0]
-    up_to_here = probabilities.cumsum(-1).expand(len(tokens), -1).gather(-1, tokens[:, None])[:, 0]
-    assert bool((here > 0).all())
-    assert bool((up_to_here - here - rounding <= uniform).all())
-    assert bool((uniform < up_to_here + rounding).all())
+def assert_follows_tree(tokens: Tensor, args: Arguments, probabilities: Tensor) -> None:
+    """Every bit of each token goes where the reference's uniform and weights [M or 1, V] send it, bar rounding."""
+    vocab_size = probabilities.shape[-1]
+    levels = (vocab_size - 1).bit_length()
+    cumulative = F.pad(probabilities, (1, 2**levels - vocab_size)).cumsum(-1).expand(len(tokens), -1)
+    start = torch.zeros_like(tokens)
+    for level in range(levels):
+        half = 2 ** (levels - 1 - level)
+        low, middle, high = (cumulative.gather(-1, (start + i)[:, None])[:, 0] for i in (0, half, 2 * half))
+        number = reference.uniform(args.seed, args.position, draw=level // 4, word=level % 4).double()
+        excess = number * (high - low) - (middle - low)  # >= 0 sends a token right
+        rounding = 3e-6 * (high - low) + 1e-14
+        right = tokens & half > 0
+        assert bool((excess >= -rounding)[right].all())
+        assert bool((excess < rounding)[~right].all())
+        start = start + half * right
+    assert start.equal(tokens)
+    assert bool((probabilities.expand(len(tokens), -1).gather(-1, tokens[:, None]) > 0).all())
 
 
 def assert_support(tokens: Tensor, probabilities: Tensor) -> None:
@@ -140,7 +150,7 @@ def test_distribution(name: str, tie: int, backend: torch.device) -> None:
     args = arguments(branches(tie), 12_800, **DISTRIBUTIONS[name])
     probabilities = args.take(torch.tensor([0])).probabilities()
     tokens = args.draw(backend)
-    assert_follows_cdf(tokens, args, probabilities)
+    assert_follows_tree(tokens, args, probabilities)
     assert_frequencies(tokens, probabilities[0])
     if probabilities[probabilities > 0].min() > 1e-3:  # else these draws cannot reach every token
         assert_support(tokens, probabilities[0])
@@ -176,7 +186,7 @@ MISTAKES: dict[str, tuple[dict[str, float], Callable[[Arguments], Tensor]]] = {
     "guidance off by one": ({}, lambda a: a._replace(guidance=a.guidance - 1).probabilities()),
     "temperature inverted": ({}, lambda a: a._replace(temperature=1 / a.temperature).probabilities()),
     "temperature ignored": ({}, lambda a: a._replace(temperature=torch.ones(1)).probabilities()),
-    "cdf off by one": ({}, lambda a: a.probabilities().roll(1, -1)),
+    "ids off by one": ({}, lambda a: a.probabilities().roll(1, -1)),
 }
 
 
@@ -186,19 +196,18 @@ def test_the_comparisons_reject(name: str) -> None:
     options, mistaken = MISTAKES[name]
     args = arguments(branches(tie=2), 12_800, **(DISTRIBUTIONS["everything"] | options))
     one = args.take(torch.tensor([0]))
-    uniform = reference.uniform(args.seed, args.position).double()
 
-    def invert(probabilities: Tensor) -> Tensor:
-        return torch.searchsorted(probabilities[0].cumsum(-1), uniform * probabilities.sum(), right=True)
+    def drawn_from(probabilities: Tensor) -> Tensor:
+        return reference.descend(probabilities.expand(len(args.seed), -1), args.seed, args.position)
 
     right, wrong = one.probabilities(), mistaken(one)
-    assert_follows_cdf(invert(right), args, right)
-    assert_frequencies(invert(right), right[0])
-    assert_support(invert(right), right[0])
+    assert_follows_tree(drawn_from(right), args, right)
+    assert_frequencies(drawn_from(right), right[0])
+    assert_support(drawn_from(right), right[0])
     with pytest.raises(AssertionError):
-        assert_follows_cdf(invert(wrong), args, right)
+        assert_follows_tree(drawn_from(wrong), args, right)
     with pytest.raises(AssertionError):
-        assert_frequencies(invert(wrong), right[0])
+        assert_frequencies(drawn_from(wrong), right[0])
 
 
 def test_the_comparisons_reject_uniforms_that_ignore_the_position() -> None:
@@ -206,7 +215,7 @@ def test_the_comparisons_reject_uniforms_that_ignore_the_position() -> None:
     probabilities = args.take(torch.tensor([0])).probabilities()
     tokens = reference.sample_tokens(*args._replace(position=torch.zeros(512, dtype=torch.int64)))
     with pytest.raises(AssertionError):
-        assert_follows_cdf(tokens, args, probabilities)
+        assert_follows_tree(tokens, args, probabilities)
     with pytest.raises(AssertionError):
         assert_frequencies(tokens, probabilities[0])
 
@@ -239,8 +248,8 @@ def mixed_batch(vocab_size: int, dtype: torch.dtype) -> tuple[Arguments, Tensor]
 def test_sizes_and_mixed_parameters(vocab_size: int, backend: torch.device) -> None:
     args, probabilities = mixed_batch(vocab_size, torch.float32)
     tokens = args.draw(backend)
-    assert_follows_cdf(tokens, args, probabilities)
-    assert (tokens != reference.sample_tokens(*args)).sum() <= 1  # all equal, bar one at a boundary of the CDF
+    assert_follows_tree(tokens, args, probabilities)
+    assert (tokens != reference.sample_tokens(*args)).sum() <= 1  # all equal, bar one at a boundary
     greedy = args.temperature == 0
     assert tokens[greedy].equal(probabilities[greedy].argmax(-1))
 
@@ -250,7 +259,7 @@ def test_large_vocabulary(backend: torch.device) -> None:
     args = arguments(
         logits, 4, unconditional=[-1, 1, 1, -1], guidance=3.0, top_k=[0, 0, 900, 3], top_p=[1.0, 0.9, 0.9, 1.0]
     )
-    assert_follows_cdf(args.draw(backend), args, args.probabilities())
+    assert_follows_tree(args.draw(backend), args, args.probabilities())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -258,7 +267,7 @@ def test_16_bit_logits_are_mixed_in_fp32(dtype: torch.dtype, backend: torch.devi
     for vocab_size in (7, 1000):
         args, probabilities = mixed_batch(vocab_size, dtype)
         tokens = args.draw(backend)
-        assert_follows_cdf(tokens, args, probabilities)
+        assert_follows_tree(tokens, args, probabilities)
         assert tokens.equal(args._replace(logits=args.logits.float()).draw(backend))
 
 
@@ -284,14 +293,14 @@ def test_thresholds_of_top_k(backend: torch.device) -> None:
     for extra in (0, 40):
         logits = torch.tensor([values + [2.5] * extra])
         k = torch.arange(logits.shape[1] + 3)
-        # Temperature 1e38 gives all finite tokens weight, and u walks over the whole CDF.
+        # Temperature 1e38 gives all finite tokens weight.
         count = 64
         args = arguments(
             logits, count * len(k), temperature=1e38, top_k=k.repeat_interleave(count), seed=7, position=None
         )
         tokens = args.draw(backend).view(len(k), count)
         probabilities = args.probabilities()
-        assert_follows_cdf(tokens.flatten(), args, probabilities)
+        assert_follows_tree(tokens.flatten(), args, probabilities)
         kept = probabilities[::count] > 0
         descending = logits[0].sort(descending=True).values
         for rank in range(1, logits.shape[1]):
@@ -305,7 +314,7 @@ def test_thresholds_of_top_p(backend: torch.device) -> None:
     p = (torch.arange(44) + 0.5) / 44  # steps of the CDF are multiples of 1/44
     args = arguments(logits, 256 * 44, top_p=p.repeat_interleave(256))
     tokens = args.draw(backend)
-    assert_follows_cdf(tokens, args, args.probabilities())
+    assert_follows_tree(tokens, args, args.probabilities())
     least = logits[0, tokens].view(44, 256).amin(-1)
     steps = torch.tensor([16, 16, 4, 6, 2])
     assert least.equal((torch.tensor([8.0, 4.0, 2.0, 1.0, 0.5]) / 22).log().repeat_interleave(steps))
@@ -315,7 +324,7 @@ def test_one_huge_logit_among_ordinary_ones(backend: torch.device) -> None:
     logits = torch.randn(1, 3000, generator=torch.Generator().manual_seed(8))
     logits[0, 1234] = 1e30
     args = arguments(logits, 64, temperature=1e29, top_k=[0, 5, 900, 2999] * 16)
-    assert_follows_cdf(args.draw(backend), args, args.probabilities())
+    assert_follows_tree(args.draw(backend), args, args.probabilities())
 
 
 @pytest.mark.parametrize(("temperature", "winner"), [(1e-45, True), (1e-30, True), (1e-3, True), (3e38, False)])
@@ -326,7 +335,7 @@ def test_extreme_temperatures(temperature: float, winner: bool, backend: torch.d
     if winner:
         assert tokens.eq(5).all()
     else:
-        assert_follows_cdf(tokens, args, torch.full((1, 7), 1 / 7, dtype=torch.float64))
+        assert_follows_tree(tokens, args, torch.full((1, 7), 1 / 7, dtype=torch.float64))
 
 
 def test_masked_vocabulary(backend: torch.device) -> None:
@@ -345,20 +354,41 @@ def test_masked_vocabulary(backend: torch.device) -> None:
             top_k=torch.tensor([0, 1097, 1095])[torch.arange(1024) % 3],
         )
         tokens = args.draw(backend)
-        assert_follows_cdf(tokens, args, args.probabilities())
+        assert_follows_tree(tokens, args, args.probabilities())
         assert not torch.isin(tokens, masked).any()
 
 
 def test_smallest_and_largest_uniform(backend: torch.device) -> None:
-    """At u = 0 the first token that is not masked, at u = 1 - 2^-24 the last, however the sums round."""
-    logits = torch.full((100, 1300), -INF)
-    logits[:, 520:690] = torch.randn(100, 170, generator=torch.Generator().manual_seed(6))
-    rows = torch.arange(100)
-    for position, expected in [(14883995, 520), (38471471, 689)]:
+    """u = 0 goes left unless nothing is there, u = 1 - 2^-24 right unless nothing is there, however sums round."""
+    smallest, largest = 14883995, 38471471  # positions whose first uniforms at seed 0 these are
+    assert reference.uniform(torch.tensor(0), torch.tensor([smallest, largest])).tolist() == [0, 1 - 2.0**-24]
+    values = torch.randn(100, 1300, generator=torch.Generator().manual_seed(6))
+    left, right = torch.arange(1300) < 1024, torch.arange(1300) >= 1024
+    for position, given, expected in [
+        (smallest, left, left),
+        (smallest, right, right),
+        (smallest, left | right, left),
+        (largest, left, left),
+        (largest, right, right),
+        (largest, left | right, right),
+    ]:
         for top_k in (0, 1299):
-            args = arguments(logits, 100, conditional=rows, top_k=top_k, seed=0, position=position)
-            assert args.draw(backend).eq(expected).all()
-    assert reference.uniform(torch.tensor(0), torch.tensor([14883995, 38471471])).tolist() == [0, 1 - 2.0**-24]
+            logits = values.masked_fill(~given, -INF)
+            args = arguments(logits, 100, conditional=torch.arange(100), top_k=top_k, seed=0, position=position)
+            assert expected[args.draw(backend)].all()
+
+
+def test_rounding_of_the_logits_hardly_matters(backend: torch.device) -> None:
+    """Noise as large as a GEMM's rounding changes far fewer draws than it would through an inverse CDF."""
+    generator = torch.Generator().manual_seed(11)
+    logits = torch.randn(1, 4096, generator=generator)
+    noisy = logits + 1e-4 * torch.randn(1, 4096, generator=generator)
+    count = 40_000
+    args, perturbed = arguments(logits, count), arguments(noisy, count)
+    changed = (args.draw(backend) != perturbed.draw(backend)).sum()
+    uniform = reference.uniform(args.seed, args.position).double()
+    by_cdf = [torch.searchsorted(x.double().softmax(-1)[0].cumsum(-1), uniform) for x in (logits, noisy)]
+    assert (by_cdf[0] != by_cdf[1]).sum() > 10 * changed
 
 
 def test_infinite_logits_share_all_the_probability(backend: torch.device) -> None:
@@ -366,7 +396,7 @@ def test_infinite_logits_share_all_the_probability(backend: torch.device) -> Non
     logits[0, [17, 600, 699]] = INF
     args = arguments(logits, 600, temperature=[0.0, 1.0, 7.0] * 200, top_k=[0, 0, 2] * 200)
     tokens = args.draw(backend)
-    assert_follows_cdf(tokens, args, args.probabilities())
+    assert_follows_tree(tokens, args, args.probabilities())
     assert set(tokens.tolist()) == {17, 600, 699}
     assert set(tokens[::3].tolist()) == {17}
 
@@ -481,7 +511,7 @@ def test_errors_name_argument_and_value(name: str, backend: torch.device) -> Non
     spoil, message = WRONG[name]
     with pytest.raises(RuntimeError, match=message):
         spoil(example()).draw(backend)
-    assert_follows_cdf(example().draw(backend), example(), example().probabilities())
+    assert_follows_tree(example().draw(backend), example(), example().probabilities())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -95,6 +95,18 @@ void check_rows_contiguous(const Tensor& t, const char* name) {
         " must be contiguous in its last dimension, got stride ", t.stride(t.dim() - 1));
 }
 
+// For what is written: rows that overlap in memory would be written more than once.
+void check_distinct_rows(const Tensor& t, const char* name) {
+  for (int64_t dim = 0; dim + 1 < t.dim(); ++dim) {
+    check(t.size(dim) <= 1 || t.stride(dim) >= t.size(t.dim() - 1), name,
+          " is written, so its rows must not overlap, got stride ", t.stride(dim), " in dimension ", dim);
+  }
+}
+
+void check_bound(int64_t value, const char* name) {
+  check(value >= 0 && value <= INT32_MAX, name, " must be in [0, 2^31), got ", value);
+}
+
 void check_contiguous(const Tensor& t, const char* name) { check(t.is_contiguous(), name, " must be contiguous"); }
 
 // A whole argument that kernels read as a plain array.
@@ -152,6 +164,9 @@ CacheShape check_cache_arguments(const Tensor& qkv, const Tensor& k_cache, const
   check_rows_contiguous(qkv, "qkv");
   check_rows_contiguous(k_cache, "k_cache");
   check_rows_contiguous(v_cache, "v_cache");
+  check_distinct_rows(k_cache, "k_cache");
+  check(k_cache.numel() == 0 || k_cache.const_data_ptr() != v_cache.const_data_ptr(),
+        "v_cache must not be k_cache itself");
   for (int64_t i = 0; i < 3; ++i) {
     check(k_cache.size(i) <= 1 || k_cache.stride(i) == v_cache.stride(i),
           "v_cache must have the strides of k_cache, got stride ", v_cache.stride(i), " and ", k_cache.stride(i),
@@ -189,6 +204,8 @@ Tensor group_attention_cpu(const Tensor& qkv, const Tensor& k_cache, const Tenso
   check(first_output_row >= 0 && first_output_row <= shape.rows, "first_output_row must be in [0, ", shape.rows,
         "], got ", first_output_row);
   check(std::isfinite(scale), "scale must be finite, got ", scale);
+  check_bound(max_rows, "max_rows");
+  check_bound(max_keys, "max_keys");
   auto params = cache_params<lpd::GroupAttentionParams>(qkv, k_cache, v_cache, segments, shape, max_rows);
   const std::string fault =
       lpd::check_segments(params.segments, shape.segments,
@@ -208,6 +225,7 @@ Tensor group_attention_cpu(const Tensor& qkv, const Tensor& k_cache, const Tenso
 void append_kv_cpu(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, const Tensor& segments,
                    int64_t max_rows) {
   const CacheShape shape = check_cache_arguments(qkv, k_cache, v_cache, segments);
+  check_bound(max_rows, "max_rows");
   const auto params = cache_params<lpd::AppendKvParams>(qkv, k_cache, v_cache, segments, shape, max_rows);
   const std::string fault =
       lpd::check_segments(params.segments, shape.segments,
@@ -268,6 +286,7 @@ Tensor residual_layer_norm_cpu(const Tensor& x, const OptionalTensor& delta, con
   check_dtype(x, "x", ScalarType::Float);
   check_shape(x, "x", "[R, E]", {-1, -1});
   check_rows_contiguous(x, "x");
+  check_distinct_rows(x, "x");
   const int64_t rows = x.size(0), width = x.size(1);
   const lpd::DType dtype = float_dtype(weight, "weight");
   check_array(weight, "weight", weight.scalar_type(), "[E]", {width});
@@ -357,7 +376,7 @@ Tensor sample_tokens_cpu(const Tensor& logits, const Tensor& conditional_row, co
 
 Tensor locality_order_cpu(const Tensor& group_sizes, int64_t height, int64_t width, double proximity_threshold,
                           int64_t repulsion_threshold, const Tensor& seeds, const OptionalTensor& known) {
-  check(height >= 1 && width >= 1 && height * width <= 65536,
+  check(height >= 1 && height <= 65536 && width >= 1 && width <= 65536 && height * width <= 65536,
         "height and width must be >= 1 with at most 65536 cells, got ", height, " x ", width);
   check(!std::isnan(proximity_threshold), "proximity_threshold must be a number, got nan");
   check(repulsion_threshold >= 0, "repulsion_threshold must be >= 0, got ", repulsion_threshold);

@@ -12,6 +12,10 @@ namespace lpd {
 // conditional branch excludes stays excluded. Logits of +inf share all the probability. The uniform number of token m
 // is word 0 of Philox(seed[m], position[m], draw 0, domain tokens); the token is the first whose inclusive cumulative
 // weight, in the order of the ids, exceeds it. A token of weight 0 (below e^-86 of the largest) is never drawn.
+//
+// The draw descends the binary tree over token ids from the top bit down. At level l it goes right if
+// u_l * (left + right) >= left, with the weights left and right of the two halves, and u_l from word l % 4 of
+// Philox(seed, position, draw index l / 4, tokens).
 struct SampleTokensParams {
   const void* logits;                // [Q, V] in dtype, row stride in elements
   const int32_t* conditional_row;    // [M]
@@ -28,5 +32,12 @@ struct SampleTokensParams {
   int32_t vocab_size;  // V
   DType dtype;
 };
+
+// Tokens in the left half of the tree over `vocab_size` ids; 0 for a single token.
+inline int32_t tree_half(int32_t vocab_size) {
+  int32_t half = 1;
+  while (half < vocab_size) half *= 2;
+  return half / 2;
+}
 
 }  // namespace lpd

@@ -1,5 +1,5 @@
 // sample_tokens on the CPU. A token is one item and its fp32 row stays in cache: one pass mixes it and finds its
-// maximum, one turns it into weights with a sum per block, and the draw walks the block sums, then one block. A filter
+// maximum, one turns it into weights with a sum per block, and the draw descends a binary tree over the ids. A filter
 // finds its threshold by bisection on the count (top-k) or weight (top-p) above it, dropping what is out on the way;
 // nothing is sorted. Limited by reading the logits and by exp; with a filter on, by the passes over the whole row.
 #include <cmath>
@@ -175,20 +175,63 @@ void keep_top(double target, Candidates& c) {
   if (kByWeight) weigh(c);
 }
 
-// First candidate whose inclusive cumulative weight exceeds uniform * total, which is less than total.
-int draw(float uniform, const Candidates& c) {
-  const double target = uniform * c.total;
-  double cumulative = 0.0;
-  int begin = 0;
-  for (; cumulative + c.block_sums[begin / kBlock] <= target; begin += kBlock) {
-    cumulative += c.block_sums[begin / kBlock];
+// Sum of the weights of candidates [begin, end).
+double range_weight(const Candidates& c, int begin, int end) {
+  double total = 0.0;
+  for (int i = begin; i < end;) {
+    const int whole_end = block_end(c, i);
+    if (i % kBlock == 0 && whole_end <= end) {
+      total += c.block_sums[i / kBlock];
+      i = whole_end;
+      continue;
+    }
+    const int next_block = (i / kBlock + 1) * kBlock, stop = next_block < end ? next_block : end;
+    Vec sums = broadcast(0.0f);
+    for (; i + Vec::kWidth <= stop; i += Vec::kWidth) sums = sums + load(c.weights + i);
+    float sum = reduce_add(sums);
+    for (; i < stop; ++i) sum += c.weights[i];
+    total += sum;
   }
-  int last = begin;  // a block sum is rounded otherwise than this running sum, which may end just short of the target
-  for (int i = begin; i < block_end(c, begin) && cumulative <= target; ++i) {
-    cumulative += c.weights[i];
-    if (c.weights[i] > 0.0f) last = i;
+  return total;
+}
+
+// First candidate in [begin, end) whose id is at least `id`.
+int first_from_id(const Candidates& c, bool filtered, int begin, int end, int id) {
+  if (!filtered) return id < end ? id : end;  // candidate i is token i
+  while (begin < end) {
+    const int middle = begin + (end - begin) / 2;
+    if (c.ids[middle] < id) {
+      begin = middle + 1;
+    } else {
+      end = middle;
+    }
   }
-  return last;
+  return begin;
+}
+
+// Descends the binary tree over token ids, each level by a random number of its own and the weights of the two halves.
+// An inverse CDF would draw from the same distribution with one number, but there a logit's last bit moves the
+// boundaries of all later tokens; here it moves one boundary a level, so a draw hardly ever depends on how a GEMM was
+// rounded.
+int draw(const SampleTokensParams& p, int64_t m, bool filtered, const Candidates& c) {
+  const auto seed = static_cast<uint64_t>(p.seed[m]);
+  const auto position = static_cast<uint32_t>(p.position[m]);
+  int begin = 0, end = c.count, first_id = 0;
+  PhiloxWords random{};
+  int level = 0;
+  for (int half = tree_half(p.vocab_size); half > 0 && end - begin > 1; half /= 2, ++level) {
+    if (level % 4 == 0) random = philox4x32_10(seed, position, static_cast<uint32_t>(level / 4), PhiloxDomain::kTokens);
+    const int middle = first_from_id(c, filtered, begin, end, first_id + half);
+    const double left = range_weight(c, begin, middle), right = range_weight(c, middle, end);
+    // The uniform is in [0, 1): a half without weight is never taken.
+    if (philox_uniform(random.word[level % 4]) * (left + right) < left) {
+      end = middle;
+    } else {
+      begin = middle;
+      first_id += half;
+    }
+  }
+  return begin;
 }
 
 int first_maximum(const Candidates& c) {
@@ -216,9 +259,7 @@ int64_t sample_token(const SampleTokensParams& p, int64_t m, Candidates& c) {
   weigh(c);
   if (by_weight) keep_top<true>(p.top_p[m] * c.total, c);
 
-  const PhiloxWords random =
-      philox4x32_10(static_cast<uint64_t>(p.seed[m]), static_cast<uint32_t>(p.position[m]), 0, PhiloxDomain::kTokens);
-  const int drawn = draw(philox_uniform(random.word[0]), c);
+  const int drawn = draw(p, m, filtered, c);
   return filtered ? c.ids[drawn] : drawn;
 }
 

@@ -136,7 +136,7 @@ const T* optional_data(const OptionalTensor& t) {
 // Splits items over torch's thread pool; `cost` is the work of one item in roughly nanoseconds.
 template <class Params>
 void run(void (*kernel)(const Params&, int64_t, int64_t), const Params& params, int64_t items, double cost) {
-  constexpr double kMinNanosecondsPerThread = 20e3;  // below this, waking a thread costs more than it saves
+  constexpr double kMinNanosecondsPerThread = 40e3;  // less work than this does not pay for waking a thread
   const int64_t grain = std::max<int64_t>(1, static_cast<int64_t>(kMinNanosecondsPerThread / std::max(cost, 1.0)));
   torch::stable::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) { kernel(params, begin, end); });
 }

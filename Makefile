@@ -11,32 +11,35 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
-# PyTorch first: the CPU build unless there is an NVIDIA driver (TORCH=<requirement> chooses another), so that pip does
-# not take gigabytes of CUDA libraries for a machine that cannot use them.
+# PyTorch comes first, so that the extension is built against it; TORCH=<requirement> chooses another than
+# build_backend/install_torch.py would.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-setup: $(BIN)/python  ## Virtual environment with torch, the library and the `lpd` command
-	@$(BIN)/python build_backend/install_torch.py $(TORCH)
+.PHONY: torch lint-tools
+torch: $(BIN)/python
+	@$(BIN)/python build_backend/install_torch.py '$(TORCH)'
+
+lint-tools: $(BIN)/python
+	$(BIN)/pip install --quiet -r requirements-lint.txt
+
+setup: torch  ## Virtual environment with torch, the library and the `lpd` command
 	$(BIN)/pip install --quiet '.[tools]'
 
 demo: setup  ## Draw a labelled grid of images with the bundled model
 	$(BIN)/lpd sample --output demo/grid.png
 
-test: $(BIN)/python  ## Build, then run the whole test suite
-	@$(BIN)/python build_backend/install_torch.py $(TORCH)
+test: torch  ## Build, then run the whole test suite
 	LPD_WERROR=ON $(BIN)/pip install --quiet '.[tools,test]'
 	GOMP_SPINCOUNT=0 $(BIN)/pytest $(PYTEST_ARGS)
 
-lint: $(BIN)/python  ## Check style and types (ruff, mypy, clang-format)
-	@$(BIN)/python build_backend/install_torch.py $(TORCH)
-	$(BIN)/pip install --quiet 'ruff==0.17.6' 'mypy==2.4.1' 'clang-format==23.1.5' 'typer>=0.12' 'rich>=13' 'safetensors' 'pillow' 'numpy'
+lint: torch lint-tools  ## Check style and types (ruff, mypy, clang-format)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/**.h' 'csrc/**.cpp')
 
-format: $(BIN)/python  ## Rewrite sources in the house style
+format: lint-tools  ## Rewrite sources in the house style
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/**.h' 'csrc/**.cpp')
 

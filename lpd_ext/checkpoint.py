@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lpd_ext.model import LPDConfig, LPDModel
-from lpd_ext.state_files import complete_file, read_state_dict, write_state_dict
+from lpd_ext.model import LPDConfig, LPDModel, check_grid
+from lpd_ext.state_files import complete_file, read_metadata, read_state_dict, write_state_dict
 
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.safetensors"
 _PUBLISHED_HEAD_DIM = 64
+_WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def load_model(
@@ -36,20 +38,43 @@ def load_model(
 ) -> LPDModel:
     """Load an LPD transformer in eval mode from a weight file or a directory with config.json.
 
-    grid resizes the position embedding to another (h, w); heads must be given where neither config.json nor a width
-    that is a multiple of 64 (the published head dimension) tells it. Raises FileNotFoundError or ValueError.
+    grid resizes the position embedding to another (h, w); dtype is float32, bfloat16 or float16. heads must be given
+    where neither config.json, the file's metadata nor a width that is a multiple of 64 (the published head dimension)
+    tells it. Raises FileNotFoundError or ValueError.
     """
+    if grid is not None:
+        grid = check_grid(grid)
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype}")
     path = Path(path)
-    config = None
     if path.is_dir():
         config = model_config(read_config(path))
-        path = path / MODEL_FILE
-    state = read_state_dict(path)
-    if config is None:
-        config = infer_config(state, heads, grid)
-    elif heads is not None and heads != config.heads:
-        raise ValueError(f"heads must be {config.heads} as config.json says, got {heads}")
+        if heads is not None and heads != config.heads:
+            raise ValueError(f"heads must be {config.heads} as config.json says, got {heads}")
+        state = read_state_dict(path / MODEL_FILE)
+    else:
+        state = read_state_dict(path)
+        heads, stored_grid = _sizes_of_file(path, heads)
+        config = infer_config(state, heads, stored_grid or grid)
     return model_from_state_dict(state, config, grid=grid).to(device=device, dtype=dtype).eval()
+
+
+def _sizes_of_file(path: Path, heads: int | None) -> tuple[int | None, tuple[int, int] | None]:
+    """Heads and grid, which no tensor shape tells: from the file's metadata, else from the config.json beside it."""
+    metadata = read_metadata(path)
+    if "heads" in metadata:
+        try:
+            stored = int(metadata["heads"])
+            height, width = map(int, metadata["grid"].split("x"))
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"path {str(path)!r} has metadata whose heads or grid are no integers: {error}") from error
+        if heads is not None and heads != stored:
+            raise ValueError(f"heads must be {stored} as the metadata of {str(path)!r} says, got {heads}")
+        return stored, check_grid((height, width))
+    if heads is None and path.name == MODEL_FILE and (path.parent / CONFIG_FILE).is_file():
+        config = model_config(read_config(path.parent))
+        return config.heads, config.grid
+    return heads, None
 
 
 def model_from_state_dict(
@@ -57,9 +82,11 @@ def model_from_state_dict(
 ) -> LPDModel:
     """An LPDModel that uses the tensors of a published-layout state dict; ValueError if they do not fit config."""
     state = dict(state)
-    if grid is not None and tuple(grid) != config.grid:
+    if grid is not None and check_grid(grid) != config.grid:
+        if "pos_embed" not in state:
+            raise ValueError(f"the checkpoint does not fit {config}: pos_embed is missing")
         state["pos_embed"] = resize_position_embedding(state["pos_embed"], config.grid, grid)
-        config = LPDConfig(**{**asdict(config), "grid": tuple(grid)})
+        config = replace(config, grid=check_grid(grid))
     with torch.device("meta"):  # the tensors of `state` take the parameters' place: nothing is initialised or copied
         model = LPDModel(config)
     try:
@@ -98,8 +125,8 @@ def infer_config(
 
 def resize_position_embedding(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """Bicubic resize of pos_embed [1, 1 + h*w, E] to another grid; position 0, the condition, is kept."""
-    if pos_embed.shape[1] != 1 + old[0] * old[1]:
-        raise ValueError(f"pos_embed has {pos_embed.shape[1]} positions, but grid {old} needs {1 + old[0] * old[1]}")
+    if pos_embed.ndim != 3 or pos_embed.shape[1] != 1 + old[0] * old[1]:
+        raise ValueError(f"pos_embed has shape {list(pos_embed.shape)}, but {old} needs {1 + old[0] * old[1]} rows")
     cells = pos_embed[:, 1:].float().unflatten(1, old).permute(0, 3, 1, 2)
     cells = F.interpolate(cells, size=tuple(new), mode="bicubic", align_corners=False, antialias=False)
     resized = cells.permute(0, 2, 3, 1).flatten(1, 2).to(pos_embed.dtype)
@@ -138,7 +165,9 @@ def save_model(
     """Write config.json and model.safetensors (floats in dtype if given); `extra` adds entries to config.json."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    write_state_dict(model.state_dict(), directory / MODEL_FILE, dtype)
+    height, width = model.config.grid
+    metadata = {"heads": str(model.config.heads), "grid": f"{height}x{width}"}
+    write_state_dict(model.state_dict(), directory / MODEL_FILE, dtype, metadata)
     text = json.dumps({"model": asdict(model.config), **(extra or {})}, indent=2) + "\n"
     with complete_file(directory / CONFIG_FILE) as file:
         file.write_text(text, encoding="utf-8")
@@ -153,7 +182,9 @@ def resolve_directory(name: str | Path, revision: str | None = None) -> Path:
     if path.exists():
         return path
     parts = str(name).split("/")
-    if isinstance(name, Path) or len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
+    is_hub_id = len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~")
+    meant_locally = isinstance(name, Path) or path.suffix in _WEIGHT_SUFFIXES or Path(parts[0]).is_dir()
+    if meant_locally or not is_hub_id:
         raise FileNotFoundError(f"{str(name)!r} is neither a local path nor a hub id of the form 'owner/name'")
     try:
         from huggingface_hub import snapshot_download

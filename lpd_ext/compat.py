@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lpd_ext.checkpoint import infer_config, model_from_state_dict
 from lpd_ext.sampler import GUIDANCE_SCHEDULES, DecodeRequest, generate
-from lpd_ext.schedule import check_group_sizes, parse_group_sizes
+from lpd_ext.schedule import as_int, check_group_sizes, parse_group_sizes
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -26,7 +26,10 @@ def accelerate(model: AnyModule, *, heads: int | None = None) -> AnyModule:
     state = {name: value.detach() for name, value in model.state_dict().items()}
     if heads is None:
         heads = _published_heads(model)
-    decoder = model_from_state_dict(state, infer_config(state, heads)).eval()
+    # Decoding needs the number of cells only: orders come from the caller.
+    positions = state.get("pos_embed")
+    row = None if positions is None or positions.ndim != 3 else (1, positions.shape[1] - 1)
+    decoder = model_from_state_dict(state, infer_config(state, heads, row)).eval()
 
     def sample_tokens(
         self: nn.Module,
@@ -43,13 +46,19 @@ def accelerate(model: AnyModule, *, heads: int | None = None) -> AnyModule:
     ) -> Tensor:
         """Draw bsz images; int64 [bsz, N] in raster order. Random numbers follow torch's global generator."""
         num_tokens = decoder.config.num_tokens
+        bsz = as_int(bsz, "bsz")
+        if bsz < 0:
+            raise ValueError(f"bsz must be >= 0, got {bsz}")
         if cfg_schedule not in GUIDANCE_SCHEDULES:
             raise ValueError(f"cfg_schedule must be one of {GUIDANCE_SCHEDULES}, got {cfg_schedule!r}")
         if group_sizes is None or orders is None:
             raise ValueError("group_sizes and orders must be given")
-        if labels is not None and len(labels) != bsz:
-            raise ValueError(f"labels must have bsz = {bsz} entries, got {len(labels)}")
-        sizes = parse_group_sizes(group_sizes) if isinstance(group_sizes, str) else [int(m) for m in group_sizes]
+        _check_integers("orders", orders)
+        if labels is not None:
+            _check_integers("labels", labels)
+            if tuple(labels.shape) != (bsz,):
+                raise ValueError(f"labels must have bsz = {bsz} entries, got {list(labels.shape)}")
+        sizes = parse_group_sizes(group_sizes) if isinstance(group_sizes, str) else group_sizes
         sizes = check_group_sizes(sizes, num_tokens)
         _check_attention_mask(attn_mask, sizes)
         request = DecodeRequest(
@@ -69,6 +78,13 @@ def accelerate(model: AnyModule, *, heads: int | None = None) -> AnyModule:
     return model
 
 
+def _check_integers(name: str, value: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor of integers, got {type(value).__name__}")
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must be a tensor of integers, got one of {value.dtype}")
+
+
 def _published_heads(model: nn.Module) -> int | None:
     blocks = getattr(model, "blocks", None)
     heads = getattr(getattr(blocks[0], "attn", None), "num_heads", None) if blocks else None
@@ -79,11 +95,14 @@ def _check_attention_mask(mask: Tensor | None, group_sizes: Sequence[int]) -> No
     """Published callers pass the block-causal mask over [condition, groups]; here it is implied, so only checked."""
     if mask is None:
         return
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"attn_mask must be None or a tensor, got {type(mask).__name__}")
     sizes = torch.tensor([1, *group_sizes])
     block = torch.arange(len(sizes)).repeat_interleave(sizes)
     expected = block[:, None] >= block[None, :]
     allowed = mask.cpu() if mask.dtype == torch.bool else mask.cpu() == 0
-    if mask.is_floating_point() and not (mask.cpu()[~allowed] == float("-inf")).all():
+    is_additive = mask.is_floating_point() and bool((mask.cpu()[~allowed] == float("-inf")).all())
+    if mask.dtype != torch.bool and not is_additive:
         raise ValueError("attn_mask must be bool, or float with 0 where a row may see a column and -inf elsewhere")
     if allowed.shape != expected.shape or not torch.equal(allowed, expected):
         raise ValueError(

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from lpd_ext import ops
 from lpd_ext.plan import Step
+from lpd_ext.schedule import check_group_sizes
 
 LAYER_NORM_EPS = 1e-6
+_MAX_HEAD_DIM = 256  # of group_attention
 _PRESETS = {"lpd_l": (1024, 24, 16), "lpd_xl": (1280, 36, 20), "lpd_xxl": (1536, 48, 24)}
 
 
@@ -35,15 +37,16 @@ class LPDConfig:
     mlp_ratio: int = 4
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "grid", tuple(self.grid))  # JSON gives a list
         for name in ("dim", "depth", "heads", "vocab_size", "num_classes", "mlp_ratio"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not _is_positive_int(value):
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
-        if len(self.grid) != 2 or any(not isinstance(side, int) or side < 1 for side in self.grid):
-            raise ValueError(f"grid must be two integers (height, width) >= 1, got {self.grid!r}")
-        if self.dim % self.heads or (self.dim // self.heads) % 8:
-            raise ValueError(f"dim / heads must be a multiple of 8, got dim {self.dim} and heads {self.heads}")
+        object.__setattr__(self, "grid", check_grid(self.grid))
+        if self.dim % self.heads or self.head_dim % 8 or self.head_dim > _MAX_HEAD_DIM:
+            raise ValueError(
+                f"dim / heads must be a multiple of 8 and at most {_MAX_HEAD_DIM}, got dim {self.dim} and heads "
+                f"{self.heads}"
+            )
 
     @classmethod
     def preset(cls, name: str, grid: tuple[int, int] = (16, 16)) -> LPDConfig:
@@ -72,6 +75,18 @@ class LPDConfig:
     def mask_id(self) -> int:
         """Content id of `mask_token`, the content of every position query token."""
         return self.vocab_size + self.num_classes + 1
+
+
+def check_grid(grid: Sequence[int]) -> tuple[int, int]:
+    """grid as a tuple (JSON gives a list); ValueError unless it is two integers >= 1."""
+    if not isinstance(grid, Sequence) or len(grid) != 2 or not all(map(_is_positive_int, grid)):
+        raise ValueError(f"grid must be two integers (height, width) >= 1, got {grid!r}")
+    height, width = grid
+    return height, width
+
+
+def _is_positive_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 class Attention(nn.Module):
@@ -175,8 +190,10 @@ class LPDModel(nn.Module):
         """Teacher-forced logits [B, N, V] in decoding order, every group in one pass (paper, section 3.2).
 
         tokens int64 [B, N] in raster order; labels int64 [B], -1 for unconditional; orders int64 [B, N]; group_sizes
-        sum to N. dropout applies after proj, GELU and fc2 in training mode.
+        sum to N. dropout applies after proj, GELU and fc2 in training mode. Raises ValueError for a shape or value that
+        is out of range.
         """
+        group_sizes = self._check_training_batch(tokens, labels, orders, group_sizes)
         batch, num_tokens = tokens.shape
         num_context = num_tokens - group_sizes[-1]
         in_order = tokens.gather(1, orders[:, :num_context])
@@ -190,6 +207,23 @@ class LPDModel(nn.Module):
             x = block(x, mask, dropout)
         logits: Tensor = self.head(self.norm(x[:, 1 + num_context :]))
         return logits
+
+    def _check_training_batch(
+        self, tokens: Tensor, labels: Tensor, orders: Tensor, group_sizes: Sequence[int]
+    ) -> list[int]:
+        # All contents are rows of one table: an id out of range would quietly read another kind of content.
+        config, batch, num_tokens = self.config, len(labels), self.config.num_tokens
+        for name, values, shape, low, high in (
+            ("tokens", tokens, (batch, num_tokens), 0, config.vocab_size),
+            ("labels", labels, (batch,), -1, config.num_classes),
+            ("orders", orders, (batch, num_tokens), 0, num_tokens),
+        ):
+            if tuple(values.shape) != shape:
+                raise ValueError(f"{name} must have shape {list(shape)}, got {list(values.shape)}")
+            smallest, largest = values.aminmax() if values.numel() else (low, low)
+            if smallest < low or largest >= high:
+                raise ValueError(f"{name} must lie in [{low}, {high}), got {int(smallest)} to {int(largest)}")
+        return check_group_sizes(group_sizes, num_tokens)
 
     def decode_step(
         self, content_ids: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor, step: Step

@@ -6,7 +6,8 @@ Cells are row-major indices into the h x w grid. Cells known beforehand (editing
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lpd_ext import ops
-from lpd_ext.schedule import check_group_sizes
+from lpd_ext.schedule import as_int, check_group_sizes, sizes_per_image
 
 Grid = tuple[int, int]
 Cells = Tensor | NDArray[np.integer] | Sequence[int] | Sequence[Sequence[int]]
@@ -45,6 +46,7 @@ def make_orders(
     if isinstance(policy, str) and policy == "locality":
         return locality_order(group_sizes_per_image, grid, seeds, proximity_threshold, repulsion_threshold, known)
     _check_batch(group_sizes_per_image, grid, seeds, known)
+    _check_thresholds(proximity_threshold, repulsion_threshold, grid)
     if not isinstance(policy, str):
         return user_order(policy, grid, len(seeds), known).to(seeds.device)
     if policy == "random":
@@ -69,16 +71,11 @@ def locality_order(
     the cells farthest apart.
     """
     sizes = _check_batch(group_sizes, grid, seeds, known)
-    if math.isnan(proximity_threshold):
-        raise ValueError("proximity_threshold must be a number, got nan")
-    if repulsion_threshold is None:
-        repulsion_threshold = default_repulsion_threshold(grid)
-    if repulsion_threshold < 0:
-        raise ValueError(f"repulsion_threshold must be >= 0, got {repulsion_threshold}")
+    proximity, repulsion = _check_thresholds(proximity_threshold, repulsion_threshold, grid)
     table = torch.zeros(len(seeds), max(map(len, sizes), default=0), dtype=torch.int32)
     for image, row in enumerate(sizes):
         table[image, : len(row)] = torch.tensor(row, dtype=torch.int32)
-    return ops.locality_order(table.to(seeds.device), *grid, proximity_threshold, repulsion_threshold, seeds, known)
+    return ops.locality_order(table.to(seeds.device), *grid, proximity, repulsion, seeds, known)
 
 
 def default_repulsion_threshold(grid: Grid) -> int:
@@ -133,7 +130,7 @@ def user_order(order: Cells, grid: Grid, batch: int, known: Tensor | None = None
     """The given cells as orders [B, N]: one list for all images, or one per image.
 
     Each must hold the free cells of its image once and may end in -1s. Raises ValueError naming the image and
-    the cell that is wrong.
+    the cell that is wrong, TypeError for anything but integers.
     """
     height, width = _check_grid(grid)
     num_cells = height * width
@@ -162,8 +159,7 @@ def restrict_to_free(orders: Tensor, known: Tensor | None) -> Tensor:
     """Orders [B, N] of all cells without the known ones (bool [B, N]), filled up with -1."""
     if known is None:
         return orders.contiguous()
-    if known.shape != orders.shape or known.dtype != torch.bool:
-        raise ValueError(f"known must be bool of shape {list(orders.shape)}, got {known.dtype} {list(known.shape)}")
+    _check_known(known, orders.shape)
     is_known = known.gather(1, orders)
     free_first = is_known.to(torch.uint8).argsort(dim=1, stable=True)
     return orders.masked_fill(is_known, -1).gather(1, free_first)
@@ -192,9 +188,11 @@ def _integer_rows(order: Cells, batch: int) -> list[Tensor]:
         order = torch.as_tensor(order).cpu()
         one_for_all = order.dim() == 1
         rows = [order] if one_for_all else list(order)
-    else:
+    elif isinstance(order, Sequence):
         one_for_all = not any(isinstance(row, Sequence | Tensor | np.ndarray) for row in order)
-        rows = [torch.as_tensor(row) for row in ([order] if one_for_all else order)]
+        rows = [_as_tensor(row, f"order[{i}]") for i, row in enumerate([order] if one_for_all else order)]
+    else:
+        raise TypeError(f"order must be a policy name, or the cells as integers, got {order!r}")
     if one_for_all:
         rows = rows * batch
     if len(rows) != batch:
@@ -206,15 +204,32 @@ def _integer_rows(order: Cells, batch: int) -> list[Tensor]:
     return [row.to(torch.int64) for row in rows]
 
 
+def _as_tensor(row: object, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(row)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a list of integers, got {row!r}") from error
+
+
+def _check_thresholds(proximity: object, repulsion: int | None, grid: Grid) -> tuple[float, int]:
+    """Both thresholds checked, the repulsion filled in."""
+    if isinstance(proximity, bool) or not isinstance(proximity, Real):
+        raise TypeError(f"proximity_threshold must be a number, got {proximity!r}")
+    if math.isnan(float(proximity)):
+        raise ValueError("proximity_threshold must be a number, got nan")
+    repulsion = default_repulsion_threshold(grid) if repulsion is None else as_int(repulsion, "repulsion_threshold")
+    if repulsion < 0:
+        raise ValueError(f"repulsion_threshold must be >= 0, got {repulsion}")
+    return float(proximity), min(repulsion, max(grid))  # no two cells are farther apart
+
+
 def _check_batch(
     group_sizes: Sequence[int] | Sequence[Sequence[int]], grid: Grid, seeds: Tensor, known: Tensor | None
 ) -> list[list[int]]:
     """The group sizes of each image, once all arguments fit together."""
     height, width = _check_grid(grid)
     _check_seeds(seeds)
-    per_image = [sizes for sizes in group_sizes if not isinstance(sizes, int)]
-    if not per_image:
-        per_image = [[size for size in group_sizes if isinstance(size, int)]] * len(seeds)
+    per_image = sizes_per_image(group_sizes, len(seeds))
     if len(per_image) != len(seeds):
         raise ValueError(f"seeds must hold one seed for each of {len(per_image)} images, got {len(seeds)}")
     num_free = _count_free_cells(known, height * width, len(seeds))
@@ -222,13 +237,17 @@ def _check_batch(
 
 
 def _check_grid(grid: Grid) -> Grid:
-    height, width = grid
+    if not isinstance(grid, Iterable) or len(grid) != 2:
+        raise TypeError(f"grid must be (height, width), got {grid!r}")
+    height, width = (as_int(side, "grid") for side in grid)
     if height < 1 or width < 1 or height * width > _MAX_CELLS:
         raise ValueError(f"grid must have 1 to {_MAX_CELLS} cells, got {height} x {width}")
     return height, width
 
 
 def _check_seeds(seeds: Tensor) -> None:
+    if not isinstance(seeds, Tensor):
+        raise TypeError(f"seeds must be an int64 tensor of shape [B], got {type(seeds).__name__}")
     if seeds.dtype != torch.int64 or seeds.dim() != 1:
         raise ValueError(f"seeds must be int64 of shape [B], got {seeds.dtype} {list(seeds.shape)}")
 
@@ -236,6 +255,12 @@ def _check_seeds(seeds: Tensor) -> None:
 def _count_free_cells(known: Tensor | None, num_cells: int, batch: int) -> list[int]:
     if known is None:
         return [num_cells] * batch
-    if known.dtype != torch.bool or tuple(known.shape) != (batch, num_cells):
-        raise ValueError(f"known must be bool of shape [{batch}, {num_cells}], got {known.dtype} {list(known.shape)}")
+    _check_known(known, (batch, num_cells))
     return [int(count) for count in (~known).sum(dim=1)]
+
+
+def _check_known(known: Tensor, shape: Sequence[int]) -> None:
+    if not isinstance(known, Tensor):
+        raise TypeError(f"known must be a bool tensor of shape {list(shape)}, got {type(known).__name__}")
+    if known.dtype != torch.bool or tuple(known.shape) != tuple(shape):
+        raise ValueError(f"known must be bool of shape {list(shape)}, got {known.dtype} {list(known.shape)}")

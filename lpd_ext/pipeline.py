@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
+from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,14 +19,13 @@ from lpd_ext.checkpoint import TOKENIZER_FILE, load_model, read_config, resolve_
 from lpd_ext.model import LPDModel
 from lpd_ext.orders import make_orders
 from lpd_ext.sampler import DecodeRequest, GuidanceSchedule, decode
-from lpd_ext.schedule import check_group_sizes
+from lpd_ext.schedule import as_int, check_group_sizes, sizes_per_image
 from lpd_ext.schedule import group_sizes as default_group_sizes
 from lpd_ext.state_files import read_state_dict, write_state_dict
 from lpd_ext.tokenizer import VQTokenizer
 
 OutputType = Literal["pil", "np", "pt", "tokens"]
 Label = int | str | None
-T = TypeVar("T")
 # Images go through the tokenizer's decoder in slices, so its activations do not grow with the batch.
 _DECODER_SLICE = 16
 
@@ -87,6 +87,7 @@ class LPDPipeline:
         *,
         tokenizer: str | Path | None = None,
         grid: tuple[int, int] | None = None,
+        heads: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         revision: str | None = None,
@@ -94,7 +95,8 @@ class LPDPipeline:
         """Load a pipeline from a directory, a hub id, or a published weight file; no path: the bundled demo model.
 
         tokenizer is a weight file of its own, needed where path is one; grid resizes the position embedding to (h, w).
-        dtype is the transformer's. Raises FileNotFoundError, ImportError (hub without huggingface_hub) or ValueError.
+        heads and dtype are the transformer's, as in `load_model`. Raises FileNotFoundError, ImportError (hub without
+        huggingface_hub) or ValueError.
         """
         path = bundled_model() if path is None else resolve_directory(path, revision)
         config: Mapping[str, Any] = read_config(path) if path.is_dir() else {}
@@ -102,9 +104,9 @@ class LPDPipeline:
             if not path.is_dir():
                 raise ValueError("tokenizer must be given (a weight file) when path is a single weight file")
             tokenizer = path / TOKENIZER_FILE
-        model = load_model(path, grid=grid, dtype=dtype, device=device)
+        model = load_model(path, grid=grid, heads=heads, dtype=dtype, device=device)
         vq = VQTokenizer.from_state_dict(read_state_dict(tokenizer)).float().to(device)
-        return cls(model, vq, _sampling_defaults(config), list(config.get("class_names", [])))
+        return cls(model, vq, _sampling_defaults(config), _class_names(config))
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write config.json, model.safetensors and tokenizer.safetensors (floats in dtype, if given)."""
@@ -146,8 +148,13 @@ class LPDPipeline:
         return LPDPipelineOutput(self._images(tokens, output_type), tokens, list(request.seeds))
 
     def stream(self, class_labels: Label | Sequence[Label], **options: Any) -> Iterator[StepPreview]:
-        """Draw as `__call__` does, yielding the partial grid and a preview (undrawn cells grey) after each group."""
-        request = self.prepare(class_labels, **options)
+        """Draw as `__call__` does, yielding the partial grid and a preview (undrawn cells grey) after each group.
+
+        Raises ValueError or TypeError naming a wrong argument at once.
+        """
+        return self._previews(self.prepare(class_labels, **options))
+
+    def _previews(self, request: DecodeRequest) -> Iterator[StepPreview]:
         num_steps = _num_steps(request)
         for step, grid in enumerate(decode(self.model, request), start=1):
             tokens = grid.unflatten(1, self.model.config.grid).clone()
@@ -169,11 +176,12 @@ class LPDPipeline:
         top_p: float | Sequence[float] | None = None,
         seeds: int | Sequence[int] | None = None,
     ) -> DecodeRequest:
-        """The checked request of a call; every option may be one value, or a list with one entry per label.
+        """The checked request of a call; None means the pipeline's default. Raises ValueError or TypeError.
 
-        num_inference_steps picks the published or cosine group sizes, group_sizes overrides them; order is a policy
-        name or a permutation int64 [N] or [B, N] of the cells. One seed s means s, s + 1, ...; None draws them from
-        torch's generator. None elsewhere means the pipeline's default.
+        num_inference_steps (in [1, N]: the published or cosine group sizes), group_sizes (instead of it),
+        guidance_scale, temperature, top_k, top_p and seeds are one value, or a list with one entry per label; the rest
+        holds for all images. order is a policy name or a permutation int64 [N], or [B, N], of the cells; the thresholds
+        are those of `orders.locality_order`. One seed s means s, s + 1, ...; None draws them from torch's generator.
         """
         defaults = self.defaults
         labels = self._labels(class_labels)
@@ -182,23 +190,30 @@ class LPDPipeline:
         if group_sizes is not None:
             if num_inference_steps is not None:
                 raise ValueError("num_inference_steps and group_sizes exclude each other: give one of them")
-            schedules = _per_image_schedules(group_sizes, batch, num_tokens)
+            rows = sizes_per_image(group_sizes, batch)
+            if len(rows) != batch:
+                raise ValueError(f"group_sizes must be one schedule or one per label ({batch}), got {len(rows)}")
+            schedules = [check_group_sizes(sizes, num_tokens, f"group_sizes[{b}]") for b, sizes in enumerate(rows)]
         else:
-            steps = _per_image("num_inference_steps", num_inference_steps, defaults.num_inference_steps, batch, int)
+            steps = _integers("num_inference_steps", num_inference_steps, defaults.num_inference_steps, batch)
+            for count in steps:
+                if not 1 <= count <= num_tokens:
+                    raise ValueError(f"num_inference_steps must be in [1, {num_tokens}], got {count}")
             schedules = [default_group_sizes(num_tokens, count) for count in steps]
         if seeds is None:
             seeds = torch.randint(2**63 - 1, (batch,)).tolist()
-        elif isinstance(seeds, int):
-            seeds = list(range(seeds, seeds + batch))
+        elif not isinstance(seeds, Iterable):
+            first = as_int(seeds, "seeds")
+            seeds = list(range(first, first + batch))
         request = DecodeRequest(
             labels=labels,
             group_sizes=schedules,
             orders=torch.empty(batch, num_tokens, dtype=torch.int64),
-            guidance_scale=_per_image("guidance_scale", guidance_scale, defaults.guidance_scale, batch, float),
-            temperature=_per_image("temperature", temperature, defaults.temperature, batch, float),
-            top_k=_per_image("top_k", top_k, defaults.top_k, batch, int),
-            top_p=_per_image("top_p", top_p, defaults.top_p, batch, float),
-            seeds=list(seeds),
+            guidance_scale=_numbers("guidance_scale", guidance_scale, defaults.guidance_scale, batch),
+            temperature=_numbers("temperature", temperature, defaults.temperature, batch),
+            top_k=_integers("top_k", top_k, defaults.top_k, batch),
+            top_p=_numbers("top_p", top_p, defaults.top_p, batch),
+            seeds=[as_int(seed, f"seeds[{b}]") for b, seed in enumerate(seeds)],
             guidance_schedule=defaults.guidance_schedule if guidance_schedule is None else guidance_schedule,
         )
         request.check_values(num_tokens, self.model.config.num_classes)
@@ -213,12 +228,12 @@ class LPDPipeline:
         return request.with_orders(orders)
 
     def _labels(self, class_labels: Label | Sequence[Label]) -> list[int | None]:
-        if class_labels is None or isinstance(class_labels, int | str):
+        if isinstance(class_labels, str) or not isinstance(class_labels, Iterable):
             class_labels = [class_labels]
         labels: list[int | None] = []
-        for label in class_labels:
+        for b, label in enumerate(class_labels):
             if not isinstance(label, str):
-                labels.append(label)
+                labels.append(None if label is None else as_int(label, f"class_labels[{b}]"))
             elif label in self.class_names:
                 labels.append(self.class_names.index(label))
             else:
@@ -226,7 +241,7 @@ class LPDPipeline:
                 raise ValueError(f"class_labels: {label!r} is not a class name; known are {known}")
         return labels
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _images(self, tokens: Tensor, output_type: OutputType) -> Any:
         """Images of grids int64 [B, h, w]; cells that are -1 come out grey."""
         if output_type == "tokens":
@@ -258,35 +273,41 @@ def bundled_model() -> Path:
 def _sampling_defaults(config: Mapping[str, Any]) -> SamplingDefaults:
     known = {item.name for item in fields(SamplingDefaults)}
     values = config.get("sampling", {})
+    if not isinstance(values, Mapping):
+        raise ValueError(f"config.json 'sampling' must be a JSON object, got {values!r}")
     unknown = sorted(set(values) - known)
     if unknown:
         raise ValueError(f"config.json 'sampling' has unknown entries {unknown}; known are {sorted(known)}")
     return SamplingDefaults(**values)
 
 
+def _class_names(config: Mapping[str, Any]) -> list[str]:
+    names = config.get("class_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"config.json 'class_names' must be a list of strings, got {names!r}")
+    return names
+
+
 def _num_steps(request: DecodeRequest) -> int:
     return max(map(len, request.group_sizes), default=0)
 
 
-def _per_image(name: str, value: T | Sequence[T] | None, default: T, batch: int, kind: type) -> list[T]:
-    """One value per image; ints pass for floats, nothing else is converted."""
+def _per_image(name: str, value: Any, default: Any, batch: int) -> list[Any]:
     if value is None:
         value = default
-    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * batch
+    values = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value] * batch
     if len(values) != batch:
         raise ValueError(f"{name} must be one value or one per label ({batch}), got {len(values)}")
-    allowed = (int, float) if kind is float else (int,)
-    for item in values:
-        if not isinstance(item, allowed) or isinstance(item, bool):
-            raise TypeError(f"{name} must be {kind.__name__}, got {item!r} of type {type(item).__name__}")
     return values
 
 
-def _per_image_schedules(
-    group_sizes: Sequence[int] | Sequence[Sequence[int]], batch: int, num_tokens: int
-) -> list[list[int]]:
-    nested = len(group_sizes) > 0 and isinstance(group_sizes[0], Sequence)
-    schedules: list[Any] = list(group_sizes) if nested else [group_sizes] * batch
-    if len(schedules) != batch:
-        raise ValueError(f"group_sizes must be one schedule or one per label ({batch}), got {len(schedules)}")
-    return [check_group_sizes(list(sizes), num_tokens) for sizes in schedules]
+def _integers(name: str, value: Any, default: int, batch: int) -> list[int]:
+    return [as_int(item, name) for item in _per_image(name, value, default, batch)]
+
+
+def _numbers(name: str, value: Any, default: float, batch: int) -> list[float]:
+    values = _per_image(name, value, default, batch)
+    for item in values:
+        if isinstance(item, bool) or not isinstance(item, Real):
+            raise TypeError(f"{name} must be a number, got {item!r} of type {type(item).__name__}")
+    return [float(item) for item in values]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -12,9 +14,12 @@ from torch import Tensor
 from lpd_ext import ops
 from lpd_ext.model import LPDModel
 from lpd_ext.plan import Plan, Step, plan_decoding
+from lpd_ext.schedule import check_group_sizes
 
 GuidanceSchedule = Literal["linear", "constant"]
 GUIDANCE_SCHEDULES: tuple[GuidanceSchedule, ...] = ("linear", "constant")
+# The kernels compute in float32: beyond these, a value or its product with n or a logit would become inf or 0.
+_LARGEST, _SMALLEST = 1e30, torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class DecodeRequest:
         return replace(self, orders=orders)
 
     def check(self, num_tokens: int, num_classes: int) -> None:
-        """Raise ValueError naming the first argument that is wrong."""
+        """Raise ValueError or TypeError naming the first argument that is wrong."""
         self.check_values(num_tokens, num_classes)
         check_orders(self.orders, len(self.labels), num_tokens)
 
@@ -55,20 +60,16 @@ class DecodeRequest:
             if label is not None and not _is_int_in(label, 0, num_classes):
                 raise ValueError(f"labels[{b}] must be None or an integer in [0, {num_classes}), got {label!r}")
         for b, sizes in enumerate(self.group_sizes):
-            if any(not _is_int_in(size, 1) for size in sizes) or sum(sizes) != num_tokens:
-                raise ValueError(
-                    f"group_sizes[{b}] must be positive integers summing to {num_tokens}, got sum "
-                    f"{sum(sizes)} of {list(sizes)}"
-                )
+            check_group_sizes(sizes, num_tokens, f"group_sizes[{b}]")
         for b in range(batch):
-            if not self.guidance_scale[b] >= 1 or self.guidance_scale[b] == float("inf"):
-                raise ValueError(f"guidance_scale[{b}] must be finite and >= 1, got {self.guidance_scale[b]}")
-            if not 0 <= self.temperature[b] < float("inf"):
-                raise ValueError(f"temperature[{b}] must be finite and >= 0, got {self.temperature[b]}")
+            if not _is_real_in(self.guidance_scale[b], 1, _LARGEST):
+                raise ValueError(f"guidance_scale[{b}] must be in [1, {_LARGEST}], got {self.guidance_scale[b]!r}")
+            if not _is_real_in(self.temperature[b], 0, _LARGEST):
+                raise ValueError(f"temperature[{b}] must be in [0, {_LARGEST}], got {self.temperature[b]!r}")
             if not _is_int_in(self.top_k[b], 0):
                 raise ValueError(f"top_k[{b}] must be an integer >= 0, got {self.top_k[b]!r}")
-            if not 0 < self.top_p[b] <= 1:
-                raise ValueError(f"top_p[{b}] must be in (0, 1], got {self.top_p[b]}")
+            if not _is_real_in(self.top_p[b], _SMALLEST, 1):
+                raise ValueError(f"top_p[{b}] must be in (0, 1] and >= {_SMALLEST:.2g}, got {self.top_p[b]!r}")
             if not _is_int_in(self.seeds[b], -(2**63), 2**63):
                 raise ValueError(f"seeds[{b}] must be a signed 64-bit integer, got {self.seeds[b]!r}")
         if self.guidance_schedule not in GUIDANCE_SCHEDULES:
@@ -77,6 +78,8 @@ class DecodeRequest:
 
 def check_orders(orders: Tensor, batch: int, num_tokens: int) -> None:
     """Raise unless orders is int64 [B, N] with a permutation of 0..N-1 in each row."""
+    if not isinstance(orders, Tensor):
+        raise TypeError(f"orders must be an int64 tensor of shape [{batch}, {num_tokens}], got {type(orders).__name__}")
     if orders.dtype != torch.int64 or tuple(orders.shape) != (batch, num_tokens):
         raise ValueError(
             f"orders must be int64 of shape [{batch}, {num_tokens}], got {orders.dtype} {list(orders.shape)}"
@@ -91,25 +94,41 @@ def _is_int_in(value: object, low: int, high: float = float("inf")) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value < high
 
 
-@torch.inference_mode()
+def _is_real_in(value: object, low: float, high: float) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real) and low <= float(value) <= high
+
+
 def decode(model: LPDModel, request: DecodeRequest) -> Iterator[Tensor]:
     """Draw images step by step; yields the grids int64 [B, N] (raster order, -1 not yet drawn) after each group.
 
-    The yielded tensor is the same one each time, updated in place. Raises ValueError for a bad request, and
-    RuntimeError when logits are NaN.
+    The yielded tensor is the same one each time, updated in place. Raises ValueError or TypeError for a bad request at
+    once, and RuntimeError when logits are NaN. No gradients, and the model's own dtypes even under torch.autocast.
     """
-    config = model.config
-    request.check(config.num_tokens, config.num_classes)
-    device = model.pos_embed.device
+    request.check(model.config.num_tokens, model.config.num_classes)
+    return _decode(model, request)
+
+
+def _decode(model: LPDModel, request: DecodeRequest) -> Iterator[Tensor]:
+    config, device = model.config, model.pos_embed.device
     # Without a label both branches are the same, so guidance would only cost time.
     guided = [
         scale != 1 and label is not None for scale, label in zip(request.guidance_scale, request.labels, strict=True)
     ]
-    plan = plan_decoding(request.group_sizes, guided, config.num_tokens, device)
-    state = _DecodeState(model, request, plan)
+    # Left at each yield: between two steps the caller's own modes hold.
+    with _decoding_modes(device):
+        plan = plan_decoding(request.group_sizes, guided, config.num_tokens, device)
+        state = _DecodeState(model, request, plan)
     for step in plan.steps:
-        state.advance(model, step)
+        with _decoding_modes(device):
+            state.advance(model, step)
         yield state.grid
+
+
+@contextmanager
+def _decoding_modes(device: torch.device) -> Iterator[None]:
+    """No gradients and no autocast; no inference mode either, so that the tokens are ordinary tensors."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def generate(model: LPDModel, request: DecodeRequest) -> Tensor:
@@ -151,7 +170,9 @@ class _DecodeState:
             scale = 1 + (scale - 1) * torch.arange(num_tokens, device=device) / num_tokens
         self.guidance = scale.expand(batch, num_tokens).contiguous()
         self.temperature = per_image(request.temperature, torch.float32)
-        self.top_k = per_image(request.top_k, torch.int32) if any(request.top_k) else None
+        # More than V is the whole vocabulary, and may not fit int32.
+        top_k = [min(k, config.vocab_size) for k in request.top_k]
+        self.top_k = per_image(top_k, torch.int32) if any(top_k) else None
         self.top_p = per_image(request.top_p, torch.float32) if any(p < 1 for p in request.top_p) else None
         self.seeds = per_image(request.seeds, torch.int64)
 

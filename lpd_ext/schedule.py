@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import operator
-import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
+from typing import Any
 
-_LIST_OF_INTEGERS = re.compile(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*)*,?\s*", re.ASCII)
+_MAX_DIGITS = 9
 
 
 def group_sizes(num_tokens: int, steps: int) -> list[int]:
@@ -46,9 +46,11 @@ def cosine_group_sizes(num_tokens: int, steps: int) -> list[int]:
 def check_group_sizes(sizes: Sequence[int], num_tokens: int, name: str = "group_sizes") -> list[int]:
     """The given group sizes as a list of ints; ValueError unless they are positive and sum to num_tokens.
 
-    `name` is what error messages call them.
+    `name` is what error messages call them; TypeError for anything but integers.
     """
-    checked = [_as_int(size, f"{name}[{t}]") for t, size in enumerate(sizes)]
+    if not isinstance(sizes, Iterable):
+        raise TypeError(f"{name} must be a list of integers, got {sizes!r}")
+    checked = [as_int(size, f"{name}[{t}]") for t, size in enumerate(sizes)]
     for t, size in enumerate(checked):
         if size < 1:
             raise ValueError(f"{name}[{t}] = {size} must be >= 1")
@@ -62,10 +64,23 @@ def parse_group_sizes(text: str) -> list[int]:
     inner = text.strip()
     if inner[:1] + inner[-1:] in ("[]", "()"):
         inner = inner[1:-1]
-    if not _LIST_OF_INTEGERS.fullmatch(inner):
+    items = [item.strip() for item in inner.split(",")]
+    if len(items) > 1 and not items[-1]:  # a comma may end the list
+        items.pop()
+    if not all(item.isascii() and item.isdecimal() and len(item) <= _MAX_DIGITS for item in items):
         shown = text if len(text) <= 80 else text[:77] + "..."
         raise ValueError(f"group_sizes must be a list of integers such as '[1, 2, 3]', got {shown!r}")
-    return [int(size) for size in inner.split(",") if size.strip()]
+    return [int(item) for item in items]
+
+
+def sizes_per_image(group_sizes: Any, batch: int) -> list[Any]:
+    """The group sizes of each image, not checked yet: those given, or the one list for all of batch images."""
+    if hasattr(group_sizes, "tolist"):
+        group_sizes = group_sizes.tolist()
+    if isinstance(group_sizes, str) or not isinstance(group_sizes, Iterable):
+        raise TypeError(f"group_sizes must be a list of integers, or one such list per image, got {group_sizes!r}")
+    rows = list(group_sizes)
+    return rows if any(isinstance(row, Iterable) for row in rows) else [rows] * batch
 
 
 @cache
@@ -80,7 +95,7 @@ def published_group_sizes() -> dict[tuple[int, int], tuple[int, ...]]:
 
 
 def _check_counts(num_tokens: int, steps: int) -> tuple[int, int]:
-    num_tokens, steps = _as_int(num_tokens, "num_tokens"), _as_int(steps, "steps")
+    num_tokens, steps = as_int(num_tokens, "num_tokens"), as_int(steps, "steps")
     if num_tokens < 1:
         raise ValueError(f"num_tokens must be >= 1, got {num_tokens}")
     if not 1 <= steps <= num_tokens:
@@ -88,7 +103,8 @@ def _check_counts(num_tokens: int, steps: int) -> tuple[int, int]:
     return num_tokens, steps
 
 
-def _as_int(value: object, name: str) -> int:
+def as_int(value: object, name: str) -> int:
+    """value as an int if it is an integer of any kind (numpy's too) but no bool, else TypeError naming `name`."""
     if isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     try:

@@ -9,20 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors file (memory-mapped), or a torch file or its `model` entry.
+    """Tensors by name from a safetensors file (memory-mapped), or a torch file or its `model` entry.
 
+    A file is safetensors by its content, whatever its name.
     Raises FileNotFoundError, or ValueError for a file that is truncated, foreign, or pickles more than tensors.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path must be a weight file, but there is none at {str(path)!r}")
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:  # a damaged pickle can raise anything
@@ -36,7 +38,20 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def write_state_dict(state: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype | None = None) -> None:
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a readable safetensors file; empty for one without, and for torch files."""
+    if not _is_safetensors(Path(path)):
+        return {}
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
+
+
+def write_state_dict(
+    state: Mapping[str, Tensor],
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write tensors as safetensors (floats in dtype, if given), replacing path only when the file is complete."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     if dtype is not None:
@@ -44,7 +59,7 @@ def write_state_dict(state: Mapping[str, Tensor], path: str | Path, dtype: torch
     # safetensors refuses tensors that share memory (views into one table), so those are copied apart.
     tensors = {name: value.clone() if value._base is not None else value for name, value in tensors.items()}
     with complete_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
 
 
 @contextmanager
@@ -63,6 +78,13 @@ def complete_file(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _is_safetensors(path: Path) -> bool:
+    # A little-endian header length in 8 bytes (the format allows 100 MB), then the header, a JSON object.
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= 100_000_000
 
 
 def _is_zip(path: Path) -> bool:

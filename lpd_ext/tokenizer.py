@@ -31,7 +31,7 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             values = value if name == "ch_mult" else (value,)
-            if not values or any(not isinstance(v, int) or v < 1 for v in values):
+            if not values or any(not isinstance(v, int) or isinstance(v, bool) or v < 1 for v in values):
                 raise ValueError(f"{name} must be positive whole numbers, got {value!r}")
         if self.ch % NORM_GROUPS:
             raise ValueError(f"ch must be a multiple of {NORM_GROUPS} (GroupNorm), got {self.ch}")
@@ -278,12 +278,18 @@ class VQTokenizer(nn.Module):
 
 
 def infer_config(state: Mapping[str, Tensor]) -> TokenizerConfig:
-    """The sizes of a tokenizer from its published-layout state dict; ValueError naming a missing key."""
+    """The sizes of a tokenizer from its published-layout state dict; ValueError naming a missing or misshapen key."""
 
-    def shape(name: str) -> tuple[int, ...]:
+    def shape(name: str, ndim: int = 4) -> tuple[int, ...]:
         if name not in state:
             raise ValueError(f"state is not a VQ tokenizer of the published layout: {name!r} is missing")
-        return tuple(state[name].shape)
+        found = tuple(state[name].shape)
+        if len(found) != ndim or 0 in found:
+            raise ValueError(
+                f"state is not a VQ tokenizer of the published layout: {name!r} must have {ndim} dimensions, none of "
+                f"size 0, got shape {found}"
+            )
+        return found
 
     def count(prefix: str) -> int:
         indices = {name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)}
@@ -291,7 +297,7 @@ def infer_config(state: Mapping[str, Tensor]) -> TokenizerConfig:
 
     ch = shape("encoder.conv_in.weight")[0]
     levels = count("encoder.conv_blocks.")
-    codebook_size, codebook_dim = shape("quantize.embedding.weight")
+    codebook_size, codebook_dim = shape("quantize.embedding.weight", 2)
     return TokenizerConfig(
         ch=ch,
         ch_mult=tuple(shape(f"encoder.conv_blocks.{i}.res.0.conv2.weight")[0] // ch for i in range(levels)),

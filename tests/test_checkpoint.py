@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -10,15 +11,18 @@ from typing import Any
 import pytest
 import torch
 from golden import load_golden
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lpd_ext.checkpoint import (
     infer_config,
     load_model,
+    model_from_state_dict,
     resize_position_embedding,
     resolve_directory,
     save_model,
 )
+from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.sampler import generate
 from lpd_ext.state_files import read_state_dict, write_state_dict
 
@@ -109,6 +113,61 @@ def test_load_model_at_another_grid(tmp_path: Path) -> None:
     assert model.pos_embed.shape == (49, 96)
 
 
+def test_heads_and_grid_of_a_single_file(tmp_path: Path) -> None:
+    """No tensor shape tells them: they are in the metadata, or in the config.json beside a model.safetensors."""
+    config = LPDConfig(192, depth=1, heads=6, vocab_size=16, num_classes=2, grid=(2, 8))
+    save_model(LPDModel(config), tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", "heads": "6", "grid": "2x8"}
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes((tmp_path / "model.safetensors").read_bytes())
+    assert load_model(moved).config == config
+    assert load_model(moved, heads=6, grid=(4, 4)).config == dataclasses.replace(config, grid=(4, 4))
+    with pytest.raises(ValueError, match="heads must be 6 as the metadata of"):
+        load_model(moved, heads=3)
+    state = read_state_dict(moved)
+    write_state_dict(state, tmp_path / "model.safetensors")
+    assert load_model(tmp_path / "model.safetensors").config == config
+    write_state_dict(state, moved)
+    assert load_model(moved).config.heads == 3
+    for metadata in ({"heads": "six", "grid": "4x4"}, {"heads": "6"}, {"heads": "6", "grid": "16"}):
+        write_state_dict(state, moved, metadata=metadata)
+        with pytest.raises(ValueError, match=r"moved\.safetensors' has metadata whose heads or grid"):
+            load_model(moved)
+
+
+def test_the_content_of_a_file_tells_its_kind(tmp_path: Path) -> None:
+    save_file(published_state(), tmp_path / "model.pth")
+    save_file(published_state(), tmp_path / "0123abcd")
+    torch.save(published_state(), tmp_path / "4567cdef")
+    for name in ("model.pth", "0123abcd", "4567cdef"):
+        assert load_model(tmp_path / name, heads=3).config == load_golden().config()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": torch.float64}, "dtype must be one of .* got torch.float64"),
+        ({"dtype": torch.int32}, "dtype must be one of .* got torch.int32"),
+        ({"grid": (0, 4)}, r"grid must be two integers .* got \(0, 4\)"),
+        ({"grid": (4.0, 4)}, "grid must be two integers"),
+        ({"grid": (4,)}, "grid must be two integers"),
+        ({"grid": 4}, "grid must be two integers"),
+    ],
+)
+def test_bad_options_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_model(tmp_path / "nothing_is_read.pth", **options)
+
+
+def test_another_grid_needs_a_position_embedding() -> None:
+    config = load_golden().config()
+    without = {name: tensor for name, tensor in published_state().items() if name != "pos_embed"}
+    for state, message in [(without, "pos_embed is missing"), (without | {"pos_embed": torch.zeros(5)}, "needs 65")]:
+        with pytest.raises(ValueError, match=message):
+            model_from_state_dict(state, config, grid=(4, 12))
+
+
 class Exploit:
     def __reduce__(self) -> tuple[Any, ...]:
         return (print, ("code in a pickle ran",))
@@ -171,6 +230,11 @@ def test_writing_replaces_a_file_only_when_complete(tmp_path: Path) -> None:
 def test_resolve_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_directory(tmp_path) == tmp_path
     for name in ("no/such/thing", "nothing", "./nothing"):
+        with pytest.raises(FileNotFoundError, match="neither a local path nor a hub id"):
+            resolve_directory(name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    for name in ("owner/model.pth", "owner/model.pt", "owner/model.safetensors", "weights/lpd_l"):
         with pytest.raises(FileNotFoundError, match="neither a local path nor a hub id"):
             resolve_directory(name)
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)

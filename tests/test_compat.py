@@ -120,7 +120,10 @@ def test_heads_are_read_from_the_published_attention() -> None:
         ({"group_sizes": None}, "group_sizes and orders must be given"),
         ({"orders": None}, "group_sizes and orders must be given"),
         ({"cfg_schedule": "cosine"}, "cfg_schedule must be one of"),
-        ({"labels": torch.tensor([1])}, "labels must have bsz = 3 entries, got 1"),
+        ({"attn_mask": block_causal_mask([1] * 64, True).long()}, "attn_mask must be bool, or float"),
+        ({"labels": torch.tensor([1])}, r"labels must have bsz = 3 entries, got \[1\]"),
+        ({"labels": torch.tensor(1)}, r"labels must have bsz = 3 entries, got \[\]"),
+        ({"bsz": -1}, "bsz must be >= 0, got -1"),
         ({"labels": torch.tensor([1, 2, 10])}, r"labels\[2\]"),
         ({"temperature": -1.0}, "temperature"),
         ({"orders": torch.zeros(3, 64, dtype=torch.int64)}, r"orders\[0\] must be a permutation"),
@@ -129,6 +132,41 @@ def test_heads_are_read_from_the_published_attention() -> None:
 def test_wrong_arguments_are_refused(model: PublishedModel, change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model.sample_tokens(**(arguments() | change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"orders": arguments()["orders"].float()}, "orders must be a tensor of integers, got one of torch.float32"),  # type: ignore[attr-defined]
+        ({"orders": arguments()["orders"].tolist()}, "orders must be a tensor of integers, got list"),  # type: ignore[attr-defined]
+        ({"labels": [1, 2, 3]}, "labels must be a tensor of integers, got list"),
+        ({"labels": torch.tensor([1.5, 2.0, 3.0])}, "labels must be a tensor of integers, got one of torch.float32"),
+        ({"labels": torch.tensor([True, False, True])}, "labels must be a tensor of integers, got one of torch.bool"),
+        ({"group_sizes": [1.9, 63]}, r"group_sizes\[0\] must be an integer, got 1\.9"),
+        ({"group_sizes": 64}, "group_sizes must be a list of integers, got 64"),
+        ({"attn_mask": "causal"}, "attn_mask must be None or a tensor, got str"),
+        ({"bsz": 3.0}, "bsz must be an integer, got 3.0"),
+    ],
+)
+def test_wrong_types_are_refused(model: PublishedModel, change: dict[str, object], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        model.sample_tokens(**(arguments() | change))  # type: ignore[arg-type]
+
+
+def test_autocast_around_the_call_changes_nothing(model: PublishedModel) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = model.sample_tokens(**arguments())  # type: ignore[arg-type]
+    assert torch.equal(tokens, load_golden().tensors["sample0.tokens"].long())
+
+
+def test_the_grid_need_not_be_square() -> None:
+    published = PublishedModel()
+    published.pos_embed = nn.Parameter(published.get_parameter("pos_embed")[:, :25].detach())
+    accelerate(published, heads=3)
+    orders = torch.arange(24).expand(2, -1)
+    tokens = published.sample_tokens(2, labels=torch.tensor([0, 1]), group_sizes=[4, 20], orders=orders)
+    assert tokens.shape == (2, 24)
+    assert tokens.min() >= 0
 
 
 def test_a_foreign_module_is_refused() -> None:

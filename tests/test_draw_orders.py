@@ -74,3 +74,12 @@ def test_command_takes_group_sizes_and_refuses_bad_ones(tmp_path: Path) -> None:
         run("raster", "--height", "2", "--width", "2", "--group-sizes", "1,1", "--output", path)
     with pytest.raises(ValueError, match="order must be a permutation of the free cells or one of locality"):
         run("zigzag", "--output", path)
+
+
+def test_last_seed(tmp_path: Path) -> None:
+    path = tmp_path / "orders.png"
+    options = ("random", "--height", "2", "--width", "2", "--steps", "2", "-n", "2", "--output", str(path))
+    run(*options, "--seed", str(2**63 - 2))
+    assert path.exists()
+    with pytest.raises(ValueError, match=r"seed must be in .* for 2 images, got 9223372036854775807"):
+        run(*options, "--seed", str(2**63 - 1))

@@ -89,7 +89,11 @@ def test_load_state_dict_names_what_does_not_fit() -> None:
         ({"dim": 0}, "dim must be"),
         ({"grid": (8,)}, "grid must be"),
         ({"grid": (8, 0)}, "grid must be"),
+        ({"grid": (8, True)}, "grid must be"),
+        ({"grid": 8}, "grid must be"),
+        ({"depth": True}, "depth must be"),
         ({"heads": 7}, "multiple of 8"),
+        ({"dim": 264}, "multiple of 8 and at most 256"),
         ({"vocab_size": 2.5}, "vocab_size must be"),
     ],
 )
@@ -123,3 +127,31 @@ def test_dropout_is_off_in_eval_mode_and_acts_in_training_mode() -> None:
         model.train()
         assert torch.equal(model(*arguments, dropout=0.0), plain)
         assert not torch.allclose(model(*arguments, dropout=0.5), plain)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": torch.full((2, 6), 16)}, r"tokens must lie in \[0, 16\), got 16 to 16"),
+        ({"tokens": torch.full((2, 6), -1)}, r"tokens must lie in \[0, 16\), got -1 to -1"),
+        ({"tokens": torch.zeros(2, 5, dtype=torch.int64)}, r"tokens must have shape \[2, 6\], got \[2, 5\]"),
+        ({"labels": torch.tensor([0, 2])}, r"labels must lie in \[-1, 2\), got 0 to 2"),
+        ({"labels": torch.tensor([-2, 0])}, r"labels must lie in \[-1, 2\), got -2 to 0"),
+        ({"labels": torch.zeros(2, 1, dtype=torch.int64)}, r"labels must have shape \[2\], got \[2, 1\]"),
+        ({"orders": torch.full((2, 6), 6)}, r"orders must lie in \[0, 6\), got 6 to 6"),
+        ({"orders": torch.arange(6)}, r"orders must have shape \[2, 6\], got \[6\]"),
+        ({"group_sizes": [1, 4]}, "group_sizes must sum to 6"),
+        ({"group_sizes": [0, 6]}, r"group_sizes\[0\] = 0 must be >= 1"),
+    ],
+)
+def test_the_training_pass_refuses_what_is_out_of_range(change: dict[str, object], message: str) -> None:
+    model = LPDModel(LPDConfig(dim=64, depth=1, heads=1, vocab_size=16, num_classes=2, grid=(2, 3)))
+    good: dict[str, object] = {
+        "tokens": torch.zeros(2, 6, dtype=torch.int64),
+        "labels": torch.tensor([-1, 1]),
+        "orders": torch.arange(6).expand(2, -1),
+        "group_sizes": [1, 5],
+    }
+    assert model(**good).shape == (2, 6, 16)
+    with pytest.raises(ValueError, match=message):
+        model(**(good | change))

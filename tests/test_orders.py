@@ -170,6 +170,8 @@ def test_user_orders() -> None:
         ([[0, 1, 2, 3]] * 3, ValueError, "one permutation, or one for each of 2 images, got 3"),
         ([0.0, 1.0, 2.0, 3.0], TypeError, "order[0] must be a list of integers, got torch.float32 [4]"),
         (torch.zeros(2, 1, 4, dtype=torch.int64), TypeError, "order[0] must be a list of integers"),
+        (5, TypeError, "order must be a policy name, or the cells as integers, got 5"),
+        (["locality", "raster"], TypeError, "order[0] must be a list of integers, got 'locality'"),
         ("zigzag", ValueError, "permutation of the free cells or one of locality, random"),
     ],
 )  # fmt: skip
@@ -211,6 +213,33 @@ GOOD: dict[str, Any] = {
 def test_bad_arguments(policy: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         make_orders(**{**GOOD, "policy": policy, **changes})
+
+
+@pytest.mark.parametrize("policy", ["locality", "random", "raster", [3, 2, 1, 0]])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group_sizes_per_image": [[1, 3], 4]}, "group_sizes[1] must be a list of integers, got 4"),
+        ({"group_sizes_per_image": [4, [1, 3]]}, "group_sizes[0] must be a list of integers, got 4"),
+        ({"group_sizes_per_image": 4}, "group_sizes must be a list of integers"),
+        ({"seeds": [1, 2]}, "seeds must be an int64 tensor of shape [B], got list"),
+        ({"known": [[True] * 4] * 2}, "known must be a bool tensor of shape [2, 4], got list"),
+        ({"grid": 4}, "grid must be (height, width), got 4"),
+        ({"grid": (2.0, 2)}, "grid must be an integer, got 2.0"),
+        ({"repulsion_threshold": 1.5}, "repulsion_threshold must be an integer, got 1.5"),
+        ({"proximity_threshold": "1"}, "proximity_threshold must be a number, got '1'"),
+    ],
+)
+def test_wrong_types(policy: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        make_orders(**{**GOOD, "policy": policy, **changes})
+
+
+def test_group_sizes_may_be_numpys_and_repulsion_any_size() -> None:
+    seeds = torch.arange(2)
+    wanted = locality_order([6, 10], (4, 4), seeds, 1.0, 4)
+    for sizes in ([np.int64(6), np.int64(10)], np.array([6, 10]), torch.tensor([6, 10]), np.array([[6, 10]] * 2)):
+        assert torch.equal(locality_order(sizes, (4, 4), seeds, 1.0, 2**70), wanted)  # type: ignore[arg-type]
 
 
 def test_bad_thresholds_and_masks() -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
+from lpd_ext.sampler import DecodeRequest
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
 
 
@@ -148,11 +152,11 @@ def test_tokenizer_and_model_must_agree(pipe: LPDPipeline) -> None:
         (["hat"], {}, ValueError, "'hat' is not a class name; known are boot, bag, coat"),
         ([0, 1], {"seeds": [1]}, ValueError, "seeds must have one entry per label"),
         ([0, 1], {"temperature": [1.0]}, ValueError, r"temperature must be one value or one per label \(2\)"),
-        ([0], {"temperature": "hot"}, TypeError, "temperature must be float"),
+        ([0], {"temperature": "hot"}, TypeError, "temperature must be a number, got 'hot'"),
         ([0], {"temperature": -1.0}, ValueError, "temperature"),
-        ([0], {"top_k": 1.5}, TypeError, "top_k must be int"),
+        ([0], {"top_k": 1.5}, TypeError, "top_k must be an integer, got 1.5"),
         ([0], {"top_p": 0.0}, ValueError, "top_p"),
-        ([0], {"num_inference_steps": 25}, ValueError, "25"),
+        ([0], {"num_inference_steps": 25}, ValueError, r"num_inference_steps must be in \[1, 24\], got 25"),
         ([0], {"num_inference_steps": 0}, ValueError, "0"),
         ([0], {"group_sizes": [1, 22]}, ValueError, "24"),
         ([0], {"group_sizes": [0, 24]}, ValueError, "0"),
@@ -161,6 +165,28 @@ def test_tokenizer_and_model_must_agree(pipe: LPDPipeline) -> None:
         ([0], {"order": torch.zeros(24, dtype=torch.int64)}, ValueError, "order"),
         ([0], {"output_type": "jpg"}, ValueError, "output_type must be 'pil'"),
         ([0], {"guidance_schedule": "cosine"}, ValueError, "guidance_schedule must be one of"),
+        ([0, 1.0], {}, TypeError, r"class_labels\[1\] must be an integer, got 1\.0"),
+        ([True], {}, TypeError, r"class_labels\[0\] must be an integer, got True"),
+        (1.0, {}, TypeError, r"class_labels\[0\]"),
+        ([0], {"seeds": 1.0}, TypeError, "seeds must be an integer, got 1.0"),
+        ([0], {"seeds": True}, TypeError, "seeds must be an integer, got True"),
+        ([0], {"seeds": [1.0]}, TypeError, r"seeds\[0\] must be an integer"),
+        ([0], {"seeds": "1"}, TypeError, r"seeds\[0\] must be an integer"),
+        ([0, 1], {"seeds": 2**63 - 1}, ValueError, r"seeds\[1\]"),
+        ([0], {"num_inference_steps": True}, TypeError, "num_inference_steps must be an integer, got True"),
+        ([0], {"num_inference_steps": 2.0}, TypeError, "num_inference_steps must be an integer"),
+        ([0], {"top_k": True}, TypeError, "top_k must be an integer, got True"),
+        ([0], {"temperature": True}, TypeError, "temperature must be a number, got True"),
+        ([0], {"group_sizes": 24}, TypeError, "group_sizes must be a list of integers"),
+        ([0, 1], {"group_sizes": [[12, 12], 24]}, TypeError, r"group_sizes\[1\] must be a list of integers, got 24"),
+        ([0, 1], {"group_sizes": [24, [12, 12]]}, TypeError, r"group_sizes\[0\] must be a list of integers, got 24"),
+        ([0, 1], {"order": ["locality", "raster"]}, TypeError, r"order\[0\] must be a list of integers"),
+        ([0], {"order": 5}, TypeError, "order must be a policy name, or the cells as integers, got 5"),
+        ([0], {"repulsion_threshold": 1.5}, TypeError, "repulsion_threshold must be an integer, got 1.5"),
+        ([0], {"repulsion_threshold": [1, 2]}, TypeError, "repulsion_threshold must be an integer"),
+        ([0], {"repulsion_threshold": True}, TypeError, "repulsion_threshold must be an integer, got True"),
+        ([0], {"order": "raster", "repulsion_threshold": -1}, ValueError, "repulsion_threshold must be >= 0"),
+        ([0], {"proximity_threshold": "1"}, TypeError, "proximity_threshold must be a number, got '1'"),
     ],
 )
 def test_wrong_arguments_are_refused(
@@ -168,3 +194,54 @@ def test_wrong_arguments_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         pipe(labels, **options)  # type: ignore[arg-type]
+    if "output_type" not in options:
+        with pytest.raises(error, match=message):  # at the call, not at the first group
+            pipe.stream(labels, **options)  # type: ignore[arg-type]
+
+
+def test_integers_may_be_numpys(pipe: LPDPipeline) -> None:
+    def prepare(integer: Callable[[int], object]) -> DecodeRequest:
+        options = {"num_inference_steps": integer(3), "top_k": [integer(3), integer(0)], "seeds": integer(7)}
+        return pipe.prepare([integer(1), integer(2)], **options)  # type: ignore[arg-type, list-item]
+
+    wanted, found = prepare(int), prepare(np.int64)
+    assert torch.equal(found.orders, wanted.orders)
+    for name in ("labels", "top_k", "seeds", "group_sizes"):
+        assert getattr(found, name) == getattr(wanted, name)
+    assert pipe.prepare(np.int64(1), seeds=np.array([7])).seeds == [7]  # type: ignore[arg-type]
+
+
+def test_results_are_ordinary_tensors(pipe: LPDPipeline) -> None:
+    out = pipe([0], seeds=1, output_type="pt")
+    before = out.tokens.clone(), out.images.clone()
+    out.tokens.add_(1)
+    out.images.add_(1)
+    assert torch.equal(out.tokens, before[0] + 1)
+    assert torch.equal(out.images, before[1] + 1)
+    embedding = torch.randn(41, 2, requires_grad=True)
+    torch.nn.functional.embedding(out.tokens, embedding).sum().backward()
+    assert embedding.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sampling": None}, "'sampling' must be a JSON object, got None"),
+        ({"class_names": None}, "'class_names' must be a list of strings, got None"),
+    ],
+)
+def test_a_bad_config_is_refused(pipe: LPDPipeline, tmp_path: Path, change: dict[str, object], message: str) -> None:
+    pipe.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=message):
+        LPDPipeline.from_pretrained(tmp_path)
+
+
+def test_heads_of_a_single_file(pipe: LPDPipeline, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path)
+    save_file(load_file(tmp_path / "model.safetensors"), tmp_path / "bare.safetensors")
+    options: dict[str, Any] = {"tokenizer": tmp_path / "tokenizer.safetensors", "grid": (4, 6)}
+    for heads in (2, 4):
+        loaded = LPDPipeline.from_pretrained(tmp_path / "bare.safetensors", heads=heads, **options)
+        assert loaded.model.config.heads == heads

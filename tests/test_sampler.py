@@ -313,14 +313,18 @@ def test_two_threads_do_not_disturb_each_other() -> None:
         ({"labels": [5, 0]}, r"labels\[0\] must be None or an integer in \[0, 5\), got 5"),
         ({"labels": [0, -1]}, r"labels\[1\]"),
         ({"labels": [0, 1.0]}, r"labels\[1\]"),
-        ({"group_sizes": [[1, 7], [1, 6]]}, r"group_sizes\[1\].*summing to 8, got sum 7"),
+        ({"group_sizes": [[1, 7], [1, 6]]}, r"group_sizes\[1\] must sum to 8.*, got 7"),
         ({"group_sizes": [[1, 0, 7], [8]]}, r"group_sizes\[0\]"),
         ({"guidance_scale": [1.0]}, r"guidance_scale must have one entry per label \(2\), got 1"),
-        ({"guidance_scale": [1.0, 0.5]}, r"guidance_scale\[1\] must be finite and >= 1, got 0\.5"),
+        ({"guidance_scale": [1.0, 0.5]}, r"guidance_scale\[1\] must be in \[1, 1e\+30\], got 0\.5"),
         ({"guidance_scale": [1.0, float("nan")]}, r"guidance_scale\[1\]"),
-        ({"temperature": [-1.0, 1.0]}, r"temperature\[0\] must be finite and >= 0, got -1\.0"),
+        ({"temperature": [-1.0, 1.0]}, r"temperature\[0\] must be in \[0, 1e\+30\], got -1\.0"),
+        ({"guidance_scale": [1.0, 1e39]}, r"guidance_scale\[1\] .* got 1e\+39"),
+        ({"guidance_scale": [1.0, "2"]}, r"guidance_scale\[1\] .* got '2'"),
+        ({"temperature": [1e39, 1.0]}, r"temperature\[0\] .* got 1e\+39"),
+        ({"top_p": [1e-50, 1.0]}, r"top_p\[0\] .* got 1e-50"),
         ({"top_k": [0, -3]}, r"top_k\[1\] must be an integer >= 0, got -3"),
-        ({"top_p": [0.0, 1.0]}, r"top_p\[0\] must be in \(0, 1\], got 0\.0"),
+        ({"top_p": [0.0, 1.0]}, r"top_p\[0\] must be in \(0, 1\] and >= 1\.2e-38, got 0\.0"),
         ({"top_p": [1.0, 1.5]}, r"top_p\[1\]"),
         ({"seeds": [0, 2**63]}, r"seeds\[1\]"),
         ({"seeds": [0, 1, 2]}, r"seeds must have one entry per label"),
@@ -335,6 +339,64 @@ def test_bad_requests_are_refused_before_any_work(changes: dict[str, object], me
     model.decode_step = None  # type: ignore[method-assign, assignment]
     with pytest.raises(ValueError, match=message):
         generate(model, request_for(model, [[1, 7], [1, 7]], **changes))
+
+
+def test_wrong_types_are_refused_before_any_work() -> None:
+    model = random_model(32, (2, 4))
+    request = request_for(model, [[1, 7]])
+    with pytest.raises(TypeError, match=r"group_sizes\[0\] must be a list of integers, got 8"):
+        generate(model, dataclasses.replace(request, group_sizes=[8]))  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"orders must be an int64 tensor of shape \[1, 8\], got list"):
+        generate(model, dataclasses.replace(request, orders=[list(range(8))]))  # type: ignore[arg-type]
+
+
+def test_decode_checks_at_the_call() -> None:
+    model = random_model(32, (2, 4))
+    with pytest.raises(ValueError, match="temperature"):
+        decode(model, request_for(model, [[1, 7]], temperature=[-1.0]))
+
+
+def test_the_largest_guidance_and_temperature_do_not_overflow() -> None:
+    model = random_model(32, (2, 4))
+    for change in ({"guidance_scale": [1e30]}, {"temperature": [1e30]}):
+        assert generate(model, request_for(model, [[1, 7]], **change)).min() >= 0
+
+
+def test_top_k_beyond_the_vocabulary_is_the_whole_of_it() -> None:
+    model = random_model(32, (2, 4))
+    tokens = [generate(model, request_for(model, [[1, 7]], top_k=[k])) for k in (0, 50, 2**40)]
+    assert torch.equal(tokens[0], tokens[1])
+    assert torch.equal(tokens[0], tokens[2])
+
+
+def test_autocast_changes_nothing_and_grids_are_ordinary_tensors() -> None:
+    model = random_model(32, (2, 4))
+    request = request_for(model, [[1, 7]])
+    wanted = generate(model, request)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(generate(model, request), wanted)
+    embedding = torch.randn(50, 2, requires_grad=True)
+    torch.nn.functional.embedding(wanted, embedding).sum().backward()
+    assert embedding.grad is not None
+    assert embedding.grad.sum() == 2 * 8
+    wanted += 1
+    with torch.inference_mode():
+        steps = decode(model, request)
+        next(steps)
+    grid = next(steps)  # a mode that ended between two steps does not matter
+    grid += 1
+    assert torch.equal(grid, wanted)
+
+
+def test_the_callers_modes_hold_between_steps() -> None:
+    model = random_model(32, (2, 4))
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16):
+            for grid in decode(model, request_for(model, [[1, 3, 4]])):
+                assert torch.is_grad_enabled() == gradients
+                assert torch.is_autocast_enabled("cpu")
+                assert not grid.requires_grad
+            assert torch.is_grad_enabled() == gradients
 
 
 def test_nan_logits_are_an_error_naming_the_row() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from importlib import resources
 
 import pytest
@@ -129,6 +130,8 @@ def test_check_group_sizes() -> None:
         check_group_sizes([1, 3], 5)
     with pytest.raises(TypeError, match=r"group_sizes\[1\] must be an integer, got 1.5"):
         check_group_sizes([1, 1.5], 3)  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="group_sizes must be a list of integers, got 64"):
+        check_group_sizes(64, 64)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["[1, 2, 3]", "1,2,3", " [ 1 ,2, 3 ] ", "(1, 2, 3)", "[1, 2, 3,]", "1,\n2,\n3\n"])
@@ -144,3 +147,10 @@ def test_parse_group_sizes(text: str) -> None:
 def test_parse_group_sizes_refuses(text: str) -> None:
     with pytest.raises(ValueError, match="group_sizes must be a list of integers such as"):
         parse_group_sizes(text)
+
+
+def test_parsing_long_text_takes_linear_time() -> None:
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match="group_sizes must be a list of integers such as"):
+        parse_group_sizes("1" + " " * 200_000 + "x")
+    assert time.perf_counter() - start < 1  # a quadratic search takes minutes

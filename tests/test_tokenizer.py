@@ -161,13 +161,24 @@ def test_empty_batch(small: VQTokenizer) -> None:
 def test_foreign_state_is_refused(small: VQTokenizer) -> None:
     with pytest.raises(ValueError, match=r"encoder\.conv_in\.weight"):
         VQTokenizer.from_state_dict({"weight": torch.zeros(1)})
+    for name, shape in [
+        ("quantize.embedding.weight", (16,)),
+        ("encoder.conv_in.weight", ()),
+        ("encoder.conv_in.weight", (0, 3, 3, 3)),
+        ("encoder.conv_blocks.0.res.0.conv2.weight", (32,)),
+        ("encoder.conv_out.weight", (32, 1)),
+    ]:
+        with pytest.raises(ValueError, match=f"{name}' must have"):
+            infer_config(small.state_dict() | {name: torch.zeros(shape)})
     state = dict(small.state_dict())
     del state["decoder.mid.1.q.bias"]
     with pytest.raises(ValueError, match=r"decoder\.mid\.1\.q\.bias"):
         VQTokenizer.from_state_dict(state)
 
 
-@pytest.mark.parametrize("change", [{"ch": 48}, {"ch_mult": ()}, {"codebook_dim": 0}, {"decoder_res_blocks": -1}])
+@pytest.mark.parametrize(
+    "change", [{"ch": 48}, {"ch_mult": ()}, {"codebook_dim": 0}, {"codebook_dim": True}, {"decoder_res_blocks": -1}]
+)
 def test_bad_sizes(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         TokenizerConfig(**change)

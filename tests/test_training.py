@@ -7,6 +7,7 @@ import gzip
 import itertools
 import math
 import pickle
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 pytest.importorskip("typer")
@@ -24,18 +25,20 @@ pytest.importorskip("matplotlib")
 
 from lpd_tools import train as lpd_training
 from lpd_tools import train_tokenizer as tokenizer_training
-from lpd_tools.cache_tokens import TokenCaching, cache_tokens, file_hash, load_token_cache
+from lpd_tools.bundle import Bundling, bundle
+from lpd_tools.cache_tokens import TokenCaching, cache_tokens, check_tokenizer, file_hash, load_token_cache
 from lpd_tools.checkpointing import (
     append_csv,
     autocast_dtype,
     drop_rows_after,
     learning_rate,
     load_state,
-    save_atomic,
+    save_state,
     update_ema,
 )
 from lpd_tools.curves import Curves, draw_curves, read_log
 from lpd_tools.data import centre_grey, epoch_batches, load_fashion_mnist, read_idx, to_images
+from lpd_tools.evaluate import Evaluation, evaluate
 from lpd_tools.judge import JudgeTraining, augment, grey, load_judge, predict, train_judge
 from lpd_tools.metrics import centre_psnr, frechet_distance, psnr
 from lpd_tools.train import LPDTraining, batch_loss, make_batch, nats_per_token, parameter_groups, train
@@ -92,6 +95,19 @@ def test_damaged_idx_file(tmp_path: Path) -> None:
         read_idx(tmp_path / "short")
     with pytest.raises(ValueError, match="not an IDX file"):
         read_idx(tmp_path / "foreign")
+    (tmp_path / "header").write_bytes(source[:9])
+    packed = gzip.compress(source)
+    (tmp_path / "short.gz").write_bytes(packed[:-9])
+    (tmp_path / "plain.gz").write_bytes(source)
+    (tmp_path / "damaged.gz").write_bytes(packed[:10] + b"\xff" * 50 + packed[60:])
+    for name, problem in {
+        "header": "ends within its header",
+        "short.gz": "no whole gzip file",
+        "plain.gz": "no whole gzip file",
+        "damaged.gz": "no whole gzip file",
+    }.items():
+        with pytest.raises(ValueError, match=rf"{name}' .*{problem}"):
+            read_idx(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="dataset-fashion-mnist"):
         load_fashion_mnist("train", tmp_path)
     with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'all'"):
@@ -119,14 +135,28 @@ def test_batches_visit_every_image_once_and_resume() -> None:
 
 def test_failed_save_leaves_the_old_state(tmp_path: Path) -> None:
     path = tmp_path / "run" / "state.pt"
-    save_atomic({"step": 1, "weight": torch.ones(3)}, path)
+    save_state({"step": 1, "weight": torch.ones(3), "settings": {"seed": 0}}, path)
     with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
-        save_atomic({"step": 2, "bad": lambda: None}, path)
-    state = load_state(path)
+        save_state({"step": 2, "bad": lambda: None}, path)
+    state = load_state(path, {"seed": 0})
     assert state is not None
     assert state["step"] == 1
     assert [p.name for p in path.parent.iterdir()] == ["state.pt"]
-    assert load_state(tmp_path / "none.pt") is None
+    assert load_state(tmp_path / "none.pt", {}) is None
+
+
+def test_damaged_and_foreign_states_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    save_state({"step": 1, "settings": {"dim": 32, "ch_mult": (1, 2)}}, path)
+    assert load_state(path, {"dim": 32, "ch_mult": (1, 2)}) is not None
+    with pytest.raises(ValueError, match=r"dim is 64, but the training in '.*state\.pt' began with 32"):
+        load_state(path, {"dim": 64})
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"state\.pt' is not a readable training state"):
+        load_state(path, {})
+    torch.save([1], path)
+    with pytest.raises(ValueError, match=r"state\.pt' holds no training state"):
+        load_state(path, {})
 
 
 class Payload:
@@ -136,8 +166,8 @@ class Payload:
 
 def test_pickled_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"model": Payload()}, tmp_path / "state.pt")
-    with pytest.raises(pickle.UnpicklingError):
-        load_state(tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="not a readable training state: UnpicklingError"):
+        load_state(tmp_path / "state.pt", {})
     assert capsys.readouterr().out == ""
 
 
@@ -172,6 +202,19 @@ def test_csv_log(tmp_path: Path) -> None:
     append_csv(tmp_path / "log.csv", {"step": 2, "loss": 0.5})
     drop_rows_after(tmp_path / "none.csv", 1)
     assert (tmp_path / "log.csv").read_text().split() == ["step,loss", "1,0.333333", "2,0.5"]
+    drop_rows_after(tmp_path / "log.csv", 0)
+    append_csv(tmp_path / "log.csv", {"step": 1, "loss": 0.25})
+    assert (tmp_path / "log.csv").read_text().split() == ["step,loss", "1,0.25"]
+
+
+def test_log_survives_a_crash_while_rows_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2):
+        append_csv(tmp_path / "log.csv", {"step": step})
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", lambda file: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            drop_rows_after(tmp_path / "log.csv", 1)
+    assert (tmp_path / "log.csv").read_text().split() == ["step", "1", "2"]
 
 
 # measures
@@ -255,7 +298,7 @@ def test_tokenizer_training_resumes_exactly(tmp_path: Path, monkeypatch: pytest.
     parts = load_file(train_tokenizer(config))
     assert all(torch.equal(parts[name], value) for name, value in whole.items())
     assert VQTokenizer.from_state_dict(whole).config == config.sizes()
-    states = [load_state(tmp_path / name / "state.pt") for name in ("whole", "parts")]
+    states = [load_state(tmp_path / name / "state.pt", {}) for name in ("whole", "parts")]
     assert torch.equal(states[0]["count"], states[1]["count"])
     logs = [read_log(tmp_path / name / "log.csv") for name in ("whole", "parts")]
     assert logs[1]["step"] == [3, 6]
@@ -314,6 +357,40 @@ def test_cached_tokens_are_those_of_the_images(cache_path: Path) -> None:
         load_token_cache(cache_path.with_name("none"))
 
 
+def test_damaged_and_foreign_caches_are_refused(cache_path: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "cut"
+    damaged.write_bytes(cache_path.read_bytes()[:-1])
+    for path in (damaged, cache_path.with_name("tokenizer.safetensors")):
+        with pytest.raises(ValueError, match=f"{path.name}' is no whole token cache"):
+            load_token_cache(path)
+
+
+def test_large_vocabularies_fit_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = VQTokenizer(dataclasses.replace(tokenizer_config(tmp_path).sizes(), codebook_size=2**15 + 1))
+    tokenizer.save(tmp_path / "tokenizer.safetensors")
+    monkeypatch.setattr(VQTokenizer, "encode", lambda self, images: torch.full((len(images), 2, 2), 2**15))
+    path = tmp_path / "tokens"
+    cache = load_token_cache(cache_tokens(TokenCaching(str(tmp_path / "tokenizer.safetensors"), str(path), str(DATA))))
+    assert cache.train_tokens.unique().tolist() == [2**15]
+    assert cache.test_tokens.unique().tolist() == [2**15]
+    assert {p.name for p in tmp_path.iterdir()} == {"tokenizer.safetensors", "tokens"}
+
+
+def test_another_tokenizer_is_refused(cache_path: Path, tmp_path: Path) -> None:
+    train(lpd_config(cache_path, tmp_path / "lpd", steps=1))
+    right = cache_path.with_name("tokenizer.safetensors")
+    wrong = VQTokenizer(tokenizer_config(tmp_path).sizes())
+    wrong.save(tmp_path / "wrong.safetensors")
+    out = bundle(Bundling(str(tmp_path / "lpd"), str(right), str(tmp_path / "bundle")))
+    check_tokenizer(out, out / "tokenizer.safetensors")
+    with pytest.raises(ValueError, match=r"wrong\.safetensors' is not the one whose tokens"):
+        bundle(Bundling(str(tmp_path / "lpd"), str(tmp_path / "wrong.safetensors"), str(tmp_path / "other")))
+    assert not (tmp_path / "other").exists()
+    wrong.save(out / "tokenizer.safetensors")
+    with pytest.raises(ValueError, match="is not the one whose tokens"):
+        evaluate(Evaluation(judge="", model=str(out)))
+
+
 # transformer training
 
 
@@ -334,9 +411,49 @@ def test_transformer_training_resumes_exactly(
             train(config)
     parts = load_file(train(config) / "model.safetensors")
     assert all(torch.equal(parts[name], value) for name, value in whole.items())
-    states = [load_state(tmp_path / name / "state.pt") for name in ("whole", "parts")]
+    states = [load_state(tmp_path / name / "state.pt", {}) for name in ("whole", "parts")]
     for key in ("model", "average"):
         assert all(torch.equal(states[1][key][name], value) for name, value in states[0][key].items())
+
+
+def test_resuming_with_other_settings_is_refused(cache_path: Path, tmp_path: Path) -> None:
+    config = lpd_config(cache_path, tmp_path / "run")
+    train(dataclasses.replace(config, steps=1))
+    with pytest.raises(ValueError, match=r"learning_rate is 0\.5, but the training in .* began with 0\.0015"):
+        train(dataclasses.replace(config, learning_rate=0.5))
+    tensors = load_file(cache_path)
+    tensors["train.tokens"] = tensors["train.tokens"].flip(0)
+    with safe_open(cache_path, "pt") as file:
+        save_file(tensors, tmp_path / "others", metadata=file.metadata())
+    with pytest.raises(ValueError, match="tokens_sha256 is"):
+        train(dataclasses.replace(config, tokens=str(tmp_path / "others")))
+    longer = dataclasses.replace(config, steps=2, decay_steps=1, evaluate_every=1, evaluate_images=7, save_every_s=9.0)
+    shutil.copy(cache_path, tmp_path / "moved")
+    train(dataclasses.replace(longer, tokens=str(tmp_path / "moved")))
+    assert read_log(tmp_path / "run" / "log.csv")["step"] == [1, 2]
+    train_tokenizer(tokenizer_config(tmp_path / "vq", steps=1))
+    with pytest.raises(ValueError, match="z_channels is 16, but"):
+        train_tokenizer(tokenizer_config(tmp_path / "vq", steps=1, z_channels=16))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("decoding_steps", (8, 257), r"decoding_steps must be in \[1, 256\], got 257"),
+        ("decoding_steps", (), "decoding_steps must name at least one"),
+        ("evaluate_every", 0, r"evaluate_every must be in \[1, inf\], got 0"),
+        ("evaluate_images", 301, r"evaluate_images must be in \[1, 300\], got 301"),
+        ("batch_size", 201, r"batch_size must be in \[1, 200\], got 201"),
+        ("dropout", math.nan, r"dropout must be in \[0, 1\], got nan"),
+        ("seed", -1, "seed must be in"),
+    ],
+)
+def test_impossible_settings_are_refused_at_once(
+    cache_path: Path, tmp_path: Path, name: str, value: object, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(dataclasses.replace(lpd_config(cache_path, tmp_path / "run"), **{name: value}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_transformer_learns(cache_path: Path, tmp_path: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 import torch
 
-from lpd_ext.checkpoint import load_model
+from lpd_ext.checkpoint import CONFIG_FILE, TOKENIZER_FILE, load_model, read_config
 from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
 from lpd_ext.sampler import GuidanceSchedule
+from lpd_ext.state_files import complete_file
 from lpd_ext.tokenizer import VQTokenizer
+from lpd_tools.cache_tokens import check_tokenizer, file_hash
 from lpd_tools.data import CLASS_NAMES
 from lpd_tools.settings import setting
 
@@ -31,7 +34,10 @@ class Bundling:
 
 
 def bundle(config: Bundling) -> Path:
-    """Writes config.json, model.safetensors and tokenizer.safetensors (fp16); returns the folder."""
+    """Writes config.json, model.safetensors and tokenizer.safetensors (fp16); returns the folder.
+
+    Raises ValueError unless the tokenizer is the one whose tokens the model was trained on.
+    """
     schedules = get_args(GuidanceSchedule)
     if config.guidance_schedule not in schedules:
         raise ValueError(f"guidance_schedule must be one of {schedules}, got {config.guidance_schedule!r}")
@@ -42,7 +48,13 @@ def bundle(config: Bundling) -> Path:
         temperature=config.temperature,
         repulsion_threshold=config.repulsion_threshold,
     )
+    check_tokenizer(config.model, config.tokenizer)
     tokenizer = VQTokenizer.from_file(config.tokenizer)
     pipe = LPDPipeline(load_model(config.model), tokenizer, defaults, list(CLASS_NAMES))
-    pipe.save_pretrained(config.out, dtype=torch.float16)
-    return Path(config.out)
+    out = Path(config.out)
+    pipe.save_pretrained(out, dtype=torch.float16)
+    # Rounded to fp16, the tokenizer is another file: the folder names the one beside the model.
+    entries = read_config(out) | {"tokenizer_sha256": file_hash(out / TOKENIZER_FILE)}
+    with complete_file(out / CONFIG_FILE) as file:
+        file.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+    return out

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lpd_ext.checkpoint import CONFIG_FILE, read_config
+from lpd_ext.state_files import complete_file
 from lpd_ext.tokenizer import VQTokenizer
 from lpd_tools.data import FASHION_MNIST_DIR, load_fashion_mnist, to_images
 from lpd_tools.progress import track
@@ -39,10 +41,25 @@ class TokenCache:
     vocab_size: int
     tokenizer_hash: str
 
+    def content_hash(self) -> str:
+        """SHA-256 of the training tokens and labels, in hexadecimal."""
+        parts = (self.train_tokens, self.train_labels)
+        return hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in parts)).hexdigest()
+
 
 def file_hash(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def check_tokenizer(model: str | Path, tokenizer: str | Path) -> None:
+    """ValueError if config.json of the folder `model` names another tokenizer than the file `tokenizer`."""
+    trained_with = read_config(Path(model)).get("tokenizer_sha256")
+    if trained_with is not None and trained_with != file_hash(tokenizer):
+        raise ValueError(
+            f"tokenizer {str(tokenizer)!r} is not the one whose tokens {str(Path(model) / CONFIG_FILE)!r} "
+            f"was trained on (SHA-256 {trained_with[:12]}...)"
+        )
 
 
 @torch.no_grad()
@@ -57,8 +74,8 @@ def cache_tokens(config: TokenCaching) -> Path:
             images = to_images(pixels)
             views = (images, images.flip(3)) if split == "train" else (images,)
             tokens.append(torch.stack([tokenizer.encode(view) for view in views], dim=1))
-        # Ids fit in 16 bits for any codebook up to 32,768.
-        arrays[f"{split}.tokens"] = torch.cat(tokens).to(torch.int16)
+        narrow = torch.int16 if tokenizer.config.codebook_size <= 2**15 else torch.int32
+        arrays[f"{split}.tokens"] = torch.cat(tokens).to(narrow)
         arrays[f"{split}.labels"] = data.labels.to(torch.int16)
     metadata = {
         "tokenizer_sha256": file_hash(config.tokenizer),
@@ -66,24 +83,29 @@ def cache_tokens(config: TokenCaching) -> Path:
         "layout": "tokens [images, views, h, w]; view 1 of train is mirrored left to right",
     }
     Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-    save_file(arrays, config.out, metadata=metadata)
+    with complete_file(config.out) as temporary:
+        save_file(arrays, temporary, metadata=metadata)
     return Path(config.out)
 
 
 def load_token_cache(path: str | Path) -> TokenCache:
-    """The tokens written by `cache_tokens`."""
+    """The tokens written by `cache_tokens`; FileNotFoundError, or ValueError for a damaged or foreign file."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"path: no token cache at {str(path)!r}; make one with `lpd cache-tokens`")
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        train, test = (file.get_tensor(f"{split}.tokens").long() for split in ("train", "test"))
-        labels = [file.get_tensor(f"{split}.labels").long() for split in ("train", "test")]
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            train, test = (file.get_tensor(f"{split}.tokens").long() for split in ("train", "test"))
+            labels = [file.get_tensor(f"{split}.labels").long() for split in ("train", "test")]
+        vocab_size, tokenizer_hash = int(metadata["vocab_size"]), metadata["tokenizer_sha256"]
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"path {str(path)!r} is no whole token cache: {error}") from error
     return TokenCache(
         train_tokens=train.flatten(2),
         train_labels=labels[0],
         test_tokens=test[:, 0].flatten(1),
         test_labels=labels[1],
         grid=(train.shape[2], train.shape[3]),
-        vocab_size=int(metadata["vocab_size"]),
-        tokenizer_hash=metadata["tokenizer_sha256"],
+        vocab_size=vocab_size,
+        tokenizer_hash=tokenizer_hash,
     )

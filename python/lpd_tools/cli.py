@@ -25,14 +25,15 @@ from lpd_tools.train_tokenizer import TokenizerTraining, train_tokenizer
 
 
 class FriendlyGroup(typer.core.TyperGroup):
-    """A wrong argument is one sentence and exit status 2, not a traceback."""
+    """What the library refuses is one sentence and exit status 2, not a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, FileNotFoundError) as error:
-            console = Console(stderr=True)
-            console.print(f"[red]error:[/] {escape(str(error))}")
+        except (typer.Exit, typer.Abort):  # both are RuntimeErrors
+            raise
+        except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
+            Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
             raise typer.Exit(2) from error
 
 
@@ -45,28 +46,33 @@ app = typer.Typer(
 console = Console()
 
 
+def say(text: str) -> None:
+    """One line as it is: paths may hold brackets and be longer than the terminal is wide."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
 def run_train_judge(config: JudgeTraining) -> None:
-    console.print(f"{config.out}: {100 * train_judge(config):.2f} % of the real test set recognised")
+    say(f"{config.out}: {100 * train_judge(config):.2f} % of the real test set recognised")
 
 
 def run_train_tokenizer(config: TokenizerTraining) -> None:
-    console.print(f"wrote {train_tokenizer(config)}")
+    say(f"wrote {train_tokenizer(config)}")
 
 
 def run_cache_tokens(config: TokenCaching) -> None:
-    console.print(f"wrote {cache_tokens(config)}")
+    say(f"wrote {cache_tokens(config)}")
 
 
 def run_train(config: LPDTraining) -> None:
-    console.print(f"wrote {train(config)}")
+    say(f"wrote {train(config)}")
 
 
 def run_bundle(config: Bundling) -> None:
-    console.print(f"wrote {bundle(config)}")
+    say(f"wrote {bundle(config)}")
 
 
 def run_curves(config: Curves) -> None:
-    console.print(f"wrote {draw_curves(config)}")
+    say(f"wrote {draw_curves(config)}")
 
 
 def run_evaluate(config: Evaluation) -> None:
@@ -74,7 +80,7 @@ def run_evaluate(config: Evaluation) -> None:
     for table in result_tables(results):
         console.print(table)
     if config.out:
-        console.print(f"wrote {config.out}")
+        say(f"wrote {config.out}")
 
 
 def result_tables(results: dict[str, Any]) -> list[Table]:

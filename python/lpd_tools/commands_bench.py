@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch import Tensor
 from lpd_ext import _C, ops, reference
 from lpd_ext.plan import Step, plan_decoding
 from lpd_ext.schedule import group_sizes
+from lpd_tools.checks import check_output
 
 # lpd_l at 256 px: E 1024, H 16, V 16384, 16x16 tokens in 20 steps, with guidance.
 _DIM, _HEADS, _VOCAB, _GRID, _STEPS = 1024, 16, 16384, (16, 16), 20
@@ -45,6 +47,8 @@ def bench(
     output: Annotated[Path | None, typer.Option(help="JSON file to write the figures to.")] = None,
 ) -> None:
     """Time the operators against plain torch, interleaved in one run; medians with the middle half of the times."""
+    if output is not None:
+        check_output(output, ".json")
     console = Console()
     table = Table(title=f"{_SHAPE_NAME} step {step}, B = {batch}, fp32")
     for column in ("operator", "µs", "middle half", "rate", "plain torch µs", "ratio"):
@@ -68,7 +72,7 @@ def bench(
         "threads": torch.get_num_threads(),
         "isa": _C.cpu_isa(),
         "torch": torch.__version__,
-        "lpd_ext": _C.__version__,
+        "lpd_ext": _version(),
         "shape": _SHAPE_NAME,
         "step": step,
         "batch": batch,
@@ -76,8 +80,9 @@ def bench(
     console.print(table)
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()), style="dim")
     if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
-        console.print(str(output))
+        console.print(str(output.resolve()), markup=False, soft_wrap=True)
 
 
 def _cases(step_index: int, batch: int) -> list[Case]:
@@ -186,6 +191,19 @@ def _interleaved(ours: Callable[[], Any], plain: Callable[[], Any], repeats: int
             if repeat >= 2:  # the first rounds warm caches and thread pools
                 record.append(time.perf_counter() - start)
     return times
+
+
+def _version() -> str:
+    """The version, with the commit when the command belongs to a checkout or is run in one (as `make bench` does)."""
+    for folder in (Path(__file__).parents[2], Path.cwd()):
+        if (folder / ".git").exists() and (folder / "lpd_ext" / "_C.pyi").exists():
+            command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+            try:
+                commit = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+            except (OSError, subprocess.CalledProcessError):
+                continue  # no git here, or it does not trust the folder
+            return f"{_C.__version__} ({commit})"
+    return _C.__version__
 
 
 def _processor() -> str:

@@ -8,9 +8,11 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from lpd_ext.orders import ORDER_POLICIES, default_repulsion_threshold, make_orders
 from lpd_ext.schedule import check_group_sizes, group_sizes, parse_group_sizes
+from lpd_tools.checks import check_output, check_seeds
 from lpd_tools.draw_orders import draw_orders
 
 
@@ -34,13 +36,14 @@ def orders(
     output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("orders.png"),
 ) -> None:
     """Draw orders, cells coloured by the step that draws them."""
+    check_output(output, ".png")
+    seeds = torch.tensor(check_seeds(seed, images))
     grid = (height, width)
     num_tokens = height * width
     schedule = (
         group_sizes(num_tokens, steps) if sizes is None else check_group_sizes(parse_group_sizes(sizes), num_tokens)
     )
     spacing = default_repulsion_threshold(grid) if repulsion is None else repulsion
-    seeds = torch.arange(seed, seed + images)
     rows = policies or ["locality"]
     drawn = [
         make_orders(
@@ -62,4 +65,4 @@ def orders(
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=120)
-    Console().print(f"[bold]{output.resolve()}[/bold]", soft_wrap=True)
+    Console().print(f"[bold]{escape(str(output.resolve()))}[/bold]", soft_wrap=True)

@@ -7,13 +7,14 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from lpd_ext import LPDPipeline
+from lpd_tools.checks import check_device, check_output, check_seeds
 
 _CAPTION = 16
 _GAP = 4
@@ -36,14 +37,17 @@ def sample(
     top_k: Annotated[int | None, typer.Option(help="0 switches it off.")] = None,
     top_p: Annotated[float | None, typer.Option(help="1 switches it off.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first image; the next ones count up.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda; default: cuda if there is one.")] = "",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:<index>; default: cuda if there is one.")] = "",
 ) -> None:
     """Draw images and write them as one labelled grid."""
+    check_output(output, ".png")
+    where = check_device(device)
     console = Console()
     start = time.perf_counter()
-    pipe = LPDPipeline.from_pretrained(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pipe = LPDPipeline.from_pretrained(model, device=where)
     wanted = [_parse_label(text) for text in labels] if labels else list(range(min(10, pipe.model.config.num_classes)))
     per_image = [label for label in wanted for _ in range(images_per_label)]
+    seeds = check_seeds(seed, len(per_image))
     with Progress(console=console) as progress:
         task = progress.add_task("Drawing", total=None)
         result = pipe(
@@ -54,14 +58,15 @@ def sample(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
-            seeds=seed,
+            seeds=seeds,
             callback_on_step_end=lambda step, total: progress.update(task, completed=step, total=total),
         )
     captions = [_caption(pipe, label) for label in wanted]
     output.parent.mkdir(parents=True, exist_ok=True)
     labelled_grid(result.images, captions, images_per_label).save(output)
     seconds = time.perf_counter() - start
-    console.print(f"[bold]{output.resolve()}[/bold]  {len(per_image)} images in {seconds:.1f} s", soft_wrap=True)
+    path = escape(str(output.resolve()))
+    console.print(f"[bold]{path}[/bold]  {len(per_image)} images in {seconds:.1f} s", soft_wrap=True)
 
 
 def labelled_grid(images: list[Image.Image], captions: list[str], per_label: int) -> Image.Image:

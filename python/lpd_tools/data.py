@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,14 +44,19 @@ class LabelledImages:
 
 def read_idx(path: str | Path) -> np.ndarray:
     """The uint8 array of a (gzipped) IDX file; ValueError if it is no such file or is cut short."""
-    opener = gzip.open if str(path).endswith(".gz") else open
-    with opener(path, "rb") as file:
-        data = file.read()
+    data = Path(path).read_bytes()
+    if Path(path).suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"path: {str(path)!r} is no whole gzip file: {error}") from error
     if len(data) < 4 or data[:3] != b"\0\0\x08":
         raise ValueError(f"path: {str(path)!r} is not an IDX file of bytes")
     header = 4 + 4 * data[3]
+    if len(data) < header:
+        raise ValueError(f"path: {str(path)!r} ends within its header")
     shape = struct.unpack(f">{data[3]}I", data[4:header])
-    if len(data) - header != int(np.prod(shape)):
+    if len(data) - header != math.prod(shape):
         raise ValueError(f"path: {str(path)!r} announces shape {shape} but holds {len(data) - header} bytes")
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 

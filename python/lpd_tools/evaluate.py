@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lpd_ext.orders import make_orders
 from torch import Tensor
 
-from lpd_ext.pipeline import LPDPipeline
+from lpd_ext.checkpoint import TOKENIZER_FILE, resolve_directory
+from lpd_ext.orders import make_orders
+from lpd_ext.pipeline import LPDPipeline, bundled_model
 from lpd_ext.schedule import group_sizes
 from lpd_ext.tokenizer import VQTokenizer
+from lpd_tools.cache_tokens import check_tokenizer
 from lpd_tools.data import FASHION_MNIST_DIR, LabelledImages, from_pixels, load_fashion_mnist, to_images
 from lpd_tools.judge import Judge, grey, judge_features, load_judge, predict
 from lpd_tools.metrics import centre_psnr, frechet_distance
@@ -97,8 +99,13 @@ def dependency_loss(pipe: LPDPipeline, tokens: Tensor, labels: Tensor, policy: s
 
 
 def evaluate(config: Evaluation) -> dict[str, Any]:
-    """All measures as a nested dict; also written to `config.out` (JSON) if that is given."""
-    pipe = LPDPipeline.from_pretrained(config.model or None)
+    """All measures as a nested dict; also written to `config.out` (JSON) if that is given.
+
+    Raises ValueError if the model was trained on the tokens of another tokenizer than the one beside it.
+    """
+    directory = resolve_directory(config.model) if config.model else bundled_model()
+    check_tokenizer(directory, directory / TOKENIZER_FILE)
+    pipe = LPDPipeline.from_pretrained(directory)
     judge = load_judge(config.judge)
     train, test = (load_fashion_mnist(split, config.data_dir) for split in ("train", "test"))
     names = pipe.class_names

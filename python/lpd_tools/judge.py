@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lpd_ext.state_files import complete_file
 from lpd_tools.checkpointing import append_csv, autocast_dtype, learning_rate
 from lpd_tools.data import (
     FASHION_MNIST_DIR,
@@ -114,11 +115,9 @@ def train_judge(config: JudgeTraining) -> float:
             append_csv(Path(config.out).with_suffix(".csv"), row)
             total = 0.0
     state = {k: v.detach().contiguous() for k, v in model.state_dict().items()}
-    save_file(
-        state,
-        config.out,
-        metadata={k: str(v) for k, v in asdict(config).items() if k not in ("out", "data_dir")},
-    )
+    metadata = {k: str(v) for k, v in asdict(config).items() if k not in ("out", "data_dir")}
+    with complete_file(config.out) as temporary:
+        save_file(state, temporary, metadata=metadata)
     return accuracy
 
 

@@ -19,10 +19,12 @@ from lpd_tools.cache_tokens import TokenCache, load_token_cache
 from lpd_tools.checkpointing import (
     append_csv,
     autocast_dtype,
+    check_ranges,
     drop_rows_after,
+    fixed_settings,
     learning_rate,
     load_state,
-    save_atomic,
+    save_state,
     update_ema,
 )
 from lpd_tools.data import epoch_batches, step_generator
@@ -32,7 +34,10 @@ from lpd_tools.settings import setting
 
 @dataclass(frozen=True)
 class LPDTraining:
-    """How an LPD transformer is trained; `steps` may be changed on resuming, the decay then moves with it."""
+    """How an LPD transformer is trained.
+
+    On resuming, `steps` and `decay_steps` may change (the decay moves with them), and what changes no weight.
+    """
 
     tokens: str = setting(..., "token cache to train on")
     out_dir: str = setting(..., "folder of state, log and result")
@@ -120,13 +125,41 @@ def parameter_groups(model: LPDModel, weight_decay: float) -> list[dict[str, obj
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
+def check_settings(config: LPDTraining, cache: TokenCache) -> None:
+    """ValueError naming the first setting that cannot work with the tokens."""
+    if not config.decoding_steps:
+        raise ValueError("decoding_steps must name at least one number of steps")
+    check_ranges(
+        config,
+        decoding_steps=(1, cache.train_tokens.shape[2]),
+        batch_size=(1, len(cache.train_labels)),
+        evaluate_images=(1, len(cache.test_labels)),
+        evaluate_every=(1, math.inf),
+        save_every_s=(0, math.inf),
+        steps=(1, math.inf),
+        warmup_steps=(0, math.inf),
+        decay_steps=(0, math.inf),
+        seed=(0, 2**32),
+        label_drop=(0, 1),
+        dropout=(0, 1),
+        ema_decay=(0, 1),
+        learning_rate=(0, math.inf),
+        weight_decay=(0, math.inf),
+        clip=(0, math.inf),
+    )
+
+
 def train(config: LPDTraining) -> Path:
     """Trains, resuming exactly from `out_dir/state.pt` if there; writes the averaged weights to `out_dir`.
 
-    Returns `out_dir`, which then holds model.safetensors (fp16), config.json, log.csv and state.pt.
+    Returns `out_dir`, which then holds model.safetensors (fp16), config.json (with the SHA-256 of the tokenizer that
+    made the tokens), log.csv and state.pt. Raises ValueError for impossible settings, and for others than the training
+    began with.
     """
     out = Path(config.out_dir)
     cache = load_token_cache(config.tokens)
+    check_settings(config, cache)
+    settings = fixed_settings(config, tokenizer_sha256=cache.tokenizer_hash, tokens_sha256=cache.content_hash())
     dtype = autocast_dtype(config.precision)
     torch.manual_seed(config.seed)
     classes = int(cache.train_labels.max()) + 1
@@ -134,7 +167,7 @@ def train(config: LPDTraining) -> Path:
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), betas=(0.9, 0.95), fused=True)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     start, seconds = 0, 0.0
-    state = load_state(out / "state.pt")
+    state = load_state(out / "state.pt", settings)
     if state is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -175,12 +208,13 @@ def train(config: LPDTraining) -> Path:
             append_csv(out / "log.csv", row | validate(model, average, cache, config))
             total, counted = 0.0, 0
         if time.monotonic() - saved_at > config.save_every_s or done == config.steps:
-            current = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
-            save_atomic(current | {"step": done, "seconds": time.monotonic() - begun}, out / "state.pt")
+            weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
+            progress = {"settings": settings, "step": done, "seconds": time.monotonic() - begun}
+            save_state({**weights, **progress}, out / "state.pt")
             saved_at = time.monotonic()
 
     model.load_state_dict(average)
-    save_model(model, out, dtype=torch.float16)
+    save_model(model, out, extra={"tokenizer_sha256": cache.tokenizer_hash}, dtype=torch.float16)
     return out
 
 

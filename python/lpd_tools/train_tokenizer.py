@@ -6,19 +6,23 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
+from lpd_tools.cache_tokens import file_hash
 from lpd_tools.checkpointing import (
     append_csv,
     autocast_dtype,
+    check_ranges,
     drop_rows_after,
+    fixed_settings,
     learning_rate,
     load_state,
-    save_atomic,
+    save_state,
 )
 from lpd_tools.data import (
     FASHION_MNIST_DIR,
@@ -38,7 +42,10 @@ from lpd_tools.settings import setting
 
 @dataclass(frozen=True)
 class TokenizerTraining:
-    """How a tokenizer is trained; `steps` may be changed on resuming, the decay then moves with it."""
+    """How a tokenizer is trained.
+
+    On resuming, `steps` and `decay_steps` may change (the decay moves with them), and what changes no weight.
+    """
 
     out_dir: str = setting(..., "folder of state, log and result")
     data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
@@ -132,14 +139,30 @@ def train_tokenizer(config: TokenizerTraining) -> Path:
     """Trains, resuming from `out_dir/state.pt` if there; returns `out_dir/tokenizer.safetensors`."""
     out = Path(config.out_dir)
     train, test = (load_fashion_mnist(split, config.data_dir) for split in ("train", "test"))
+    check_ranges(
+        config,
+        batch_size=(1, len(train)),
+        evaluate_images=(1, math.inf),
+        evaluate_every=(1, math.inf),
+        revive_every=(1, math.inf),
+        save_every_s=(0, math.inf),
+        steps=(1, math.inf),
+        warmup_steps=(0, math.inf),
+        decay_steps=(0, math.inf),
+        seed=(0, 2**32),
+        codebook_decay=(0, 1),
+        learning_rate=(0, math.inf),
+        clip=(0, math.inf),
+    )
     judge = load_judge(config.judge) if config.judge else None
+    settings = fixed_settings(config, judge_sha256=file_hash(config.judge) if config.judge else "")
     dtype = autocast_dtype(config.precision)
     torch.manual_seed(config.seed)
     model = VQTokenizer(config.sizes())
     averages = CodebookAverages(config.codebook_size, config.codebook_dim)
     trained = [p for name, p in model.named_parameters() if not name.startswith("quantize.")]
     optimizer = torch.optim.Adam(trained, betas=(0.9, 0.99))
-    start, seconds = restore(out / "state.pt", model, averages, optimizer)
+    start, seconds = restore(out / "state.pt", settings, model, averages, optimizer)
     drop_rows_after(out / "log.csv", start)
     batches = epoch_batches(len(train), config.batch_size, config.seed, start)
     saved_at = time.monotonic()
@@ -185,7 +208,7 @@ def train_tokenizer(config: TokenizerTraining) -> Path:
             append_csv(out / "log.csv", row | {"test_psnr_centre": psnr, "test_recognised": recognised})
             sums, counted = torch.zeros(3), 0
         if time.monotonic() - saved_at > config.save_every_s or done == config.steps:
-            save(out / "state.pt", model, averages, optimizer, done, time.monotonic() - begun)
+            save(out / "state.pt", settings, model, averages, optimizer, done, time.monotonic() - begun)
             saved_at = time.monotonic()
 
     model.quantize.embedding.weight.data.copy_(averages.codes())
@@ -215,6 +238,7 @@ def evaluate_reconstruction(
 
 def save(
     path: Path,
+    settings: dict[str, Any],
     model: VQTokenizer,
     averages: CodebookAverages,
     optimizer: torch.optim.Optimizer,
@@ -223,14 +247,18 @@ def save(
 ) -> None:
     """Writes the training state atomically."""
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds}
-    save_atomic(state | {"count": averages.count, "total": averages.total}, path)
+    save_state(state | {"settings": settings, "count": averages.count, "total": averages.total}, path)
 
 
 def restore(
-    path: Path, model: VQTokenizer, averages: CodebookAverages, optimizer: torch.optim.Optimizer
+    path: Path,
+    settings: dict[str, Any],
+    model: VQTokenizer,
+    averages: CodebookAverages,
+    optimizer: torch.optim.Optimizer,
 ) -> tuple[int, float]:
     """Loads the training state if there is one; returns the step to go on from and the seconds spent so far."""
-    state = load_state(path)
+    state = load_state(path, settings)
     if state is None:
         return 0, 0.0
     model.load_state_dict(state["model"])

@@ -1,0 +1,35 @@
+"""Checks of command-line arguments, made before any work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+
+def check_output(path: Path, suffix: str) -> None:
+    """ValueError unless a file of that suffix can be written at `path`, its folder being made if missing."""
+    if path.is_dir():
+        raise ValueError(f"output must be a file, but {str(path)!r} is a directory")
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"output must end in {suffix}, got {str(path)!r}")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"output is {str(path)!r}, but {str(parent)!r} is no directory that can be written to")
+
+
+def check_seeds(seed: int, count: int) -> list[int]:
+    """The seeds seed, seed + 1, ... of `count` images; ValueError unless all are signed 64-bit integers."""
+    if not -(2**63) <= seed <= 2**63 - count:
+        raise ValueError(f"seed must be in [{-(2**63)}, {2**63 - count}] for {count} images, got {seed}")
+    return list(range(seed, seed + count))
+
+
+def check_device(name: str) -> torch.device:
+    """The device of that name (empty: cuda if there is one, else cpu); ValueError if torch cannot use it here."""
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    allowed = ["cuda", *devices] if len(devices) > 1 else devices
+    if name and name not in allowed:
+        raise ValueError(f"device must be one of {', '.join(allowed)} here, got {name!r}")
+    return torch.device(name or allowed[0])

@@ -1,0 +1,211 @@
+"""The `lpd` command: what it draws and prints, and that a wrong argument is one sentence and exit status 2."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("typer")
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+
+from lpd_tools import __main__ as entry
+from lpd_tools import commands_bench, commands_sample
+from lpd_tools.cli import app
+from typer.testing import CliRunner, Result
+
+from lpd_ext import __version__
+
+COMMANDS = [
+    "sample",
+    "orders",
+    "info",
+    "bench",
+    "train-judge",
+    "train-tokenizer",
+    "cache-tokens",
+    "train",
+    "bundle",
+    "evaluate",
+    "curves",
+]
+
+
+def lpd(*arguments: object) -> Result:
+    return CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current directory that has nothing to do with the sources; brackets in its name are no markup."""
+    folder = tmp_path / "a [b] folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    result = lpd(command, "--help")
+    assert result.exit_code == 0
+    assert f"Usage: root {command}" in result.output
+    assert "--help" in result.output
+
+
+def test_help_lists_every_command() -> None:
+    output = lpd("--help").output
+    listed = [line.split()[1] for line in output.splitlines() if re.match(r"│ [a-z]", line)]
+    assert listed == COMMANDS
+
+
+def test_sample_without_options_draws_where_it_is_called(elsewhere: Path) -> None:
+    result = lpd("sample", "bag", 0, "-n", 1)
+    assert result.exit_code == 0, result.output
+    assert re.search(rf"^{re.escape(str(elsewhere / 'grid.png'))}  2 images in \d+\.\d s$", result.output, re.MULTILINE)
+    with Image.open("grid.png") as image:
+        assert image.height == 2 * (64 + 4) + 4
+        assert image.width > 64
+        assert len(image.convert("L").getcolors() or []) > 20
+
+
+def test_sample_draws_every_class_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+
+    def stop(self: object, labels: list[Any], **options: Any) -> None:
+        drawn.extend(zip(labels, options["seeds"], strict=True))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(commands_sample.LPDPipeline, "__call__", stop)
+    assert "enough" in lpd("sample").output
+    assert drawn == [(i // 8, i) for i in range(80)]
+
+
+def test_orders_writes_a_picture(elsewhere: Path) -> None:
+    result = lpd("orders", "raster", "--height", 2, "--width", 3, "--steps", 2, "-n", 1, "--output", "new/o.png")
+    assert result.exit_code == 0, result.output
+    assert result.output.strip() == str(elsewhere / "new" / "o.png")
+    with Image.open("new/o.png") as image:
+        assert image.format == "PNG"
+
+
+def test_info_describes_build_and_model() -> None:
+    result = lpd("info")
+    assert result.exit_code == 0
+    assert f"lpd_ext           {__version__}, built with" in result.output
+    assert f"torch             {torch.__version__}" in result.output
+    assert "grid 8x8, V 512, C 10" in result.output
+    assert "ankle boot" in result.output
+
+
+def test_bench_prints_and_writes_figures() -> None:
+    result = lpd("bench", "--repeats", 3, "--output", "figures.json")
+    assert result.exit_code == 0, result.output
+    figures = json.loads(Path("figures.json").read_text())
+    names = [row["operator"] for row in figures["results"]]
+    assert {"group_attention", "sample_tokens", "locality_order"} <= set(names)
+    assert all(len(row["seconds"]) == 3 and min(row["seconds"]) > 0 for row in figures["results"])
+    assert all(name.strip() in result.output for name in names)
+    assert figures["machine"]["lpd_ext"].startswith(__version__)
+
+
+def test_bench_names_the_commit_of_a_checkout(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands_bench, "__file__", str(elsewhere / "lib" / "lpd_tools" / "commands_bench.py"))
+    assert commands_bench._version() == __version__
+    (elsewhere / ".git").mkdir()
+    (elsewhere / "lpd_ext").mkdir()
+    (elsewhere / "lpd_ext" / "_C.pyi").touch()
+    assert commands_bench._version() == __version__  # an empty folder is no repository
+    monkeypatch.setattr(commands_bench.subprocess, "run", lambda command, **_: Described(command))
+    assert commands_bench._version() == f"{__version__} (git -C {elsewhere} describe --always --dirty)"
+
+
+class Described:
+    """The result of a command that prints itself."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.stdout = " ".join(command) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("sample", "--output", "nosuffix"), "output must end in .png, got 'nosuffix'"),
+        (("sample", "--output", "grid.txt"), "output must end in .png, got 'grid.txt'"),
+        (("sample", "--output", "."), "output must be a file, but '.' is a directory"),
+        (("sample", "--output", "taken/grid.png"), "output is 'taken/grid.png', but"),
+        (("orders", "--output", "nosuffix"), "output must end in .png, got 'nosuffix'"),
+        (("orders", "--output", ".."), "output must be a file, but '..' is a directory"),
+        (("bench", "--output", "figures.txt"), "output must end in .json, got 'figures.txt'"),
+        (("sample", "--device", "foo"), "device must be one of cpu"),
+        (("sample", "--device", f"cuda:{torch.cuda.device_count()}"), "device must be one of cpu"),
+        (("sample", "bag", "-n", 2, "--seed", 2**63 - 1), "for 2 images, got 9223372036854775807"),
+        (("orders", "--seed", 2**63 - 1), "for 3 images, got 9223372036854775807"),
+        (("orders", "--seed", -(2**63) - 1), "seed must be in [-9223372036854775808,"),
+        (("orders", "zigzag"), "order must be a permutation of the free cells or one of locality"),
+        (("sample", "cat"), "class_labels: 'cat' is not a class name"),
+        (("sample", 10), "must be None or an integer in [0, 10), got 10"),
+        (("sample", "--model", "./nowhere"), "neither a local path nor a hub id"),
+        (("info", "--model", "taken"), "tokenizer must be given (a weight file)"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_a_wrong_argument_is_one_sentence(
+    arguments: tuple[object, ...], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("taken").touch()
+    monkeypatch.setattr(commands_sample.LPDPipeline, "_images", None)  # nothing may be drawn
+    result = lpd(*arguments)
+    assert result.exit_code == 2, result.output
+    assert sentence in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert [path.name for path in Path().iterdir()] == ["taken"]
+
+
+def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    result = lpd("sample", "--device", "cuda")
+    assert result.exit_code == 2
+    assert result.stderr == "error: device must be one of cpu here, got 'cuda'\n"
+
+
+def test_missing_hub_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    result = lpd("sample", "--model", "owner/name")
+    assert result.exit_code == 2
+    assert result.stderr == "error: loading from the hub needs huggingface_hub: pip install 'lpd-ext[hub]'\n"
+
+
+@pytest.mark.parametrize("error", [TypeError, RuntimeError, PermissionError])
+def test_what_the_library_refuses_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise error("depth must be [one] integer")
+
+    monkeypatch.setattr(commands_sample.LPDPipeline, "from_pretrained", refuse)
+    result = lpd("sample")
+    assert result.exit_code == 2
+    assert result.stderr == "error: depth must be [one] integer\n"
+
+
+@pytest.mark.parametrize(("missing", "is_an_extra"), [("typer", True), ("torch", False), ("lpd_ext", False)])
+def test_missing_libraries_of_the_extra_are_named(
+    missing: str, is_an_extra: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == "lpd_tools.cli":
+            raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(SystemExit if is_an_extra else ModuleNotFoundError, match=missing) as raised:
+        entry.main()
+    assert ("lpd-ext[tools]" in str(raised.value)) == is_an_extra

@@ -74,6 +74,7 @@ def accelerate(model: AnyModule, *, heads: int | None = None) -> AnyModule:
         )
         return generate(decoder, request)
 
+    # nn.Module declares its attributes to be tensors or modules; this one is a method.
     model.sample_tokens = MethodType(sample_tokens, model)  # type: ignore[assignment]
     return model
 

@@ -35,9 +35,8 @@ def group_attention(
     """
     if scale is None:
         scale = qkv.shape[-1] ** -0.5
-    return _ops.group_attention(  # type: ignore[no-any-return]
-        qkv, k_cache, v_cache, segments, max_rows, max_keys, first_output_row, scale
-    )
+    result: Tensor = _ops.group_attention(qkv, k_cache, v_cache, segments, max_rows, max_keys, first_output_row, scale)
+    return result
 
 
 @torch.library.register_fake("lpd_ext::group_attention")
@@ -78,9 +77,8 @@ def embed_rows(
 
     content_ids, positions int64 [R]; content [M, E]; position_embedding [1 + N, E]; weight, bias [E].
     """
-    return _ops.embed_rows(  # type: ignore[no-any-return]
-        content_ids, positions, content, position_embedding, weight, bias, eps
-    )
+    result: Tensor = _ops.embed_rows(content_ids, positions, content, position_embedding, weight, bias, eps)
+    return result
 
 
 @torch.library.register_fake("lpd_ext::embed_rows")
@@ -98,7 +96,8 @@ def _(
 
 def residual_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
     """Add delta (unless None) to the fp32 residual stream x [R, E] in place; return LayerNorm(x) in weight's dtype."""
-    return _ops.residual_layer_norm(x, delta, weight, bias, eps)  # type: ignore[no-any-return]
+    result: Tensor = _ops.residual_layer_norm(x, delta, weight, bias, eps)
+    return result
 
 
 @torch.library.register_fake("lpd_ext::residual_layer_norm")
@@ -123,9 +122,10 @@ def sample_tokens(
     float32 [M]; top_k int32 [M] (0: off); seed, position int64 [M] key the random number. RuntimeError if a mixed row
     has a NaN or is -inf throughout.
     """
-    return _ops.sample_tokens(  # type: ignore[no-any-return]
+    result: Tensor = _ops.sample_tokens(
         logits, conditional_row, unconditional_row, guidance, temperature, top_k, top_p, seed, position
     )
+    return result
 
 
 @torch.library.register_fake("lpd_ext::sample_tokens")
@@ -157,9 +157,10 @@ def locality_order(
     group_sizes int32 [T] or [B, T] (zero padded), summing to the free cells; seeds int64 [B]; known bool [B, N] marks
     cells that are already drawn.
     """
-    return _ops.locality_order(  # type: ignore[no-any-return]
+    result: Tensor = _ops.locality_order(
         group_sizes, height, width, proximity_threshold, repulsion_threshold, seeds, known
     )
+    return result
 
 
 @torch.library.register_fake("lpd_ext::locality_order")

@@ -141,7 +141,8 @@ class LPDPipeline:
         request = self.prepare(class_labels, **options)
         num_steps = _num_steps(request)
         grid = torch.empty(0, self.model.config.num_tokens, dtype=torch.int64)
-        for step, grid in enumerate(decode(self.model, request), start=1):  # noqa: B007 (the last grid is the finished one)
+        for step, partial in enumerate(decode(self.model, request), start=1):
+            grid = partial
             if callback_on_step_end is not None:
                 callback_on_step_end(step, num_steps)
         tokens = grid.unflatten(1, self.model.config.grid)

@@ -134,8 +134,8 @@ def _decoding_modes(device: torch.device) -> Iterator[None]:
 def generate(model: LPDModel, request: DecodeRequest) -> Tensor:
     """Draw images and return their tokens int64 [B, N] in raster order; errors as in `decode`."""
     grid = torch.empty(0, model.config.num_tokens, dtype=torch.int64, device=model.pos_embed.device)
-    for grid in decode(model, request):  # noqa: B007  (the last one is the finished one)
-        pass
+    for partial in decode(model, request):
+        grid = partial
     return grid
 
 

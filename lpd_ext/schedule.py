@@ -7,9 +7,10 @@ import math
 import operator
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, SupportsIndex
 
 _MAX_DIGITS = 9
 
@@ -105,9 +106,7 @@ def _check_counts(num_tokens: int, steps: int) -> tuple[int, int]:
 
 def as_int(value: object, name: str) -> int:
     """value as an int if it is an integer of any kind (numpy's too) but no bool, else TypeError naming `name`."""
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if isinstance(value, SupportsIndex) and not isinstance(value, bool):
+        with suppress(TypeError):  # a tensor has __index__ whatever it holds
+            return operator.index(value)
+    raise TypeError(f"{name} must be an integer, got {value!r}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lpd_ext.checkpoint import model_from_state_dict
@@ -54,6 +55,6 @@ class Golden:
 
 @cache
 def load_golden() -> Golden:
-    with safe_open(DATA / "lpd_golden.safetensors", "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safetensors handle, no dict)
-        return Golden(tensors, json.loads(file.metadata()["spec"]))
+    path = DATA / "lpd_golden.safetensors"
+    with safe_open(path, "pt") as file:
+        return Golden(load_file(path), json.loads(file.metadata()["spec"]))

@@ -59,7 +59,7 @@ def arguments(case: int = 0) -> dict[str, object]:
 
 @pytest.mark.parametrize("case", range(3))
 def test_golden_tokens_under_the_published_signature(model: PublishedModel, case: int) -> None:
-    tokens = model.sample_tokens(**arguments(case))  # type: ignore[arg-type]
+    tokens = model.sample_tokens(**arguments(case))
     assert tokens.dtype == torch.int64
     assert torch.equal(tokens, load_golden().tensors[f"sample{case}.tokens"].long())
 
@@ -76,16 +76,16 @@ def test_mask_may_be_absent_or_boolean_and_sizes_a_list(model: PublishedModel) -
     wanted = load_golden().tensors["sample0.tokens"].long()
     sizes = load_golden().spec["cases"][0]["group_sizes"]
     for change in ({"attn_mask": None}, {"attn_mask": block_causal_mask(sizes, True)}, {"group_sizes": sizes}):
-        assert torch.equal(model.sample_tokens(**(arguments() | change)), wanted)  # type: ignore[arg-type]
+        assert torch.equal(model.sample_tokens(**(arguments() | change)), wanted)
 
 
 def test_drawing_follows_torch_manual_seed(model: PublishedModel) -> None:
     options = arguments() | {"top_k": 0, "labels": None}
     torch.manual_seed(0)
-    first = model.sample_tokens(**options)  # type: ignore[arg-type]
-    second = model.sample_tokens(**options)  # type: ignore[arg-type]
+    first = model.sample_tokens(**options)
+    second = model.sample_tokens(**options)
     torch.manual_seed(0)
-    assert torch.equal(model.sample_tokens(**options), first)  # type: ignore[arg-type]
+    assert torch.equal(model.sample_tokens(**options), first)
     assert not torch.equal(first, second)
 
 
@@ -99,11 +99,11 @@ def test_weights_are_shared_except_the_tables() -> None:
 
 def test_heads_are_read_from_the_published_attention() -> None:
     published = PublishedModel()
-    published.blocks.get_submodule("0").attn.num_heads = 3  # type: ignore[union-attr]
-    blocks = nn.ModuleList(published.blocks.children())  # type: ignore[union-attr]
+    published.blocks.get_submodule("0").attn.num_heads = 3
+    blocks = nn.ModuleList(published.blocks.children())
     published.blocks = blocks
     assert torch.equal(
-        accelerate(published).sample_tokens(**arguments()),  # type: ignore[arg-type]
+        accelerate(published).sample_tokens(**arguments()),
         load_golden().tensors["sample0.tokens"].long(),
     )
 
@@ -131,14 +131,14 @@ def test_heads_are_read_from_the_published_attention() -> None:
 )
 def test_wrong_arguments_are_refused(model: PublishedModel, change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        model.sample_tokens(**(arguments() | change))  # type: ignore[arg-type]
+        model.sample_tokens(**(arguments() | change))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"orders": arguments()["orders"].float()}, "orders must be a tensor of integers, got one of torch.float32"),  # type: ignore[attr-defined]
-        ({"orders": arguments()["orders"].tolist()}, "orders must be a tensor of integers, got list"),  # type: ignore[attr-defined]
+        ({"orders": arguments()["orders"].float()}, "orders must be a tensor of integers, got one of torch.float32"),
+        ({"orders": arguments()["orders"].tolist()}, "orders must be a tensor of integers, got list"),
         ({"labels": [1, 2, 3]}, "labels must be a tensor of integers, got list"),
         ({"labels": torch.tensor([1.5, 2.0, 3.0])}, "labels must be a tensor of integers, got one of torch.float32"),
         ({"labels": torch.tensor([True, False, True])}, "labels must be a tensor of integers, got one of torch.bool"),
@@ -150,12 +150,12 @@ def test_wrong_arguments_are_refused(model: PublishedModel, change: dict[str, ob
 )
 def test_wrong_types_are_refused(model: PublishedModel, change: dict[str, object], message: str) -> None:
     with pytest.raises(TypeError, match=message):
-        model.sample_tokens(**(arguments() | change))  # type: ignore[arg-type]
+        model.sample_tokens(**(arguments() | change))
 
 
 def test_autocast_around_the_call_changes_nothing(model: PublishedModel) -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        tokens = model.sample_tokens(**arguments())  # type: ignore[arg-type]
+        tokens = model.sample_tokens(**arguments())
     assert torch.equal(tokens, load_golden().tensors["sample0.tokens"].long())
 
 

@@ -100,7 +100,7 @@ def test_load_state_dict_names_what_does_not_fit() -> None:
 def test_config_refuses(change: dict[str, object], message: str) -> None:
     sizes: dict[str, object] = {"dim": 64, "depth": 1, "heads": 1, "vocab_size": 16, "num_classes": 2, "grid": (2, 3)}
     with pytest.raises(ValueError, match=message):
-        LPDConfig(**(sizes | change))  # type: ignore[arg-type]
+        LPDConfig(**(sizes | change))
 
 
 @pytest.mark.parametrize(("name", "millions"), [("lpd_l", 337), ("lpd_xl", 752), ("lpd_xxl", 1400)])

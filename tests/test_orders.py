@@ -239,7 +239,7 @@ def test_group_sizes_may_be_numpys_and_repulsion_any_size() -> None:
     seeds = torch.arange(2)
     wanted = locality_order([6, 10], (4, 4), seeds, 1.0, 4)
     for sizes in ([np.int64(6), np.int64(10)], np.array([6, 10]), torch.tensor([6, 10]), np.array([[6, 10]] * 2)):
-        assert torch.equal(locality_order(sizes, (4, 4), seeds, 1.0, 2**70), wanted)  # type: ignore[arg-type]
+        assert torch.equal(locality_order(sizes, (4, 4), seeds, 1.0, 2**70), wanted)
 
 
 def test_bad_thresholds_and_masks() -> None:

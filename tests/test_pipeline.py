@@ -193,22 +193,22 @@ def test_wrong_arguments_are_refused(
     pipe: LPDPipeline, labels: list[object], options: dict[str, object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        pipe(labels, **options)  # type: ignore[arg-type]
+        pipe(labels, **options)
     if "output_type" not in options:
         with pytest.raises(error, match=message):  # at the call, not at the first group
-            pipe.stream(labels, **options)  # type: ignore[arg-type]
+            pipe.stream(labels, **options)
 
 
 def test_integers_may_be_numpys(pipe: LPDPipeline) -> None:
     def prepare(integer: Callable[[int], object]) -> DecodeRequest:
         options = {"num_inference_steps": integer(3), "top_k": [integer(3), integer(0)], "seeds": integer(7)}
-        return pipe.prepare([integer(1), integer(2)], **options)  # type: ignore[arg-type, list-item]
+        return pipe.prepare([integer(1), integer(2)], **options)
 
     wanted, found = prepare(int), prepare(np.int64)
     assert torch.equal(found.orders, wanted.orders)
     for name in ("labels", "top_k", "seeds", "group_sizes"):
         assert getattr(found, name) == getattr(wanted, name)
-    assert pipe.prepare(np.int64(1), seeds=np.array([7])).seeds == [7]  # type: ignore[arg-type]
+    assert pipe.prepare(np.int64(1), seeds=np.array([7])).seeds == [7]
 
 
 def test_results_are_ordinary_tensors(pipe: LPDPipeline) -> None:

@@ -38,11 +38,11 @@ def recorded_logits(model: LPDModel, request: DecodeRequest) -> tuple[Tensor, Te
         unconditional[step.image[guided], step.token_index[guided]] = logits[step.unconditional_row[guided].long()]
         return logits
 
-    model.decode_step = recording  # type: ignore[method-assign]
+    model.decode_step = recording
     try:
         return generate(model, request), conditional, unconditional
     finally:
-        model.decode_step = run_step  # type: ignore[method-assign]
+        model.decode_step = run_step
 
 
 def random_model(head_dim: int, grid: tuple[int, int], seed: int = 0) -> LPDModel:
@@ -70,7 +70,7 @@ def request_for(model: LPDModel, schedules: list[list[int]], **changes: object) 
         top_p=[1.0] * batch,
         seeds=list(range(100, 100 + batch)),
     )
-    return dataclasses.replace(request, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(request, **changes)
 
 
 @pytest.mark.parametrize("case", range(3))
@@ -87,7 +87,7 @@ def test_golden_decode(backend: torch.device, golden: Golden, case: int) -> None
         assert (unconditional - wanted[batch:]).abs().max() <= bound
 
 
-def _context_sees_queries(qkv, k, v, segments, max_rows, max_keys, first, scale):  # type: ignore[no-untyped-def]
+def _context_sees_queries(qkv, k, v, segments, max_rows, max_keys, first, scale):
     """Every row of a segment sees everything: what a single-class attention would compute."""
     rows, _, heads, head_dim = qkv.shape
     out = qkv.new_zeros(rows, heads * head_dim)
@@ -101,7 +101,7 @@ def _context_sees_queries(qkv, k, v, segments, max_rows, max_keys, first, scale)
     return out[first:]
 
 
-def _queries_blind(qkv, k, v, segments, max_rows, max_keys, first, scale):  # type: ignore[no-untyped-def]
+def _queries_blind(qkv, k, v, segments, max_rows, max_keys, first, scale):
     out = [reference.group_attention(qkv, k.clone(), v.clone(), segments, max_rows, max_keys, 0, scale)]
     for row in range(max_rows):
         one = segments.clone()
@@ -172,7 +172,7 @@ def guidance_seen(model: LPDModel, request: DecodeRequest, monkeypatch: pytest.M
 
     def draw_spy(logits: Tensor, c: Tensor, u: Tensor, guidance: Tensor, *rest: Tensor) -> Tensor:
         seen[steps[-1].image, steps[-1].token_index] = guidance
-        return draw(logits, c, u, guidance, *rest)  # type: ignore[arg-type]
+        return draw(logits, c, u, guidance, *rest)
 
     monkeypatch.setattr(model, "decode_step", step_spy)
     monkeypatch.setattr(ops, "sample_tokens", draw_spy)
@@ -205,7 +205,7 @@ def test_guidance_one_and_absent_labels_cost_no_unconditional_rows() -> None:
         rows.append(len(ids))
         return run_step(ids, positions, k, v, step)
 
-    model.decode_step = counting  # type: ignore[method-assign]
+    model.decode_step = counting
     generate(model, request_for(model, [[1, 3, 4]] * 2, labels=[1, None], guidance_scale=[1.0, 9.0]))
     assert rows == [2 * (1 + 1), 2 * (1 + 3), 2 * (3 + 4)]
     rows.clear()
@@ -218,7 +218,7 @@ def test_the_last_block_computes_query_rows_only(monkeypatch: pytest.MonkeyPatch
     first_rows: list[int] = []
     attend = ops.group_attention
 
-    def spy(*arguments, **options):  # type: ignore[no-untyped-def]
+    def spy(*arguments, **options):
         first_rows.append(arguments[6])
         return attend(*arguments, **options)
 
@@ -246,7 +246,7 @@ def test_an_image_depends_on_its_own_request_alone(backend: torch.device) -> Non
             group_sizes=[schedules[b]],
             orders=batch.orders[b : b + 1],
             seeds=[batch.seeds[b]],
-            **{name: [values[b]] for name, values in options.items()},  # type: ignore[arg-type]
+            **{name: [values[b]] for name, values in options.items()},
         )
         for count in (1, 2):
             torch.set_num_threads(count)
@@ -336,7 +336,7 @@ def test_two_threads_do_not_disturb_each_other() -> None:
 )
 def test_bad_requests_are_refused_before_any_work(changes: dict[str, object], message: str) -> None:
     model = random_model(32, (2, 4))
-    model.decode_step = None  # type: ignore[method-assign, assignment]
+    model.decode_step = None
     with pytest.raises(ValueError, match=message):
         generate(model, request_for(model, [[1, 7], [1, 7]], **changes))
 
@@ -345,9 +345,9 @@ def test_wrong_types_are_refused_before_any_work() -> None:
     model = random_model(32, (2, 4))
     request = request_for(model, [[1, 7]])
     with pytest.raises(TypeError, match=r"group_sizes\[0\] must be a list of integers, got 8"):
-        generate(model, dataclasses.replace(request, group_sizes=[8]))  # type: ignore[list-item]
+        generate(model, dataclasses.replace(request, group_sizes=[8]))
     with pytest.raises(TypeError, match=r"orders must be an int64 tensor of shape \[1, 8\], got list"):
-        generate(model, dataclasses.replace(request, orders=[list(range(8))]))  # type: ignore[arg-type]
+        generate(model, dataclasses.replace(request, orders=[list(range(8))]))
 
 
 def test_decode_checks_at_the_call() -> None:

@@ -119,7 +119,7 @@ def test_check_group_sizes() -> None:
     assert check_group_sizes((1, 3, 5), 9) == [1, 3, 5]
     assert check_group_sizes([5, 3, 1], 9) == [5, 3, 1]
     assert check_group_sizes([], 0) == []
-    sizes = check_group_sizes(torch.tensor([1, 3], dtype=torch.int32), 4)  # type: ignore[arg-type]
+    sizes = check_group_sizes(torch.tensor([1, 3], dtype=torch.int32), 4)
     assert sizes == [1, 3]
     assert all(type(size) is int for size in sizes)
     with pytest.raises(ValueError, match=r"group_sizes\[1\] = 0 must be >= 1"):
@@ -129,9 +129,9 @@ def test_check_group_sizes() -> None:
     with pytest.raises(ValueError, match="must sum to 5, the number of tokens to draw, got 4"):
         check_group_sizes([1, 3], 5)
     with pytest.raises(TypeError, match=r"group_sizes\[1\] must be an integer, got 1.5"):
-        check_group_sizes([1, 1.5], 3)  # type: ignore[list-item]
+        check_group_sizes([1, 1.5], 3)
     with pytest.raises(TypeError, match="group_sizes must be a list of integers, got 64"):
-        check_group_sizes(64, 64)  # type: ignore[arg-type]
+        check_group_sizes(64, 64)
 
 
 @pytest.mark.parametrize("text", ["[1, 2, 3]", "1,2,3", " [ 1 ,2, 3 ] ", "(1, 2, 3)", "[1, 2, 3,]", "1,\n2,\n3\n"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer, infer_config
@@ -20,8 +21,7 @@ SMALL = TokenizerConfig(32, (1, 2), 32, codebook_size=16, codebook_dim=4, encode
 @cache
 def golden() -> tuple[dict[str, Tensor], dict[str, object]]:
     with safe_open(GOLDEN, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safetensors handle, no dict)
-        return tensors, json.loads(file.metadata()["spec"])
+        return load_file(GOLDEN), json.loads(file.metadata()["spec"])
 
 
 def golden_state() -> dict[str, Tensor]:

@@ -6,11 +6,15 @@ import inspect
 import typing
 from collections.abc import Callable
 from dataclasses import MISSING, field, fields
-from typing import Annotated, Any, TypeVar
+from types import GenericAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def setting(default: Any, help_text: str) -> Any:
@@ -25,10 +29,10 @@ def add_command(
     """Adds command `name`: one option per field of `config_class`, then `run(config)`."""
     types = typing.get_type_hints(config_class)
     parameters = []
-    for item in fields(config_class):  # type: ignore[arg-type]
+    for item in fields(config_class):
         is_tuple = typing.get_origin(types[item.name]) is tuple
         # typer knows lists of any length, not tuples; a tuple keeps the frozen config hashable.
-        kind = list[typing.get_args(types[item.name])[0]] if is_tuple else types[item.name]  # type: ignore[misc]
+        kind = GenericAlias(list, typing.get_args(types[item.name])[:1]) if is_tuple else types[item.name]
         default: Any = inspect.Parameter.empty
         if item.default is not MISSING:
             default = list(item.default) if is_tuple else item.default
@@ -43,6 +47,6 @@ def add_command(
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         run(config_class(**values))
 
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__dict__["__signature__"] = inspect.Signature(parameters)
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     app.command(name, help=help_text)(command)

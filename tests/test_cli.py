@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -209,3 +210,17 @@ def test_missing_libraries_of_the_extra_are_named(
     with pytest.raises(SystemExit if is_an_extra else ModuleNotFoundError, match=missing) as raised:
         entry.main()
     assert ("lpd-ext[tools]" in str(raised.value)) == is_an_extra
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    """`lpd train --help | head -1`: no message, as for any other command."""
+    command = [sys.executable, "-m", "lpd_tools", "train", "--help"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read().decode()
+    process.stderr.close()
+    process.wait()
+    assert "error" not in errors
+    assert "Traceback" not in errors

@@ -30,7 +30,7 @@ class FriendlyGroup(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):  # both are RuntimeErrors
+        except (typer.Exit, typer.Abort, BrokenPipeError):  # a reader like `head` may leave early; that is no mistake
             raise
         except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
             Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)

@@ -2,7 +2,8 @@
 
 Shapes use the letters of the project: R rows of a step, H heads, D head dimension, E = H*D, S cache slots, P cache
 positions, Q logit rows or segments, V vocabulary, M tokens to draw, T steps, B images, N = height*width cells.
-A wrong argument raises RuntimeError naming it, before anything is written.
+A wrong argument raises RuntimeError naming it, before anything is written. Values inside CUDA tensors are not looked
+at: that would wait for the device.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def group_attention(
     max_keys: int,
     first_output_row: int = 0,
     scale: float | None = None,
+    workspace: Tensor | None = None,
 ) -> Tensor:
     """Append the context rows' K and V to the caches, then attend with two KV lengths per sequence.
 
@@ -32,10 +34,12 @@ def group_attention(
     qkv [R, 3, H, D]; k_cache, v_cache [S, H, P, D], written; segments int32 [Q, 6] with columns context_start,
     num_context, query_start, num_query, cache_length, cache_slot. max_rows and max_keys bound num_context + num_query
     and cache_length + num_context + num_query. scale defaults to 1/sqrt(D). Returns [R - first_output_row, H*D].
+    workspace: see group_attention_workspace; without one, a small batch leaves much of a GPU idle.
     """
     if scale is None:
         scale = qkv.shape[-1] ** -0.5
-    result: Tensor = _ops.group_attention(qkv, k_cache, v_cache, segments, max_rows, max_keys, first_output_row, scale)
+    sizes = (max_rows, max_keys, first_output_row)
+    result: Tensor = _ops.group_attention(qkv, k_cache, v_cache, segments, *sizes, scale, workspace)
     return result
 
 
@@ -49,9 +53,22 @@ def _(
     max_keys: int,
     first_output_row: int,
     scale: float,
+    workspace: Tensor | None = None,
 ) -> Tensor:
     rows, _, heads, head_dim = qkv.shape
     return qkv.new_empty(rows - first_output_row, heads * head_dim)
+
+
+def group_attention_workspace(head_dim: int, device: torch.device) -> Tensor | None:
+    """Zeroed scratch memory for group_attention, uint8, to be reused from call to call on one stream; None on the CPU.
+
+    With it, a batch of too few blocks to fill a GPU splits its keys over several.
+    """
+    if device.type != "cuda":
+        return None
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    size = _C.group_attention_workspace_bytes(head_dim, multiprocessors)
+    return torch.zeros(size, dtype=torch.uint8, device=device)
 
 
 def append_kv(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, segments: Tensor, max_rows: int) -> None:
@@ -75,7 +92,8 @@ def embed_rows(
 ) -> Tensor:
     """LayerNorm(content[content_ids] + position_embedding[positions]) as the fp32 residual stream [R, E].
 
-    content_ids, positions int64 [R]; content [M, E]; position_embedding [1 + N, E]; weight, bias [E].
+    content_ids, positions int64 [R]; content [M, E]; position_embedding [1 + N, E]; weight, bias [E]. On CUDA the row
+    of an id outside its table is NaN.
     """
     result: Tensor = _ops.embed_rows(content_ids, positions, content, position_embedding, weight, bias, eps)
     return result
@@ -119,8 +137,8 @@ def sample_tokens(
     """Draw one token per entry of conditional_row from guided, tempered, filtered logits [Q, V]; returns int64 [M].
 
     conditional_row, unconditional_row int32 [M] (-1: no guidance); guidance, temperature (0: argmax), top_p (1: off)
-    float32 [M]; top_k int32 [M] (0: off); seed, position int64 [M] key the random number. RuntimeError if a mixed row
-    has a NaN or is -inf throughout.
+    float32 [M]; top_k int32 [M] (0: off); seed, position int64 [M] key the random number. If a mixed row
+    has a NaN or is -inf throughout: RuntimeError, or on CUDA token -1.
     """
     result: Tensor = _ops.sample_tokens(
         logits, conditional_row, unconditional_row, guidance, temperature, top_k, top_p, seed, position

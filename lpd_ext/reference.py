@@ -51,6 +51,7 @@ def group_attention(
     max_keys: int,
     first_output_row: int = 0,
     scale: float | None = None,
+    workspace: Tensor | None = None,
 ) -> Tensor:
     """Append, then per segment one attention for its context rows and one for its query rows; [R - first, H*D]."""
     append_kv(qkv, k_cache, v_cache, segments, max_rows)

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "common/cpu_kernels.h"
+#include "group_attention/group_attention.h"
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels of lpd_ext; the operators are in torch.ops.lpd_ext.";
@@ -15,11 +16,15 @@ PYBIND11_MODULE(_C, m) {
         config["compiler"] = LPD_COMPILER;
         config["torch"] = LPD_TORCH_VERSION;
         config["cuda_architectures"] = LPD_CUDA_ARCHITECTURES;
+        config["cuda_compiler"] = LPD_CUDA_COMPILER;
         return config;
       },
-      "How this module was built: version, compiler, torch headers, CUDA architectures ('' without CUDA kernels).");
+      "How this module was built: version, compiler, torch headers, CUDA architectures and compiler ('' without CUDA "
+      "kernels).");
   m.def("cpu_isa", &lpd::cpu_isa, "Instruction set whose kernels are in use: 'scalar', 'avx2' or 'avx512'.");
   m.def("available_cpu_isas", &lpd::available_cpu_isas, "Instruction sets of this processor and build, best first.");
   m.def("set_cpu_isa", &lpd::set_cpu_isa, pybind11::arg("name"),
         "Use the kernels of another instruction set from now on; ValueError if it is not available.");
+  m.def("group_attention_workspace_bytes", &lpd::group_attention_workspace_bytes, pybind11::arg("head_dim"),
+        pybind11::arg("multiprocessors"), "Bytes of the workspace that group_attention takes on a GPU.");
 }

@@ -1,5 +1,5 @@
-// Every operator's schema, checks and dispatch, on torch's stable ABI. Kernels know nothing of torch; this file is all
-// they share with it.
+// Every operator's schema, checks and dispatch, on torch's stable ABI. Kernels know nothing of torch; this folder is
+// all they share with it.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -7,18 +7,21 @@
 
 #include <algorithm>
 #include <cmath>
-#include <initializer_list>
 #include <optional>
-#include <sstream>
-#include <stdexcept>
 #include <string>
 
+#include "checks.h"
 #include "common/cpu_kernels.h"
+#include "execute.h"
 
-STABLE_TORCH_LIBRARY(lpd_ext, m) {
+// A macro of our own, so that the namespace is expanded before torch's macros make names of it.
+#define LPD_LIBRARY(library, m) STABLE_TORCH_LIBRARY(library, m)
+#define LPD_LIBRARY_IMPL(library, key, m) STABLE_TORCH_LIBRARY_IMPL(library, key, m)
+
+LPD_LIBRARY(LPD_OPERATOR_NAMESPACE, m) {
   m.def(
       "group_attention(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor segments, int max_rows, "
-      "int max_keys, int first_output_row, float scale) -> Tensor");
+      "int max_keys, int first_output_row, float scale, Tensor(c!)? workspace=None) -> Tensor");
   m.def("append_kv(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor segments, int max_rows) -> ()");
   m.def(
       "embed_rows(Tensor content_ids, Tensor positions, Tensor content, Tensor position_embedding, Tensor weight, "
@@ -34,114 +37,36 @@ STABLE_TORCH_LIBRARY(lpd_ext, m) {
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+using namespace lpd::checks;
+using lpd::execution::execute;
+using lpd::execution::on_cuda_kernels;
+using lpd::execution::values_readable;
 using OptionalTensor = std::optional<Tensor>;
-
-template <class... Parts>
-std::string text(const Parts&... parts) {
-  std::ostringstream stream;
-  (stream << ... << parts);
-  return stream.str();
-}
-
-template <class... Parts>
-void check(bool condition, const Parts&... message) {
-  if (!condition) throw std::runtime_error(text(message...));
-}
-
-std::string shape_text(const Tensor& t) {
-  std::string shape = "[";
-  for (int64_t i = 0; i < t.dim(); ++i) shape += (i ? ", " : "") + std::to_string(t.size(i));
-  return shape + "]";
-}
-
-const char* dtype_text(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::BFloat16: return "bfloat16";
-    case ScalarType::Half: return "float16";
-    case ScalarType::Double: return "float64";
-    case ScalarType::Int: return "int32";
-    case ScalarType::Long: return "int64";
-    case ScalarType::Bool: return "bool";
-    default: return "another dtype";
-  }
-}
-
-void check_cpu(const Tensor& t, const char* name) {
-  check(t.is_cpu(), name, " must be on the same device as the other arguments (cpu)");
-}
-
-void check_dtype(const Tensor& t, const char* name, ScalarType expected) {
-  check(t.scalar_type() == expected, name, " must be ", dtype_text(expected), ", got ", dtype_text(t.scalar_type()));
-}
-
-// -1 in `expected` allows any size.
-void check_shape(const Tensor& t, const char* name, const char* letters, std::initializer_list<int64_t> expected) {
-  bool fits = t.dim() == static_cast<int64_t>(expected.size());
-  int64_t dim = 0;
-  for (int64_t size : expected) {
-    fits = fits && (size < 0 || t.size(dim) == size);
-    ++dim;
-  }
-  std::string wanted;
-  for (int64_t size : expected) wanted += (wanted.empty() ? "" : ", ") + (size < 0 ? "any" : std::to_string(size));
-  check(fits, name, " must have shape ", letters, " = [", wanted, "], got ", shape_text(t));
-}
-
-void check_rows_contiguous(const Tensor& t, const char* name) {
-  check(t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1, name,
-        " must be contiguous in its last dimension, got stride ", t.stride(t.dim() - 1));
-}
-
-// For what is written: rows that overlap in memory would be written more than once.
-void check_distinct_rows(const Tensor& t, const char* name) {
-  for (int64_t dim = 0; dim + 1 < t.dim(); ++dim) {
-    check(t.size(dim) <= 1 || t.stride(dim) >= t.size(t.dim() - 1), name,
-          " is written, so its rows must not overlap, got stride ", t.stride(dim), " in dimension ", dim);
-  }
-}
-
-void check_bound(int64_t value, const char* name) {
-  check(value >= 0 && value <= INT32_MAX, name, " must be in [0, 2^31), got ", value);
-}
-
-void check_contiguous(const Tensor& t, const char* name) { check(t.is_contiguous(), name, " must be contiguous"); }
-
-// A whole argument that kernels read as a plain array.
-void check_array(const Tensor& t, const char* name, ScalarType dtype, const char* letters,
-                 std::initializer_list<int64_t> shape) {
-  check_cpu(t, name);
-  check_dtype(t, name, dtype);
-  check_shape(t, name, letters, shape);
-  check_contiguous(t, name);
-}
-
-lpd::DType float_dtype(const Tensor& t, const char* name) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float: return lpd::DType::kFloat32;
-    case ScalarType::BFloat16: return lpd::DType::kBFloat16;
-    case ScalarType::Half: return lpd::DType::kFloat16;
-    default:
-      throw std::runtime_error(text(name, " must be float32, bfloat16 or float16, got ", dtype_text(t.scalar_type())));
-  }
-}
 
 template <class T>
 const T* optional_data(const OptionalTensor& t) {
   return t.has_value() ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
 }
 
-// Splits items over torch's thread pool; `cost` is the work of one item in roughly nanoseconds.
-template <class Params>
-void run(void (*kernel)(const Params&, int64_t, int64_t), const Params& params, int64_t items, double cost) {
-  constexpr double kMinNanosecondsPerThread = 40e3;  // less work than this does not pay for waking a thread
-  const int64_t grain = std::max<int64_t>(1, static_cast<int64_t>(kMinNanosecondsPerThread / std::max(cost, 1.0)));
-  torch::stable::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) { kernel(params, begin, end); });
+// ---- group_attention, append_kv ----
+
+// CUDA kernels copy 16 bytes at a time, and hold a row in registers, for head dimensions they are compiled for.
+void check_cuda_rows(const Tensor& t, const char* name) {
+  const int64_t element = t.scalar_type() == ScalarType::Float ? 4 : 2;
+  bool aligned = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
+  for (int64_t dim = 0; dim + 1 < t.dim(); ++dim) {
+    aligned = aligned && (t.size(dim) <= 1 || t.stride(dim) * element % 16 == 0);
+  }
+  check(aligned, name, ": on CUDA every row must begin at a multiple of 16 bytes; this is a slice that does not");
 }
 
-// ---- group_attention, append_kv ----
+void check_cuda_cache_arguments(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache) {
+  check(lpd::group_attention_cuda_head_dim(static_cast<int32_t>(qkv.size(3))),
+        "qkv: on CUDA head dimension D must be 32, 64 or 128, got ", qkv.size(3));
+  check_cuda_rows(qkv, "qkv");
+  check_cuda_rows(k_cache, "k_cache");
+  check_cuda_rows(v_cache, "v_cache");
+}
 
 struct CacheShape {
   int64_t rows, heads, head_dim, slots, positions, segments;
@@ -149,9 +74,8 @@ struct CacheShape {
 
 CacheShape check_cache_arguments(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache,
                                  const Tensor& segments) {
-  check_cpu(qkv, "qkv");
-  check_cpu(k_cache, "k_cache");
-  check_cpu(v_cache, "v_cache");
+  check_device(k_cache, "k_cache", qkv);
+  check_device(v_cache, "v_cache", qkv);
   float_dtype(qkv, "qkv");
   check_dtype(k_cache, "k_cache", qkv.scalar_type());
   check_dtype(v_cache, "v_cache", qkv.scalar_type());
@@ -172,7 +96,8 @@ CacheShape check_cache_arguments(const Tensor& qkv, const Tensor& k_cache, const
           "v_cache must have the strides of k_cache, got stride ", v_cache.stride(i), " and ", k_cache.stride(i),
           " in dimension ", i);
   }
-  check_array(segments, "segments", ScalarType::Int, "[Q, 6]", {-1, 6});
+  check_array(segments, "segments", qkv, ScalarType::Int, "[Q, 6]", {-1, 6});
+  if (on_cuda_kernels(qkv)) check_cuda_cache_arguments(qkv, k_cache, v_cache);
   return {qkv.size(0), heads, head_dim, k_cache.size(0), k_cache.size(2), segments.size(0)};
 }
 
@@ -198,67 +123,83 @@ Params cache_params(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_ca
   return p;
 }
 
-Tensor group_attention_cpu(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, const Tensor& segments,
-                           int64_t max_rows, int64_t max_keys, int64_t first_output_row, double scale) {
+void check_segment_values(const lpd::Segment* values, const Tensor& segments, const CacheShape& shape,
+                          const lpd::SegmentLimits& limits) {
+  if (!values_readable(segments)) return;
+  const std::string fault = lpd::check_segments(values, shape.segments, limits);
+  check(fault.empty(), fault);
+}
+
+Tensor group_attention(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, const Tensor& segments,
+                       int64_t max_rows, int64_t max_keys, int64_t first_output_row, double scale,
+                       const OptionalTensor& workspace) {
   const CacheShape shape = check_cache_arguments(qkv, k_cache, v_cache, segments);
   check(first_output_row >= 0 && first_output_row <= shape.rows, "first_output_row must be in [0, ", shape.rows,
         "], got ", first_output_row);
   check(std::isfinite(scale), "scale must be finite, got ", scale);
   check_bound(max_rows, "max_rows");
   check_bound(max_keys, "max_keys");
+  if (workspace.has_value()) {
+    check_array(*workspace, "workspace", qkv, ScalarType::Byte, "[bytes]", {-1});
+    check(reinterpret_cast<uintptr_t>(workspace->const_data_ptr()) % 16 == 0,
+          "workspace must begin at a multiple of 16 bytes");
+  }
   auto params = cache_params<lpd::GroupAttentionParams>(qkv, k_cache, v_cache, segments, shape, max_rows);
-  const std::string fault =
-      lpd::check_segments(params.segments, shape.segments,
-                          {shape.rows, shape.slots, shape.positions, max_rows, max_keys, first_output_row});
-  check(fault.empty(), fault);
+  check_segment_values(params.segments, segments, shape,
+                       {shape.rows, shape.slots, shape.positions, max_rows, max_keys, first_output_row});
 
   Tensor output = torch::stable::new_empty(qkv, {shape.rows - first_output_row, shape.heads * shape.head_dim});
   params.output = output.mutable_data_ptr();
+  if (workspace.has_value()) {
+    params.workspace = workspace->mutable_data_ptr();
+    params.workspace_bytes = workspace->numel();
+  }
   params.first_output_row = static_cast<int32_t>(first_output_row);
   params.max_keys = static_cast<int32_t>(max_keys);
   params.scale = static_cast<float>(scale);
   const double flops = 4.0 * max_rows * max_keys * shape.head_dim;
-  run(lpd::cpu_kernels().group_attention, params, lpd::group_attention_items(params), flops / 50);
+  execute(qkv, params, LPD_LAUNCHER(launch_group_attention), lpd::cpu_kernels().group_attention,
+          lpd::group_attention_items(params), flops / 50);
   return output;
 }
 
-void append_kv_cpu(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, const Tensor& segments,
-                   int64_t max_rows) {
+void append_kv(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, const Tensor& segments,
+               int64_t max_rows) {
   const CacheShape shape = check_cache_arguments(qkv, k_cache, v_cache, segments);
   check_bound(max_rows, "max_rows");
   const auto params = cache_params<lpd::AppendKvParams>(qkv, k_cache, v_cache, segments, shape, max_rows);
-  const std::string fault =
-      lpd::check_segments(params.segments, shape.segments,
-                          {shape.rows, shape.slots, shape.positions, max_rows, shape.positions + max_rows, shape.rows});
-  check(fault.empty(), fault);
-  run(lpd::cpu_kernels().append_kv, params, lpd::append_kv_items(params), 0.5 * max_rows * shape.head_dim);
+  check_segment_values(params.segments, segments, shape,
+                       {shape.rows, shape.slots, shape.positions, max_rows, shape.positions + max_rows, shape.rows});
+  execute(qkv, params, LPD_LAUNCHER(launch_append_kv), lpd::cpu_kernels().append_kv, lpd::append_kv_items(params),
+          0.5 * max_rows * shape.head_dim);
 }
 
 // ---- embed_rows, residual_layer_norm ----
 
-Tensor embed_rows_cpu(const Tensor& content_ids, const Tensor& positions, const Tensor& content,
-                      const Tensor& position_embedding, const Tensor& weight, const Tensor& bias, double eps) {
-  check_array(content_ids, "content_ids", ScalarType::Long, "[R]", {-1});
+Tensor embed_rows(const Tensor& content_ids, const Tensor& positions, const Tensor& content,
+                  const Tensor& position_embedding, const Tensor& weight, const Tensor& bias, double eps) {
+  check_array(content_ids, "content_ids", content_ids, ScalarType::Long, "[R]", {-1});
   const int64_t rows = content_ids.size(0);
-  check_array(positions, "positions", ScalarType::Long, "[R]", {rows});
-  check_cpu(content, "content");
+  check_array(positions, "positions", content_ids, ScalarType::Long, "[R]", {rows});
+  check_device(content, "content", content_ids);
   const lpd::DType dtype = float_dtype(content, "content");
   check_shape(content, "content", "[M, E]", {-1, -1});
   check_rows_contiguous(content, "content");
   const int64_t width = content.size(1);
-  check_cpu(position_embedding, "position_embedding");
+  check_device(position_embedding, "position_embedding", content_ids);
   check_dtype(position_embedding, "position_embedding", content.scalar_type());
   check_shape(position_embedding, "position_embedding", "[1 + N, E]", {-1, width});
   check_rows_contiguous(position_embedding, "position_embedding");
-  check_array(weight, "weight", content.scalar_type(), "[E]", {width});
-  check_array(bias, "bias", content.scalar_type(), "[E]", {width});
+  check_array(weight, "weight", content_ids, content.scalar_type(), "[E]", {width});
+  check_array(bias, "bias", content_ids, content.scalar_type(), "[E]", {width});
 
   lpd::EmbedRowsParams params{};
   params.content_ids = static_cast<const int64_t*>(content_ids.const_data_ptr());
   params.positions = static_cast<const int64_t*>(positions.const_data_ptr());
   params.num_contents = content.size(0);
   params.num_positions = position_embedding.size(0);
-  for (int64_t row = 0; row < rows; ++row) {
+  // CUDA kernels, which cannot be checked beforehand without waiting for the device, make a NaN row of a wrong id.
+  for (int64_t row = 0; row < rows && !on_cuda_kernels(content_ids); ++row) {
     check(params.content_ids[row] >= 0 && params.content_ids[row] < params.num_contents, "content_ids[", row,
           "] = ", params.content_ids[row], " must be in [0, ", params.num_contents, ")");
     check(params.positions[row] >= 0 && params.positions[row] < params.num_positions, "positions[", row,
@@ -276,23 +217,23 @@ Tensor embed_rows_cpu(const Tensor& content_ids, const Tensor& positions, const 
   params.width = static_cast<int32_t>(width);
   params.eps = static_cast<float>(eps);
   params.dtype = dtype;
-  run(lpd::cpu_kernels().embed_rows, params, rows, 0.5 * static_cast<double>(width));
+  execute(content_ids, params, LPD_LAUNCHER(launch_embed_rows), lpd::cpu_kernels().embed_rows, rows,
+          0.5 * static_cast<double>(width));
   return x;
 }
 
-Tensor residual_layer_norm_cpu(const Tensor& x, const OptionalTensor& delta, const Tensor& weight, const Tensor& bias,
-                               double eps) {
-  check_cpu(x, "x");
+Tensor residual_layer_norm(const Tensor& x, const OptionalTensor& delta, const Tensor& weight, const Tensor& bias,
+                           double eps) {
   check_dtype(x, "x", ScalarType::Float);
   check_shape(x, "x", "[R, E]", {-1, -1});
   check_rows_contiguous(x, "x");
   check_distinct_rows(x, "x");
   const int64_t rows = x.size(0), width = x.size(1);
   const lpd::DType dtype = float_dtype(weight, "weight");
-  check_array(weight, "weight", weight.scalar_type(), "[E]", {width});
-  check_array(bias, "bias", weight.scalar_type(), "[E]", {width});
+  check_array(weight, "weight", x, weight.scalar_type(), "[E]", {width});
+  check_array(bias, "bias", x, weight.scalar_type(), "[E]", {width});
   if (delta.has_value()) {
-    check_cpu(*delta, "delta");
+    check_device(*delta, "delta", x);
     check_dtype(*delta, "delta", weight.scalar_type());
     check_shape(*delta, "delta", "[R, E]", {rows, width});
     check_rows_contiguous(*delta, "delta");
@@ -310,30 +251,30 @@ Tensor residual_layer_norm_cpu(const Tensor& x, const OptionalTensor& delta, con
   params.width = static_cast<int32_t>(width);
   params.eps = static_cast<float>(eps);
   params.dtype = dtype;
-  run(lpd::cpu_kernels().residual_layer_norm, params, rows, 0.5 * static_cast<double>(width));
+  execute(x, params, LPD_LAUNCHER(launch_residual_layer_norm), lpd::cpu_kernels().residual_layer_norm, rows,
+          0.5 * static_cast<double>(width));
   return normed;
 }
 
 // ---- sample_tokens ----
 
-Tensor sample_tokens_cpu(const Tensor& logits, const Tensor& conditional_row, const Tensor& unconditional_row,
-                         const Tensor& guidance, const Tensor& temperature, const OptionalTensor& top_k,
-                         const OptionalTensor& top_p, const Tensor& seed, const Tensor& position) {
-  check_cpu(logits, "logits");
+Tensor sample_tokens(const Tensor& logits, const Tensor& conditional_row, const Tensor& unconditional_row,
+                     const Tensor& guidance, const Tensor& temperature, const OptionalTensor& top_k,
+                     const OptionalTensor& top_p, const Tensor& seed, const Tensor& position) {
   const lpd::DType dtype = float_dtype(logits, "logits");
   check_shape(logits, "logits", "[Q, V]", {-1, -1});
   check_rows_contiguous(logits, "logits");
   const int64_t rows = logits.size(0), vocab_size = logits.size(1);
   check(vocab_size >= 1 && vocab_size <= (int64_t{1} << 24), "logits: V must be in [1, 2^24], got ", vocab_size);
-  check_array(conditional_row, "conditional_row", ScalarType::Int, "[M]", {-1});
+  check_array(conditional_row, "conditional_row", logits, ScalarType::Int, "[M]", {-1});
   const int64_t tokens = conditional_row.size(0);
-  check_array(unconditional_row, "unconditional_row", ScalarType::Int, "[M]", {tokens});
-  check_array(guidance, "guidance", ScalarType::Float, "[M]", {tokens});
-  check_array(temperature, "temperature", ScalarType::Float, "[M]", {tokens});
-  if (top_k.has_value()) check_array(*top_k, "top_k", ScalarType::Int, "[M]", {tokens});
-  if (top_p.has_value()) check_array(*top_p, "top_p", ScalarType::Float, "[M]", {tokens});
-  check_array(seed, "seed", ScalarType::Long, "[M]", {tokens});
-  check_array(position, "position", ScalarType::Long, "[M]", {tokens});
+  check_array(unconditional_row, "unconditional_row", logits, ScalarType::Int, "[M]", {tokens});
+  check_array(guidance, "guidance", logits, ScalarType::Float, "[M]", {tokens});
+  check_array(temperature, "temperature", logits, ScalarType::Float, "[M]", {tokens});
+  if (top_k.has_value()) check_array(*top_k, "top_k", logits, ScalarType::Int, "[M]", {tokens});
+  if (top_p.has_value()) check_array(*top_p, "top_p", logits, ScalarType::Float, "[M]", {tokens});
+  check_array(seed, "seed", logits, ScalarType::Long, "[M]", {tokens});
+  check_array(position, "position", logits, ScalarType::Long, "[M]", {tokens});
 
   lpd::SampleTokensParams params{};
   params.logits = logits.const_data_ptr();
@@ -349,7 +290,7 @@ Tensor sample_tokens_cpu(const Tensor& logits, const Tensor& conditional_row, co
   params.num_tokens = tokens;
   params.vocab_size = static_cast<int32_t>(vocab_size);
   params.dtype = dtype;
-  for (int64_t m = 0; m < tokens; ++m) {
+  for (int64_t m = 0; m < tokens && values_readable(logits); ++m) {
     check(params.conditional_row[m] >= 0 && params.conditional_row[m] < rows, "conditional_row[", m,
           "] = ", params.conditional_row[m], " must be in [0, ", rows, ")");
     check(params.unconditional_row[m] >= -1 && params.unconditional_row[m] < rows, "unconditional_row[", m,
@@ -364,8 +305,9 @@ Tensor sample_tokens_cpu(const Tensor& logits, const Tensor& conditional_row, co
   }
   Tensor result = torch::stable::new_empty(seed, {tokens});
   params.tokens = static_cast<int64_t*>(result.mutable_data_ptr());
-  run(lpd::cpu_kernels().sample_tokens, params, tokens, 1.0 * static_cast<double>(vocab_size));
-  for (int64_t m = 0; m < tokens; ++m) {
+  execute(logits, params, LPD_LAUNCHER(launch_sample_tokens), lpd::cpu_kernels().sample_tokens, tokens,
+          1.0 * static_cast<double>(vocab_size));
+  for (int64_t m = 0; m < tokens && !on_cuda_kernels(logits); ++m) {
     check(params.tokens[m] >= 0, "logits of token ", m, " (row ", params.conditional_row[m],
           ") contain NaN or are -inf throughout: nothing can be drawn");
   }
@@ -374,22 +316,22 @@ Tensor sample_tokens_cpu(const Tensor& logits, const Tensor& conditional_row, co
 
 // ---- locality_order ----
 
-Tensor locality_order_cpu(const Tensor& group_sizes, int64_t height, int64_t width, double proximity_threshold,
-                          int64_t repulsion_threshold, const Tensor& seeds, const OptionalTensor& known) {
+Tensor locality_order(const Tensor& group_sizes, int64_t height, int64_t width, double proximity_threshold,
+                      int64_t repulsion_threshold, const Tensor& seeds, const OptionalTensor& known) {
   check(height >= 1 && height <= 65536 && width >= 1 && width <= 65536 && height * width <= 65536,
         "height and width must be >= 1 with at most 65536 cells, got ", height, " x ", width);
   check(!std::isnan(proximity_threshold), "proximity_threshold must be a number, got nan");
   check(repulsion_threshold >= 0, "repulsion_threshold must be >= 0, got ", repulsion_threshold);
-  check_array(seeds, "seeds", ScalarType::Long, "[B]", {-1});
+  check_array(seeds, "seeds", seeds, ScalarType::Long, "[B]", {-1});
   const int64_t batch = seeds.size(0), cells = height * width;
   const bool per_image = group_sizes.dim() == 2;
   if (per_image) {
-    check_array(group_sizes, "group_sizes", ScalarType::Int, "[B, T]", {batch, -1});
+    check_array(group_sizes, "group_sizes", seeds, ScalarType::Int, "[B, T]", {batch, -1});
   } else {
-    check_array(group_sizes, "group_sizes", ScalarType::Int, "[T]", {-1});
+    check_array(group_sizes, "group_sizes", seeds, ScalarType::Int, "[T]", {-1});
   }
   const int64_t steps = group_sizes.size(group_sizes.dim() - 1);
-  if (known.has_value()) check_array(*known, "known", ScalarType::Bool, "[B, N]", {batch, cells});
+  if (known.has_value()) check_array(*known, "known", seeds, ScalarType::Bool, "[B, N]", {batch, cells});
 
   lpd::LocalityOrderParams params{};
   params.group_sizes = static_cast<const int32_t*>(group_sizes.const_data_ptr());
@@ -402,7 +344,7 @@ Tensor locality_order_cpu(const Tensor& group_sizes, int64_t height, int64_t wid
   params.width = static_cast<int32_t>(width);
   params.repulsion_threshold = static_cast<int32_t>(std::min<int64_t>(repulsion_threshold, 65536));
   lpd::set_proximity_threshold(params, proximity_threshold);
-  for (int64_t b = 0; b < batch; ++b) {
+  for (int64_t b = 0; b < batch && values_readable(seeds); ++b) {
     int64_t free_cells = cells, sum = 0;
     for (int64_t cell = 0; params.known && cell < cells; ++cell) free_cells -= params.known[b * cells + cell] != 0;
     for (int64_t t = 0; t < steps; ++t) {
@@ -414,17 +356,24 @@ Tensor locality_order_cpu(const Tensor& group_sizes, int64_t height, int64_t wid
   }
   Tensor order = torch::stable::new_empty(seeds, {batch, cells});
   params.order = static_cast<int64_t*>(order.mutable_data_ptr());
-  run(lpd::cpu_kernels().locality_order, params, batch, 100.0 * static_cast<double>(cells));
+  execute(seeds, params, LPD_LAUNCHER(launch_locality_order), lpd::cpu_kernels().locality_order, batch,
+          100.0 * static_cast<double>(cells));
   return order;
+}
+
+template <class Library>
+void register_operators(Library& m) {
+  m.impl("group_attention", TORCH_BOX(&group_attention));
+  m.impl("append_kv", TORCH_BOX(&append_kv));
+  m.impl("embed_rows", TORCH_BOX(&embed_rows));
+  m.impl("residual_layer_norm", TORCH_BOX(&residual_layer_norm));
+  m.impl("sample_tokens", TORCH_BOX(&sample_tokens));
+  m.impl("locality_order", TORCH_BOX(&locality_order));
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(lpd_ext, CPU, m) {
-  m.impl("group_attention", TORCH_BOX(&group_attention_cpu));
-  m.impl("append_kv", TORCH_BOX(&append_kv_cpu));
-  m.impl("embed_rows", TORCH_BOX(&embed_rows_cpu));
-  m.impl("residual_layer_norm", TORCH_BOX(&residual_layer_norm_cpu));
-  m.impl("sample_tokens", TORCH_BOX(&sample_tokens_cpu));
-  m.impl("locality_order", TORCH_BOX(&locality_order_cpu));
-}
+LPD_LIBRARY_IMPL(LPD_OPERATOR_NAMESPACE, CPU, m) { register_operators(m); }
+#ifdef LPD_WITH_CUDA
+LPD_LIBRARY_IMPL(LPD_OPERATOR_NAMESPACE, CUDA, m) { register_operators(m); }
+#endif

@@ -25,4 +25,14 @@ struct LocalityOrderParams {
 // Fills proximity_rank and is_near.
 void set_proximity_threshold(LocalityOrderParams& params, double proximity_threshold);
 
+// Shared memory of a block of the CUDA kernel: a score, two bytes of the order and a bit per cell, beside tables.
+// 32 x 32 cells need 7 KB; 128 x 128 need 101,128 bytes, which every GPU has (99 KB = 101,376 on sm_86, 89 and 120).
+inline int64_t locality_order_shared_bytes(int64_t height, int64_t width) {
+  const int64_t cells = height * width, words = (cells + 31) / 32;
+  return 2 * 32 * 8 + 2 * 32 * 4 + (cells + 3) / 4 * 16 + (words + 2) * 4 + cells * 2;
+}
+
+// On CUDA, asynchronously on a cudaStream_t. Throws if the GPU has less than locality_order_shared_bytes per block.
+void launch_locality_order(const LocalityOrderParams& params, void* stream);
+
 }  // namespace lpd

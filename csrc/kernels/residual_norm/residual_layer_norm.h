@@ -22,4 +22,7 @@ struct ResidualLayerNormParams {
   DType dtype;
 };
 
+// On CUDA, asynchronously on a cudaStream_t.
+void launch_residual_layer_norm(const ResidualLayerNormParams& params, void* stream);
+
 }  // namespace lpd

@@ -27,4 +27,7 @@ struct EmbedRowsParams {
   DType dtype;
 };
 
+// On CUDA, asynchronously on a cudaStream_t; an index outside its table gives a row of NaN.
+void launch_embed_rows(const EmbedRowsParams& params, void* stream);
+
 }  // namespace lpd

@@ -40,4 +40,7 @@ inline int32_t tree_half(int32_t vocab_size) {
   return half / 2;
 }
 
+// On the current device, without waiting for it.
+void launch_sample_tokens(const SampleTokensParams& params, void* stream);
+
 }  // namespace lpd

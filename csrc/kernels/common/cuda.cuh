@@ -1,0 +1,63 @@
+// What a .cu file is written against, beside ptx.cuh. nvcc compiles it as CUDA; with LPD_CUDA_EMULATED defined a C++
+// compiler runs the same source on the CPU, one fiber per CUDA thread (tests/cuda_emulation). So kernels declare shared
+// memory by SMEM_ARRAY or SMEM_DYN, start by launch(), and move 8 or 16 bytes at once by load_vector and store_vector.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#ifdef LPD_CUDA_EMULATED
+#include "emulator.h"
+#else
+#include <cuda_runtime.h>
+
+#include <cstring>
+#include <type_traits>
+
+#define SMEM_ARRAY(T, name, count) __shared__ T name[count]
+#define SMEM_DYN(name) extern __shared__ __align__(128) unsigned char name[]
+
+namespace lpd {
+
+// One access of 8 or 16 bytes, aligned to its size, to global or shared memory.
+template <class Vector>
+__device__ __forceinline__ Vector load_vector(const void* from) {
+  static_assert(sizeof(Vector) == 8 || sizeof(Vector) == 16, "4 bytes and less need no wrapper");
+  return *static_cast<const Vector*>(from);
+}
+
+template <class Vector>
+__device__ __forceinline__ void store_vector(void* to, Vector value) {
+  static_assert(sizeof(Vector) == 8 || sizeof(Vector) == 16, "4 bytes and less need no wrapper");
+  // As one integer, because nvcc 13.0 stores some structs member by member.
+  using Word = std::conditional_t<sizeof(Vector) == 8, unsigned long long, unsigned __int128>;
+  Word word;
+  memcpy(&word, &value, sizeof(word));
+  *static_cast<Word*>(to) = word;
+}
+
+// Throws std::runtime_error with a sentence for the user, unless error is cudaSuccess.
+void check_cuda(cudaError_t error, const char* kernel, size_t shared_bytes);
+
+// Starts the kernel on the stream (a cudaStream_t), every failure turned into a sentence.
+template <class... Parameters, class... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
+            Arguments... arguments) {
+  constexpr size_t kSharedWithoutAsking = 40 * 1024;  // of 48 KiB, which static shared memory counts towards
+  if (shared_bytes > kSharedWithoutAsking) {
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)), name,
+               shared_bytes);
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  check_cuda(cudaLaunchKernelEx(&config, kernel, arguments...), name, shared_bytes);
+}
+
+// Of the current device.
+int multiprocessor_count();
+
+}  // namespace lpd
+#endif

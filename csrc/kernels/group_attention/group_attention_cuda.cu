@@ -1,0 +1,145 @@
+// group_attention on CUDA: appends this step's context K and V and attends, context and query rows alike, in one pass.
+// One block of 4 warps per (segment, head, 64 rows) and share of the keys; warps share out its rows, or, where rows are
+// few, keys. Where that leaves multiprocessors idle, blocks share the keys and the last one to arrive combines.
+// Limited by memory bandwidth for large batches (30 FLOPs per byte), by latency for one image.
+#include <stdexcept>
+#include <string>
+
+#include "group_attention/fma_warp.cuh"
+#include "group_attention/tensor_core_warp.cuh"
+
+namespace lpd {
+namespace {
+
+template <class T, int kHeadDim, int kKeyWarps>
+struct WarpOf {
+  using Type = TensorCoreWarp<T, kHeadDim, kKeyWarps>;
+};
+template <int kHeadDim, int kKeyWarps>
+struct WarpOf<float, kHeadDim, kKeyWarps> {
+  using Type = FmaWarp<float, kHeadDim, kKeyWarps>;
+};
+
+template <class T, int kHeadDim>
+struct SharedLayout {
+  using Shape = TileShape<T, kHeadDim>;
+  static constexpr int kScratchOffset = Shape::kRingElements * sizeof(T);
+  static constexpr int kFieldsOffset = kScratchOffset + WarpOf<T, kHeadDim, 1>::Type::kScratchBytes;
+  static constexpr int kBytes = kFieldsOffset + 32;
+  static_assert(Partial<kHeadDim>::kElements * 4 <= kScratchOffset);
+};
+
+// Walks over the keys of this block's split, of which kKeyWarps warps share every tile, and writes what its rows make
+// of them: to the output if all keys were seen, else to a partial.
+template <class T, int kHeadDim, int kKeyWarps>
+__device__ __forceinline__ void attend(const GroupAttentionParams& p, const KeySplits& splits, const BlockWork& work,
+                                       unsigned char* smem) {
+  using Layout = SharedLayout<T, kHeadDim>;
+  using Warp = typename WarpOf<T, kHeadDim, kKeyWarps>::Type;
+  constexpr int kRowWarps = kWarps / kKeyWarps;
+  constexpr float kLog2E = 1.4426950408889634f;
+
+  T* const elements = reinterpret_cast<T*>(smem);
+  KeyRing<T, kHeadDim> ring(p, work, elements);
+  const unsigned warp_index = __shfl_sync(~0u, threadIdx.x / 32, 0);  // so the compiler knows that it is the warp's
+  const int slab_in_tile = warp_index % kRowWarps, key_warp = warp_index / kRowWarps;
+  const bool active = slab_in_tile < work.num_slabs;
+  const Slab slab = work.slab(slab_in_tile);
+  Warp warp(work, slab.key_end, slab_in_tile, key_warp, p.scale * kLog2E, elements, smem + Layout::kScratchOffset);
+  if (Warp::kQueriesInRegisters) ring.wait_for_queries();
+  if (active) warp.take_queries();
+
+  for (int tile = 0; tile < work.num_tiles; ++tile) {
+    const int first_key = (work.first_tile + tile) * Layout::Shape::kKeys;
+    const int keys = ring.next();
+    if (active) warp.score(keys, first_key);
+    const int values = ring.next();
+    if (active) warp.add_values(values, first_key);
+  }
+
+  if (kKeyWarps > 1) __syncthreads();  // partials may lie where other warps still read V
+  if (!active) return;
+  if (work.num_splits > 1) {
+    warp.write_partial(split_partial<kHeadDim>(splits, work, work.split), warp_index, slab.count);
+  } else if (kKeyWarps > 1) {
+    warp.write_partial(Partial<kHeadDim>{reinterpret_cast<float*>(smem)}, warp_index, slab.count);
+  } else {
+    const int64_t row_stride = int64_t{p.num_heads} * kHeadDim;
+    T* output = static_cast<T*>(p.output) + (slab.first - p.first_output_row) * row_stride + work.head * kHeadDim;
+    warp.write(output, row_stride, slab.count, ring.free_slot());
+  }
+}
+
+template <class T, int kHeadDim>
+__global__ void __launch_bounds__(kThreads, TileShape<T, kHeadDim>::kBlocks)
+    group_attention_kernel(const GroupAttentionParams p, const KeySplits splits) {
+  using Layout = SharedLayout<T, kHeadDim>;
+  SMEM_DYN(smem);
+  const Segment segment =
+      read_segment(p.segments, blockIdx.x / p.num_heads, reinterpret_cast<int32_t*>(smem + Layout::kFieldsOffset));
+  const BlockWork work(p, splits, segment, Layout::Shape::kKeys);
+  if (work.num_slabs == 0) {
+    if (work.row_tile == 0 && work.split == 0) {
+      append_rows<kThreads>(p, segment, work.head, 0, segment.num_context);
+    }
+    return;
+  }
+  if (work.split >= work.num_splits) return;
+  switch (work.key_warps()) {
+    case 4: attend<T, kHeadDim, 4>(p, splits, work, smem); break;
+    case 2: attend<T, kHeadDim, 2>(p, splits, work, smem); break;
+    default: attend<T, kHeadDim, 1>(p, splits, work, smem);
+  }
+
+  if (work.num_splits > 1) {
+    if (arrive_last(splits.counters + tile_index(splits, work), work.num_splits)) {
+      combine<T, kHeadDim>(p, work, split_partial<kHeadDim>(splits, work, 0), work.num_splits);
+    }
+  } else if (work.key_warps() > 1) {
+    __syncthreads();
+    combine<T, kHeadDim>(p, work, Partial<kHeadDim>{reinterpret_cast<float*>(smem)}, 1);
+  }
+}
+
+template <class T, int kHeadDim>
+void launch_for(const GroupAttentionParams& p, void* stream) {
+  const int32_t multiprocessors = multiprocessor_count();
+  const int64_t heads = int64_t{p.num_segments} * p.num_heads, row_tiles = group_attention_row_tiles(p.max_rows);
+  int32_t count = group_attention_key_splits(p, multiprocessors);
+  const int64_t counter_bytes = group_attention_counter_bytes(multiprocessors);
+  const int64_t partial_bytes = heads * row_tiles * count * group_attention_partial_bytes(kHeadDim);
+  if (p.workspace == nullptr || counter_bytes + partial_bytes > p.workspace_bytes) count = 1;
+  char* counters = static_cast<char*>(p.workspace);
+  const KeySplits splits{count, static_cast<int>(row_tiles), reinterpret_cast<unsigned*>(counters),
+                         reinterpret_cast<float*>(counters + counter_bytes)};
+  // Each class may leave all but one row of a slab empty.
+  const int64_t slabs = (int64_t{p.max_rows} + 2 * (kSlabRows - 1)) / kSlabRows;
+  const int64_t unsplit_tiles = (slabs + kWarps - 1) / kWarps - row_tiles;
+  const dim3 grid(static_cast<unsigned>(heads), static_cast<unsigned>(row_tiles * count + unsplit_tiles));
+  launch("group_attention", group_attention_kernel<T, kHeadDim>, grid, dim3(kThreads),
+         SharedLayout<T, kHeadDim>::kBytes, stream, p, splits);
+}
+
+template <class T>
+void launch_for_type(const GroupAttentionParams& p, void* stream) {
+  switch (p.head_dim) {
+    case 32: return launch_for<T, 32>(p, stream);
+    case 64: return launch_for<T, 64>(p, stream);
+    case 128: return launch_for<T, 128>(p, stream);
+    default:
+      throw std::runtime_error("group_attention: no CUDA kernel for head dimension " + std::to_string(p.head_dim));
+  }
+}
+
+}  // namespace
+
+void launch_group_attention(const GroupAttentionParams& p, void* stream) {
+  if (p.num_segments == 0 || p.num_heads == 0 || p.max_rows == 0) return;
+  switch (p.dtype) {
+    case DType::kFloat32: return launch_for_type<float>(p, stream);
+    case DType::kBFloat16: return launch_for_type<BFloat16>(p, stream);
+    case DType::kFloat16: return launch_for_type<Float16>(p, stream);
+  }
+}
+
+}  // namespace lpd

@@ -1,0 +1,69 @@
+// embed_rows on CUDA: gather two table rows, add them in registers, normalise, write x.
+// One block per row with one thread per 8 elements, so that few rows of a small batch still use many multiprocessors.
+// Limited by bandwidth for many rows; for few by latency: the ids, the rows they name, two block reductions, one store.
+#include <cmath>
+
+#include "common/layer_norm_row.cuh"
+#include "row_embedding/embed_rows.h"
+
+namespace lpd {
+namespace {
+
+template <class T, class Slice>
+__global__ void __launch_bounds__(kMaxRowThreads) embed_rows_kernel(const EmbedRowsParams p, const Slice slice) {
+  SMEM_ARRAY(float, shared, kLayerNormShared);
+  SMEM_ARRAY(int64_t, offsets, 2);  // of the two rows in elements, or -1 for an index outside its table
+  const int64_t row = blockIdx.x;
+
+  const auto weight = slice.load(static_cast<const T*>(p.weight));
+  const auto bias = slice.load(static_cast<const T*>(p.bias));
+  // One thread per index: if all warps asked, each would move the 32-byte sectors again.
+  if (threadIdx.x < 2) {
+    const bool is_content = threadIdx.x == 0;
+    const int64_t index = load_vector<int64_t>((is_content ? p.content_ids : p.positions) + row);
+    const bool inside = index >= 0 && index < (is_content ? p.num_contents : p.num_positions);
+    const int64_t stride = is_content ? p.content_stride : p.position_stride;
+    store_vector(offsets + threadIdx.x, inside ? index * stride : int64_t{-1});
+  }
+  __syncthreads();
+  const int64_t content_offset = load_vector<int64_t>(offsets), position_offset = load_vector<int64_t>(offsets + 1);
+
+  // The host cannot look at indices without waiting for the device, so a wrong one is made visible instead: its row is
+  // NaN, which is reported where tokens are sampled.
+  const bool inside = content_offset >= 0 && position_offset >= 0;
+  float values[kPerThread], added[kPerThread];
+  const auto content = slice.load(static_cast<const T*>(p.content) + (inside ? content_offset : 0));
+  const auto position = slice.load(static_cast<const T*>(p.position_embedding) + (inside ? position_offset : 0));
+  slice.template values<T>(content, values);
+  slice.template values<T>(position, added);
+  for (int k = 0; k < kPerThread; ++k) values[k] = inside ? values[k] + added[k] : NAN;
+
+  layer_norm_row<Slice, T>(slice, values, weight, bias, p.eps, shared);
+  slice.store(p.x + row * p.width, values);
+}
+
+template <class T>
+void launch_rows(const EmbedRowsParams& p, void* stream) {
+  constexpr int64_t kSize = sizeof(T);
+  const bool aligned = rows_are_aligned(p.content, p.content_stride * kSize) &&
+                       rows_are_aligned(p.position_embedding, p.position_stride * kSize) &&
+                       rows_are_aligned(p.weight, 0) && rows_are_aligned(p.bias, 0) &&
+                       rows_are_aligned(p.x, p.width * int64_t{sizeof(float)});
+  dispatch_row_slice("embed_rows", p.width, aligned, [&](auto slice, int threads) {
+    launch("embed_rows", embed_rows_kernel<T, decltype(slice)>, dim3(static_cast<unsigned>(p.num_rows)), dim3(threads),
+           0, stream, p, slice);
+  });
+}
+
+}  // namespace
+
+void launch_embed_rows(const EmbedRowsParams& p, void* stream) {
+  if (p.num_rows == 0 || p.width == 0) return;
+  switch (p.dtype) {
+    case DType::kFloat32: return launch_rows<float>(p, stream);
+    case DType::kBFloat16: return launch_rows<BFloat16>(p, stream);
+    case DType::kFloat16: return launch_rows<Float16>(p, stream);
+  }
+}
+
+}  // namespace lpd

@@ -1,0 +1,117 @@
+// Checks of operator arguments: each names the argument, its value and what is allowed, before anything is written.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "common/dtype.h"
+
+namespace lpd::checks {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class... Parts>
+std::string text(const Parts&... parts) {
+  std::ostringstream stream;
+  (stream << ... << parts);
+  return stream.str();
+}
+
+template <class... Parts>
+void check(bool condition, const Parts&... message) {
+  if (!condition) throw std::runtime_error(text(message...));
+}
+
+inline std::string shape_text(const Tensor& t) {
+  std::string shape = "[";
+  for (int64_t i = 0; i < t.dim(); ++i) shape += (i ? ", " : "") + std::to_string(t.size(i));
+  return shape + "]";
+}
+
+inline const char* dtype_text(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Half: return "float16";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Bool: return "bool";
+    case ScalarType::Byte: return "uint8";
+    default: return "another dtype";
+  }
+}
+
+inline std::string device_text(const Tensor& t) {
+  if (t.is_cpu()) return "cpu";
+  return t.is_cuda() ? "cuda:" + std::to_string(t.get_device()) : "another device";
+}
+
+// `first` is the operator's first argument.
+inline void check_device(const Tensor& t, const char* name, const Tensor& first) {
+  check(t.device() == first.device(), name, " must be on the same device as the other arguments (", device_text(first),
+        "), got ", device_text(t));
+}
+
+inline void check_dtype(const Tensor& t, const char* name, ScalarType expected) {
+  check(t.scalar_type() == expected, name, " must be ", dtype_text(expected), ", got ", dtype_text(t.scalar_type()));
+}
+
+// -1 in `expected` allows any size.
+inline void check_shape(const Tensor& t, const char* name, const char* letters,
+                        std::initializer_list<int64_t> expected) {
+  bool fits = t.dim() == static_cast<int64_t>(expected.size());
+  int64_t dim = 0;
+  for (int64_t size : expected) {
+    fits = fits && (size < 0 || t.size(dim) == size);
+    ++dim;
+  }
+  std::string wanted;
+  for (int64_t size : expected) wanted += (wanted.empty() ? "" : ", ") + (size < 0 ? "any" : std::to_string(size));
+  check(fits, name, " must have shape ", letters, " = [", wanted, "], got ", shape_text(t));
+}
+
+inline void check_rows_contiguous(const Tensor& t, const char* name) {
+  check(t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1, name,
+        " must be contiguous in its last dimension, got stride ", t.stride(t.dim() - 1));
+}
+
+// For what is written: rows that overlap in memory would be written more than once.
+inline void check_distinct_rows(const Tensor& t, const char* name) {
+  for (int64_t dim = 0; dim + 1 < t.dim(); ++dim) {
+    check(t.size(dim) <= 1 || t.stride(dim) >= t.size(t.dim() - 1), name,
+          " is written, so its rows must not overlap, got stride ", t.stride(dim), " in dimension ", dim);
+  }
+}
+
+inline void check_bound(int64_t value, const char* name) {
+  check(value >= 0 && value <= INT32_MAX, name, " must be in [0, 2^31), got ", value);
+}
+
+// A whole argument that kernels read as a plain array.
+inline void check_array(const Tensor& t, const char* name, const Tensor& first, ScalarType dtype, const char* letters,
+                        std::initializer_list<int64_t> shape) {
+  check_device(t, name, first);
+  check_dtype(t, name, dtype);
+  check_shape(t, name, letters, shape);
+  check(t.is_contiguous(), name, " must be contiguous");
+}
+
+inline DType float_dtype(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return DType::kFloat32;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    case ScalarType::Half: return DType::kFloat16;
+    default:
+      throw std::runtime_error(text(name, " must be float32, bfloat16 or float16, got ", dtype_text(t.scalar_type())));
+  }
+}
+
+}  // namespace lpd::checks

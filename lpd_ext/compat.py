@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lpd_ext.checkpoint import infer_config, model_from_state_dict
+from lpd_ext.cuda_graphs import DecodeGraphs
 from lpd_ext.sampler import GUIDANCE_SCHEDULES, DecodeRequest, generate
 from lpd_ext.schedule import as_int, check_group_sizes, parse_group_sizes
 
@@ -30,6 +31,7 @@ def accelerate(model: AnyModule, *, heads: int | None = None) -> AnyModule:
     positions = state.get("pos_embed")
     row = None if positions is None or positions.ndim != 3 else (1, positions.shape[1] - 1)
     decoder = model_from_state_dict(state, infer_config(state, heads, row)).eval()
+    graphs = DecodeGraphs()
 
     def sample_tokens(
         self: nn.Module,
@@ -72,7 +74,7 @@ def accelerate(model: AnyModule, *, heads: int | None = None) -> AnyModule:
             seeds=torch.randint(2**63 - 1, (bsz,)).tolist(),
             guidance_schedule=cfg_schedule,
         )
-        return generate(decoder, request)
+        return generate(decoder, request, graphs)
 
     # nn.Module declares its attributes to be tensors or modules; this one is a method.
     model.sample_tokens = MethodType(sample_tokens, model)  # type: ignore[assignment]

@@ -128,6 +128,19 @@ class Block(nn.Module):
         return x + F.dropout(self.mlp.fc2(hidden), dropout, self.training)
 
 
+@dataclass(frozen=True)
+class DecodingLayer:
+    """A block as the decoding steps use it: looked up, and its weights transposed for addmm, once per decode."""
+
+    block: Block
+    qkv_weight: Tensor  # [E, 3E]
+    proj_weight: Tensor  # [E, E]
+    fc1_weight: Tensor  # [E, ratio*E]
+    fc2_weight: Tensor  # [ratio*E, E]
+    k_cache: Tensor  # [S, H, P, D]
+    v_cache: Tensor
+
+
 def _masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     if q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -225,37 +238,50 @@ class LPDModel(nn.Module):
                 raise ValueError(f"{name} must lie in [{low}, {high}), got {int(smallest)} to {int(largest)}")
         return check_group_sizes(group_sizes, num_tokens)
 
+    def decoding_layers(self, k_cache: Tensor, v_cache: Tensor) -> list[DecodingLayer]:
+        """What the decoding steps need of each block, with its share of k_cache, v_cache [L, S, H, P, D]."""
+        layers = []
+        for block, k, v in zip(self.blocks, k_cache.unbind(), v_cache.unbind(), strict=True):
+            assert isinstance(block, Block)
+            linears = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
+            qkv, proj, fc1, fc2 = (linear.weight.detach().t() for linear in linears)
+            layers.append(DecodingLayer(block, qkv, proj, fc1, fc2, k, v))
+        return layers
+
     def decode_step(
-        self, content_ids: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor, step: Step
+        self,
+        content_ids: Tensor,
+        positions: Tensor,
+        layers: Sequence[DecodingLayer],
+        step: Step,
+        workspace: Tensor | None = None,
     ) -> Tensor | None:
         """One decoding step over ragged rows: logits [num query rows, V], or None for a step without query rows.
 
-        content_ids, positions int64 [R], context rows first; k_cache, v_cache [L, S, H, P, D] receive the context rows'
-        K and V. In the last block context rows leave K and V only.
+        content_ids, positions int64 [R], context rows first; the caches in `layers` receive the context rows' K and V.
+        In the last block context rows leave K and V only. workspace: see ops.group_attention.
         """
         heads, head_dim = self.config.heads, self.config.head_dim
         scale = head_dim**-0.5
         ln = self.z_proj_ln
         x = ops.embed_rows(content_ids, positions, self.content, self.pos_embed, ln.weight, ln.bias, ln.eps)
         delta: Tensor | None = None
-        for i, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            attn, mlp = block.attn, block.mlp
-            normed = _add_norm(x, delta, block.norm1)
-            qkv = F.linear(normed, attn.qkv.weight, attn.qkv.bias).view(-1, 3, heads, head_dim)
+        for i, layer in enumerate(layers):
+            attn, mlp = layer.block.attn, layer.block.mlp
+            normed = _add_norm(x, delta, layer.block.norm1)
+            qkv = torch.addmm(attn.qkv.bias, normed, layer.qkv_weight).view(-1, 3, heads, head_dim)
             first_row = 0
-            if i == len(self.blocks) - 1:
+            if i == len(layers) - 1:
                 if step.num_query_rows == 0:
-                    ops.append_kv(qkv, k_cache[i], v_cache[i], step.segments, step.max_rows)
+                    ops.append_kv(qkv, layer.k_cache, layer.v_cache, step.segments, step.max_rows)
                     return None
                 first_row = step.num_context_rows
                 x = x[first_row:]
-            attended = ops.group_attention(
-                qkv, k_cache[i], v_cache[i], step.segments, step.max_rows, step.max_keys, first_row, scale
-            )
-            delta = F.linear(attended, attn.proj.weight, attn.proj.bias)
-            hidden = F.linear(_add_norm(x, delta, block.norm2), mlp.fc1.weight, mlp.fc1.bias)
-            delta = F.linear(F.gelu(hidden), mlp.fc2.weight, mlp.fc2.bias)
+            sizes = (step.max_rows, step.max_keys, first_row)
+            attended = ops.group_attention(qkv, layer.k_cache, layer.v_cache, step.segments, *sizes, scale, workspace)
+            delta = torch.addmm(attn.proj.bias, attended, layer.proj_weight)
+            hidden = torch.addmm(mlp.fc1.bias, _add_norm(x, delta, layer.block.norm2), layer.fc1_weight)
+            delta = torch.addmm(mlp.fc2.bias, F.gelu(hidden), layer.fc2_weight)
         return F.linear(_add_norm(x, delta, self.norm), self.head.weight)
 
 

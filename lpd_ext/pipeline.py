@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from lpd_ext.checkpoint import TOKENIZER_FILE, load_model, read_config, resolve_directory, save_model
+from lpd_ext.cuda_graphs import DecodeGraphs
 from lpd_ext.model import LPDModel
 from lpd_ext.orders import make_orders
-from lpd_ext.sampler import DecodeRequest, GuidanceSchedule, decode
+from lpd_ext.sampler import DecodeRequest, GuidanceSchedule, decode, generate
 from lpd_ext.schedule import as_int, check_group_sizes, sizes_per_image
 from lpd_ext.schedule import group_sizes as default_group_sizes
 from lpd_ext.state_files import read_state_dict, write_state_dict
@@ -66,12 +67,18 @@ class StepPreview:
 
 @dataclass
 class LPDPipeline:
-    """Class-conditional image generation with locality-aware parallel decoding."""
+    """Class-conditional image generation with locality-aware parallel decoding.
+
+    cuda_graphs: on a GPU, record each new batch layout once and replay it (the KV caches of the last four stay
+    allocated); False saves that memory, and the recording where no layout comes twice.
+    """
 
     model: LPDModel
     tokenizer: VQTokenizer
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     class_names: list[str] = field(default_factory=list)
+    cuda_graphs: bool = True
+    _graphs: DecodeGraphs = field(default_factory=DecodeGraphs, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.tokenizer.config.codebook_size != self.model.config.vocab_size:
@@ -119,6 +126,7 @@ class LPDPipeline:
         """Move both networks to device and the transformer to dtype."""
         self.model.to(device=device, dtype=dtype)
         self.tokenizer.to(device=device)
+        self._graphs = DecodeGraphs()  # the old ones read weights that have moved
         return self
 
     def __call__(
@@ -139,11 +147,13 @@ class LPDPipeline:
         if output_type not in ("pil", "np", "pt", "tokens"):
             raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'tokens', got {output_type!r}")
         request = self.prepare(class_labels, **options)
-        num_steps = _num_steps(request)
-        grid = torch.empty(0, self.model.config.num_tokens, dtype=torch.int64)
-        for step, partial in enumerate(decode(self.model, request), start=1):
-            grid = partial
-            if callback_on_step_end is not None:
+        if callback_on_step_end is None:
+            grid = generate(self.model, request, self._graphs if self.cuda_graphs else None)
+        else:
+            num_steps = _num_steps(request)
+            grid = torch.empty(0, self.model.config.num_tokens, dtype=torch.int64)
+            for step, drawn_so_far in enumerate(decode(self.model, request), start=1):
+                grid = drawn_so_far
                 callback_on_step_end(step, num_steps)
         tokens = grid.unflatten(1, self.model.config.grid)
         return LPDPipelineOutput(self._images(tokens, output_type), tokens, list(request.seeds))
@@ -222,7 +232,7 @@ class LPDPipeline:
             defaults.order if order is None else order,
             schedules,
             self.model.config.grid,
-            torch.tensor(request.seeds, dtype=torch.int64),
+            torch.tensor(request.seeds, dtype=torch.int64, device=self.model.pos_embed.device),
             proximity_threshold=(defaults.proximity_threshold if proximity_threshold is None else proximity_threshold),
             repulsion_threshold=(defaults.repulsion_threshold if repulsion_threshold is None else repulsion_threshold),
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Real
 from typing import Literal
 
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from lpd_ext import ops
+from lpd_ext.cuda_graphs import CapturedDecode, DecodeGraphs
 from lpd_ext.model import LPDModel
-from lpd_ext.plan import Plan, Step, plan_decoding
+from lpd_ext.plan import Step, plan_decoding
 from lpd_ext.schedule import check_group_sizes
 
 GuidanceSchedule = Literal["linear", "constant"]
@@ -109,78 +111,153 @@ def decode(model: LPDModel, request: DecodeRequest) -> Iterator[Tensor]:
 
 
 def _decode(model: LPDModel, request: DecodeRequest) -> Iterator[Tensor]:
-    config, device = model.config, model.pos_embed.device
-    # Without a label both branches are the same, so guidance would only cost time.
-    guided = [
-        scale != 1 and label is not None for scale, label in zip(request.guidance_scale, request.labels, strict=True)
-    ]
     # Left at each yield: between two steps the caller's own modes hold.
-    with _decoding_modes(device):
-        plan = plan_decoding(request.group_sizes, guided, config.num_tokens, device)
-        state = _DecodeState(model, request, plan)
-    for step in plan.steps:
-        with _decoding_modes(device):
-            state.advance(model, step)
+    with _decoding_modes(model.pos_embed.device):
+        state = _DecodeState(model, _Layout.of(request))
+        state.load(request)
+    for t, step in enumerate(state.plan.steps):
+        with _decoding_modes(model.pos_embed.device):
+            state.advance(step)
+            if t + 1 == len(state.plan.steps):
+                state.check_drawn()
         yield state.grid
 
 
 @contextmanager
 def _decoding_modes(device: torch.device) -> Iterator[None]:
-    """No gradients and no autocast; no inference mode either, so that the tokens are ordinary tensors."""
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    """No gradients and no autocast; no inference mode either, so that the tokens are ordinary tensors.
+
+    A GPU is made the current one: streams and graphs belong to that.
+    """
+    on_gpu = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with on_gpu, torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
 
 
-def generate(model: LPDModel, request: DecodeRequest) -> Tensor:
-    """Draw images and return their tokens int64 [B, N] in raster order; errors as in `decode`."""
+def generate(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs | None = None) -> Tensor:
+    """Draw images and return their tokens int64 [B, N] in raster order; errors as in `decode`.
+
+    graphs: on CUDA, captured decodes of this model to replay and to add to.
+    """
+    request.check(model.config.num_tokens, model.config.num_classes)
+    if graphs is not None and graphs.supports(model.pos_embed.device) and request.labels:
+        try:
+            return _replay(model, request, graphs)
+        except torch.OutOfMemoryError:
+            graphs.clear()  # they hold the caches of several batches; one alone may fit
     grid = torch.empty(0, model.config.num_tokens, dtype=torch.int64, device=model.pos_embed.device)
-    for partial in decode(model, request):
-        grid = partial
+    for drawn_so_far in _decode(model, request):
+        grid = drawn_so_far
     return grid
+
+
+def _replay(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs) -> Tensor:
+    layout, device = _Layout.of(request), model.pos_embed.device
+    # A graph reads the weights where they lay when it was captured.
+    weights = tuple(parameter.data_ptr() for parameter in model.parameters())
+
+    def capture() -> CapturedDecode[_DecodeState]:
+        state = _DecodeState(model, layout)
+        state.load(request)
+        return graphs.capture(state, [partial(state.advance, step) for step in state.plan.steps])
+
+    with _decoding_modes(device), graphs.lock:
+        state = (captured := graphs.find(weights, layout, capture)).state
+        try:
+            state.load(request)
+            captured.replay()
+            tokens = state.grid.clone()
+        finally:
+            if device.type == "cuda":  # the next caller may use these buffers on another stream
+                torch.cuda.current_stream().synchronize()
+        state.check_drawn()
+        return tokens
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What a decode's plan and buffers follow from; all else of a request is data in them."""
+
+    group_sizes: tuple[tuple[int, ...], ...]
+    guided: tuple[bool, ...]
+    top_k: bool
+    top_p: bool
+
+    @classmethod
+    def of(cls, request: DecodeRequest) -> _Layout:
+        return cls(
+            group_sizes=tuple(map(tuple, request.group_sizes)),
+            # Without a label both branches are the same, so guidance would only cost time.
+            guided=tuple(
+                scale != 1 and label is not None
+                for scale, label in zip(request.guidance_scale, request.labels, strict=True)
+            ),
+            top_k=any(request.top_k),
+            top_p=any(p < 1 for p in request.top_p),
+        )
 
 
 class _DecodeState:
     """Tables and caches of one batch while it is drawn; allocated once, before the first step."""
 
-    def __init__(self, model: LPDModel, request: DecodeRequest, plan: Plan) -> None:
+    def __init__(self, model: LPDModel, layout: _Layout) -> None:
         config, device = model.config, model.pos_embed.device
-        batch, num_tokens = len(request.labels), config.num_tokens
+        batch, num_tokens = len(layout.group_sizes), config.num_tokens
+        self.model = model
+        self.plan = plan = plan_decoding(layout.group_sizes, layout.guided, num_tokens, device)
         sequences = plan.num_sequences
-        labels = torch.tensor([-1 if label is None else label for label in request.labels], device=device)
-        conditions = model.condition_ids(labels.to(torch.int64))[plan.sequence_image]
-        conditions[batch:] = config.unconditional_id
-        orders = request.orders.to(device)
+
+        def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
 
         # Layout of plan.py: condition, tokens in decoding order, mask token.
-        self.contents = torch.full((sequences, num_tokens + 2), config.mask_id, device=device)
-        self.contents[:, 0] = conditions
-        self.positions = torch.zeros(sequences, num_tokens + 2, dtype=torch.int64, device=device)
-        self.positions[:, 1:-1] = orders[plan.sequence_image] + 1
-        self.grid = torch.full((batch, num_tokens), -1, device=device)
+        self.contents, self.positions = empty(sequences, num_tokens + 2), empty(sequences, num_tokens + 2)
+        self.grid = empty(batch, num_tokens)
+        self.guidance = empty(batch, num_tokens, dtype=torch.float32)
+        self.temperature = empty(batch, dtype=torch.float32)
+        self.top_k = empty(batch, dtype=torch.int32) if layout.top_k else None
+        self.top_p = empty(batch, dtype=torch.float32) if layout.top_p else None
+        self.seeds = empty(batch)
 
         cache_shape = (config.depth, sequences, config.heads, plan.cache_positions, config.head_dim)
-        self.k_cache = torch.empty(cache_shape, dtype=model.pos_embed.dtype, device=device)
-        self.v_cache = torch.empty_like(self.k_cache)
+        caches = (empty(*cache_shape, dtype=model.pos_embed.dtype) for _ in range(2))
+        self.layers = model.decoding_layers(*caches)
+        self.workspace = ops.group_attention_workspace(config.head_dim, device)
+
+    def load(self, request: DecodeRequest) -> None:
+        """Take over a request's data, of the same layout; nothing is drawn yet."""
+        config, device, plan = self.model.config, self.contents.device, self.plan
+        batch, num_tokens = self.grid.shape
 
         def per_image(values: Sequence[float], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)
 
+        labels = per_image([-1 if label is None else label for label in request.labels], torch.int64)
+        conditions = self.model.condition_ids(labels)[plan.sequence_image]
+        conditions[batch:] = config.unconditional_id
+        self.contents.fill_(config.mask_id)
+        self.contents[:, 0] = conditions
+        self.positions.zero_()
+        self.positions[:, 1:-1] = request.orders.to(device)[plan.sequence_image] + 1
+        self.grid.fill_(-1)
+
         scale = per_image(request.guidance_scale, torch.float32)[:, None]
         if request.guidance_schedule == "linear":
             scale = 1 + (scale - 1) * torch.arange(num_tokens, device=device) / num_tokens
-        self.guidance = scale.expand(batch, num_tokens).contiguous()
-        self.temperature = per_image(request.temperature, torch.float32)
-        # More than V is the whole vocabulary, and may not fit int32.
-        top_k = [min(k, config.vocab_size) for k in request.top_k]
-        self.top_k = per_image(top_k, torch.int32) if any(top_k) else None
-        self.top_p = per_image(request.top_p, torch.float32) if any(p < 1 for p in request.top_p) else None
-        self.seeds = per_image(request.seeds, torch.int64)
+        self.guidance.copy_(scale.expand(batch, num_tokens))
+        self.temperature.copy_(per_image(request.temperature, torch.float32))
+        if self.top_k is not None:
+            # More than V is the whole vocabulary, and may not fit int32.
+            self.top_k.copy_(per_image([min(k, config.vocab_size) for k in request.top_k], torch.int32))
+        if self.top_p is not None:
+            self.top_p.copy_(per_image(request.top_p, torch.float32))
+        self.seeds.copy_(per_image(request.seeds, torch.int64))
 
-    def advance(self, model: LPDModel, step: Step) -> None:
-        """Feed one step and write the tokens it draws."""
+    def advance(self, step: Step) -> None:
+        """Feed one step and write the tokens it draws; waits for nothing, allocates by torch only."""
         content_ids = self.contents.view(-1)[step.content_index]
         positions = self.positions.view(-1)[step.position_index]
-        logits = model.decode_step(content_ids, positions, self.k_cache, self.v_cache, step)
+        logits = self.model.decode_step(content_ids, positions, self.layers, step, self.workspace)
         if logits is None:
             return
         cells = self.positions[step.image, step.token_index + 1] - 1
@@ -197,3 +274,8 @@ class _DecodeState:
         )
         self.contents.view(-1).index_copy_(0, step.write_index, tokens[step.write_source])
         self.grid.index_put_((step.image, cells), tokens)
+
+    def check_drawn(self) -> None:
+        """Raise RuntimeError if a token could not be drawn: CUDA kernels do not raise, which would wait, but say -1."""
+        if bool((self.grid < 0).any()):
+            raise RuntimeError("logits contain NaN or are -inf throughout: nothing can be drawn")

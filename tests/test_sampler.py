@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from golden import Golden, load_golden
 from torch import Tensor
 
 from lpd_ext import ops, reference
-from lpd_ext.model import LPDConfig, LPDModel
+from lpd_ext.model import DecodingLayer, LPDConfig, LPDModel
 from lpd_ext.plan import Step
 from lpd_ext.sampler import DecodeRequest, decode, generate
+
+Layers = Sequence[DecodingLayer]
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +32,8 @@ def recorded_logits(model: LPDModel, request: DecodeRequest) -> tuple[Tensor, Te
     unconditional = conditional.clone()
     run_step = model.decode_step
 
-    def recording(ids: Tensor, positions: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor | None:
-        logits = run_step(ids, positions, k, v, step)
+    def recording(ids: Tensor, positions: Tensor, layers: Layers, step: Step, *rest: Tensor) -> Tensor | None:
+        logits = run_step(ids, positions, layers, step, *rest)
         assert logits is not None
         logits = logits.float()
         conditional[step.image, step.token_index] = logits[step.conditional_row.long()]
@@ -87,7 +90,7 @@ def test_golden_decode(backend: torch.device, golden: Golden, case: int) -> None
         assert (unconditional - wanted[batch:]).abs().max() <= bound
 
 
-def _context_sees_queries(qkv, k, v, segments, max_rows, max_keys, first, scale):
+def _context_sees_queries(qkv, k, v, segments, max_rows, max_keys, first, scale, workspace):
     """Every row of a segment sees everything: what a single-class attention would compute."""
     rows, _, heads, head_dim = qkv.shape
     out = qkv.new_zeros(rows, heads * head_dim)
@@ -101,7 +104,7 @@ def _context_sees_queries(qkv, k, v, segments, max_rows, max_keys, first, scale)
     return out[first:]
 
 
-def _queries_blind(qkv, k, v, segments, max_rows, max_keys, first, scale):
+def _queries_blind(qkv, k, v, segments, max_rows, max_keys, first, scale, workspace):
     out = [reference.group_attention(qkv, k.clone(), v.clone(), segments, max_rows, max_keys, 0, scale)]
     for row in range(max_rows):
         one = segments.clone()
@@ -166,9 +169,9 @@ def guidance_seen(model: LPDModel, request: DecodeRequest, monkeypatch: pytest.M
     steps: list[Step] = []
     run_step = model.decode_step
 
-    def step_spy(ids: Tensor, positions: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor | None:
+    def step_spy(ids: Tensor, positions: Tensor, layers: Layers, step: Step, *rest: Tensor) -> Tensor | None:
         steps.append(step)
-        return run_step(ids, positions, k, v, step)
+        return run_step(ids, positions, layers, step, *rest)
 
     def draw_spy(logits: Tensor, c: Tensor, u: Tensor, guidance: Tensor, *rest: Tensor) -> Tensor:
         seen[steps[-1].image, steps[-1].token_index] = guidance
@@ -201,9 +204,9 @@ def test_guidance_one_and_absent_labels_cost_no_unconditional_rows() -> None:
     rows: list[int] = []
     run_step = model.decode_step
 
-    def counting(ids: Tensor, positions: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor | None:
+    def counting(ids: Tensor, *rest: Any) -> Tensor | None:
         rows.append(len(ids))
-        return run_step(ids, positions, k, v, step)
+        return run_step(ids, *rest)
 
     model.decode_step = counting
     generate(model, request_for(model, [[1, 3, 4]] * 2, labels=[1, None], guidance_scale=[1.0, 9.0]))
@@ -399,9 +402,10 @@ def test_the_callers_modes_hold_between_steps() -> None:
             assert torch.is_grad_enabled() == gradients
 
 
-def test_nan_logits_are_an_error_naming_the_row() -> None:
-    model = random_model(32, (2, 4))
+@pytest.mark.parametrize("sizes", [[8], [1, 7]])
+def test_nan_logits_are_an_error(backend: torch.device, sizes: list[int]) -> None:
+    model = random_model(32, (2, 4)).to(backend)
     with torch.no_grad():
         model.head.weight[3].fill_(float("nan"))
     with pytest.raises(RuntimeError, match="NaN"):
-        generate(model, request_for(model, [[1, 7]]))
+        generate(model, request_for(model, [sizes]))

@@ -1,0 +1,282 @@
+"""Captured decodes: one capture per batch layout serves every request of it, and what may be captured at all.
+
+Without a GPU the recorder below stands in for CUDA's: it keeps a function and calls it again on the same buffers.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from test_sampler import random_model, request_for
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lpd_ext import cuda_graphs
+from lpd_ext.cuda_graphs import DecodeGraphs
+from lpd_ext.model import LPDModel
+from lpd_ext.sampler import DecodeRequest, _DecodeState, _Layout, generate
+
+
+class Recorder:
+    """Captures by keeping the function; like CUDA's it runs it before, and counts captures and replays."""
+
+    def __init__(self) -> None:
+        self.captures = self.replays = 0
+
+    def __call__(self, runs: Sequence[Callable[[], None]]) -> list[Callable[[], None]]:
+        return [self.capture(run) for run in runs]
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        self.captures += 1
+        run()
+
+        def replay() -> None:
+            self.replays += 1
+            run()
+
+        return replay
+
+
+@pytest.fixture
+def model() -> LPDModel:
+    return random_model(32, (4, 4))
+
+
+def requests_of_one_layout(model: LPDModel) -> list[DecodeRequest]:
+    """Everything differs that is data: orders, labels, seeds, guidance and its schedule, temperature, filters."""
+    schedules = [[1, 3, 5, 7], [4, 12]]
+    first = request_for(
+        model, schedules, guidance_scale=[2.0, 1.0], temperature=[6.0, 9.0], top_k=[20, 0], top_p=[1.0, 0.95]
+    )
+    generator = torch.Generator().manual_seed(7)
+    return [
+        first,
+        dataclasses.replace(first, labels=[4, 3], seeds=[-5, 2**40]),
+        dataclasses.replace(first, orders=torch.stack([torch.randperm(16, generator=generator) for _ in range(2)])),
+        dataclasses.replace(first, guidance_scale=[7.5, 1.0], temperature=[0.0, 1.7], guidance_schedule="constant"),
+        dataclasses.replace(first, top_k=[50, 3], top_p=[0.3, 1.0]),
+        first,
+    ]
+
+
+def test_replays_equal_the_eager_decode(model: LPDModel) -> None:
+    recorder = Recorder()
+    graphs = DecodeGraphs(capture=recorder, device_type="cpu")
+    seen = []
+    for i, request in enumerate(requests_of_one_layout(model), start=1):
+        tokens = generate(model, request, graphs)
+        assert torch.equal(tokens, generate(model, request))
+        assert (recorder.captures, recorder.replays) == (1, i)
+        seen.append(tokens)
+    assert len({tuple(tokens.flatten().tolist()) for tokens in seen}) == 5  # results are not views of one buffer
+
+
+def test_a_layout_of_its_own_is_captured_anew(model: LPDModel) -> None:
+    recorder = Recorder()
+    graphs = DecodeGraphs(limit=10, capture=recorder, device_type="cpu")
+    first = requests_of_one_layout(model)[0]
+    layouts: list[dict[str, Any]] = [
+        {},
+        {"group_sizes": [[2, 2, 5, 7], [4, 12]]},
+        {"guidance_scale": [2.0, 3.0]},
+        {"labels": [None, 1]},
+        {"top_k": [0, 0]},
+        {"top_p": [1.0, 1.0]},
+    ]
+    for count, changes in enumerate(layouts, start=1):
+        request = dataclasses.replace(first, **changes)
+        assert torch.equal(generate(model, request, graphs), generate(model, request))
+        assert recorder.captures == count == len(graphs)
+
+
+def test_weights_that_moved_are_captured_anew(model: LPDModel) -> None:
+    recorder = Recorder()
+    graphs = DecodeGraphs(capture=recorder, device_type="cpu")
+    request = requests_of_one_layout(model)[0]
+    before = generate(model, request, graphs)
+    head = model.head.weight
+    model.head.weight = torch.nn.Parameter(-head.detach())
+    after = generate(model, request, graphs)
+    assert recorder.captures == 2
+    assert torch.equal(after, generate(model, request))
+    assert not torch.equal(before, after)
+    with torch.no_grad():
+        model.head.weight.copy_(head)  # in place: the same capture, the new values
+    assert torch.equal(generate(model, request, graphs), before)
+    assert recorder.captures == 2
+
+
+def test_the_least_recently_used_layout_is_dropped(model: LPDModel) -> None:
+    recorder = Recorder()
+    graphs = DecodeGraphs(limit=2, capture=recorder, device_type="cpu")
+    a, b, c = (request_for(model, [sizes]) for sizes in ([16], [8, 8], [4, 12]))
+    for request, captures in ((a, 1), (b, 2), (a, 2), (c, 3), (a, 3), (b, 4)):
+        assert torch.equal(generate(model, request, graphs), generate(model, request))
+        assert recorder.captures == captures
+        assert len(graphs) <= 2
+
+
+@pytest.mark.parametrize("steps", [16, 4])
+def test_many_steps_are_captured_one_by_one(model: LPDModel, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    request = request_for(model, [[16 // steps] * steps], guidance_scale=[3.0])
+    whole, single = Recorder(), Recorder()
+    assert torch.equal(
+        generate(model, request, DecodeGraphs(capture=whole, device_type="cpu")), generate(model, request)
+    )
+    assert whole.captures == 1
+    monkeypatch.setattr(cuda_graphs, "MAX_STEPS_PER_GRAPH", steps - 1)
+    graphs = DecodeGraphs(capture=single, device_type="cpu")
+    for _ in range(2):
+        assert torch.equal(generate(model, request, graphs), generate(model, request))
+    assert (single.captures, single.replays) == (steps, 2 * steps)
+
+
+def tensors_of(state: _DecodeState) -> dict[str, int]:
+    """Where each tensor lies that a graph of this decode would go on reading and writing."""
+    found = {name: value for name, value in vars(state).items() if isinstance(value, Tensor)}
+    for i, layer in enumerate(state.layers):
+        found |= {f"k_cache {i}": layer.k_cache, f"v_cache {i}": layer.v_cache}
+    assert len(found) == 8 + 2 * len(state.layers)
+    return {name: tensor.data_ptr() for name, tensor in found.items()}
+
+
+def moves_when_loaded(model: LPDModel) -> set[str]:
+    first, *others = requests_of_one_layout(model)
+    state = _DecodeState(model, _Layout.of(first))
+    state.load(first)
+    before = tensors_of(state)
+    for request in others:
+        state.load(request)
+    return {name for name, address in tensors_of(state).items() if address != before[name]}
+
+
+def test_a_request_is_loaded_into_the_buffers_of_the_one_before(model: LPDModel) -> None:
+    assert moves_when_loaded(model) == set()
+
+
+def test_a_buffer_that_is_replaced_is_seen(model: LPDModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = _DecodeState.load
+
+    def replacing(self: _DecodeState, request: DecodeRequest) -> None:
+        load(self, request)
+        self.temperature = torch.tensor(request.temperature)
+
+    monkeypatch.setattr(_DecodeState, "load", replacing)
+    assert moves_when_loaded(model) == {"temperature"}
+
+
+def test_a_gpu_without_kernels_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    for architectures, supported in (("", False), ("80 90", True)):
+        monkeypatch.setattr(cuda_graphs._C, "build_config", lambda found=architectures: {"cuda_architectures": found})
+        assert DecodeGraphs().supports(torch.device("cuda", 0)) == supported
+
+
+def test_a_failed_capture_leaves_nothing_behind(model: LPDModel) -> None:
+    def refuse(runs: Sequence[Callable[[], None]]) -> list[Callable[[], None]]:
+        raise RuntimeError("out of memory")
+
+    graphs = DecodeGraphs(capture=refuse, device_type="cpu")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        generate(model, request_for(model, [[16]]), graphs)
+    assert len(graphs) == 0
+    assert not graphs.lock.locked()
+
+
+def test_without_memory_for_a_capture_decoding_goes_on_without(model: LPDModel) -> None:
+    graphs = DecodeGraphs(capture=Recorder(), device_type="cpu")
+    generate(model, request_for(model, [[8, 8]]), graphs)
+    assert len(graphs) == 1
+
+    def refuse(runs: Sequence[Callable[[], None]]) -> list[Callable[[], None]]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    graphs._capture = refuse
+    request = request_for(model, [[16]])
+    assert torch.equal(generate(model, request, graphs), generate(model, request))
+    assert len(graphs) == 0
+
+
+def test_only_devices_that_can_be_captured_are(model: LPDModel) -> None:
+    recorder = Recorder()
+    request = request_for(model, [[4, 12]])
+    assert torch.equal(generate(model, request, DecodeGraphs(capture=recorder)), generate(model, request))
+    assert recorder.captures == 0
+    empty = request_for(model, [])
+    assert generate(model, empty, DecodeGraphs(capture=recorder, device_type="cpu")).shape == (0, 16)
+
+
+def test_copies_start_empty(model: LPDModel) -> None:
+    graphs = DecodeGraphs(limit=1, capture=Recorder(), device_type="cpu")
+    generate(model, request_for(model, [[16]]), graphs)
+    assert len(graphs) == 1
+    assert len(copy.deepcopy(graphs)) == 0
+    with pytest.raises(ValueError, match="limit must be >= 1, got 0"):
+        DecodeGraphs(limit=0)
+
+
+class _DuringSteps(TorchDispatchMode):
+    """Records the operators called while steps run, and refuses those that wait for a device or cannot be captured."""
+
+    forbidden = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "_unique2", "masked_select", "_pin_memory")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in self.forbidden, f"{name} waits for the device"
+        for index in args[1] if name in ("index", "index_put_") else ():
+            assert index is None or index.dtype != torch.bool, "a mask as index waits for the device"
+        self.calls.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def calls_of_a_decode(model: LPDModel, request: DecodeRequest) -> list[str]:
+    """Operators dispatched by the steps of a replayed decode, all of which a CUDA graph has to record."""
+    mode = _DuringSteps()
+
+    def capture(runs: Sequence[Callable[[], None]]) -> list[Callable[[], None]]:
+        def replay() -> None:
+            with mode:
+                for run in runs:
+                    run()
+
+        return [replay]
+
+    generate(model, request, DecodeGraphs(capture=capture, device_type="cpu"))
+    return mode.calls
+
+
+def test_steps_do_nothing_that_waits_for_the_device(model: LPDModel) -> None:
+    calls = calls_of_a_decode(model, requests_of_one_layout(model)[0])
+    assert calls.count("sample_tokens") == 4
+
+
+def test_a_wait_planted_in_a_step_is_seen(model: LPDModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_step = model.decode_step
+
+    def waiting(ids: Tensor, *rest: Any) -> Tensor | None:
+        assert int(ids.sum()) >= 0
+        return run_step(ids, *rest)
+
+    monkeypatch.setattr(model, "decode_step", waiting)
+    with pytest.raises(AssertionError, match="_local_scalar_dense waits for the device"):
+        calls_of_a_decode(model, request_for(model, [[16]]))
+
+
+def test_a_block_costs_at_most_ten_dispatcher_calls() -> None:
+    """The eager path is bound by the host: what a block adds to a step is held to ten calls."""
+    per_step = []
+    for depth in (2, 7):
+        torch.manual_seed(0)
+        config = dataclasses.replace(random_model(32, (4, 4)).config, depth=depth)
+        calls = calls_of_a_decode(LPDModel(config).eval(), request_for(LPDModel(config), [[1, 15]]))
+        assert calls.count("group_attention") == 2 * depth
+        per_step.append(len(calls) / 2)
+    assert (per_step[1] - per_step[0]) / 5 <= 10

@@ -1,23 +1,112 @@
-"""Fixtures shared by all tests: where the operators run, and the golden data."""
+"""Fixtures shared by all tests: where the operators run, and the golden data.
+
+Every operator test runs on each instruction set of this processor, on the CUDA kernels emulated by the CPU (once `make
+emulated` has built them), and on a GPU if there is one. LPD_REQUIRE names what must not be missing: "emulated" or
+"cuda", whose tests fail if they are skipped, and "nvcc", for the gates of test_cuda_static.py.
+"""
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import emulation
 import pytest
 import torch
 
-from lpd_ext import _C
+from lpd_ext import _C, ops
 
 DATA = Path(__file__).parent / "data"
+BACKENDS = ("backend", "host_backend", "fast_backend")
+REQUIRED = set(os.environ.get("LPD_REQUIRE", "").split())
 
 
-@pytest.fixture(params=[f"cpu-{isa}" for isa in _C.available_cpu_isas()])
+def _has_cuda() -> bool:
+    return torch.cuda.is_available() and _C.build_config()["cuda_architectures"] != ""
+
+
+def _backends() -> list[str]:
+    backends = [f"cpu-{isa}" for isa in _C.available_cpu_isas()]
+    if "emulated" in REQUIRED or emulation.library_path().exists():
+        backends.append("emulated")
+    if "cuda" in REQUIRED or _has_cuda():
+        backends.append("cuda")
+    return backends
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    unknown = REQUIRED - {"emulated", "cuda", "nvcc"}
+    if unknown:
+        raise pytest.UsageError(f"LPD_REQUIRE may name emulated, cuda and nvcc, got {' '.join(sorted(unknown))}")
+    config.addinivalue_line("markers", "cuda: needs a GPU and kernels for it")
+    config.addinivalue_line("markers", "emulated: needs the emulated CUDA kernels")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("cuda") and not _has_cuda():
+            item.add_marker(pytest.mark.skip(reason="no GPU, or no CUDA kernels in this build"))
+        if item.get_closest_marker("emulated") and not emulation.library_path().exists():
+            item.add_marker(pytest.mark.skip(reason="emulated CUDA kernels are not built: run `make emulated`"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    name = next((str(params[fixture]) for fixture in BACKENDS if fixture in params), "")
+    name = next((marker for marker in ("cuda", "emulated") if item.get_closest_marker(marker)), name)
+    if report.skipped and name in REQUIRED:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but LPD_REQUIRE asks for {name}: {report.longrepr}"
+    return report
+
+
+@contextmanager
+def _operators_on(name: str, test: str) -> Iterator[torch.device]:
+    if name == "cuda":
+        assert _has_cuda(), "no GPU, or no CUDA kernels in this build"
+        yield torch.device("cuda")
+    elif name == "emulated":
+        emulation.load()
+        # Which of the thread orders a test sees is fixed by its name; all of them together see all.
+        seed = zlib.crc32(test.encode())
+        with pytest.MonkeyPatch.context() as patch, emulation.running(emulation.ORDERS[seed % 3], seed):
+            patch.setattr(ops, "_ops", torch.ops.lpd_emulated)
+            yield torch.device("cpu")
+    else:
+        before = _C.cpu_isa()
+        _C.set_cpu_isa(name.removeprefix("cpu-"))
+        yield torch.device("cpu")
+        _C.set_cpu_isa(before)
+
+
+@pytest.fixture(params=_backends())
 def backend(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Device to put an operator's arguments on; runs the test on every instruction set this processor has."""
-    device, isa = request.param.split("-")
-    before = _C.cpu_isa()
-    _C.set_cpu_isa(isa)
-    yield torch.device(device)
-    _C.set_cpu_isa(before)
+    """Device to put an operator's arguments on; runs the test wherever the operators have kernels."""
+    with _operators_on(request.param, request.node.nodeid) as device:
+        yield device
+
+
+@pytest.fixture(params=[name for name in _backends() if name != "cuda"])
+def host_backend(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """`backend` without the GPU, for values in tensors that are not looked at there: that would wait for the device."""
+    with _operators_on(request.param, request.node.nodeid) as device:
+        yield device
+
+
+@pytest.fixture(params=[name for name in _backends() if name != "emulated"])
+def fast_backend(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """`backend` without the emulated kernels, for thousands of draws."""
+    with _operators_on(request.param, request.node.nodeid) as device:
+        yield device
+
+
+@pytest.fixture
+def on_cuda_kernels(request: pytest.FixtureRequest) -> bool:
+    """Whether `backend` or `host_backend` stands for the CUDA kernels, on a GPU or emulated."""
+    params = request.node.callspec.params
+    return any(params.get(fixture) in ("emulated", "cuda") for fixture in BACKENDS)

@@ -81,11 +81,16 @@ def make_step(
     seed: int = 0,
     spread: float = 1.0,
     strided: bool = False,
+    cuda: bool = False,
 ) -> Step:
     """A random step; cache slots are permuted, with slots and positions to spare. `spread` scales q and k.
 
-    strided: qkv and the caches are slices of larger buffers.
+    strided: qkv and the caches are slices of larger buffers. cuda: for CUDA kernels, so head_dim becomes the next one
+    they have, and every row of a slice begins at a multiple of 16 bytes.
     """
+    if cuda:
+        head_dim = next((size for size in (32, 64, 128) if size >= head_dim), 128)
+    align = 16 // dtype.itemsize if cuda else 1
     generator = torch.Generator().manual_seed(seed)
     shuffled = random.Random(seed).sample(range(len(layouts) + 2), len(layouts))
     rows, context, query = [], 0, sum(layout.num_context for layout in layouts)
@@ -103,8 +108,8 @@ def make_step(
         v_cache[row.cache_slot, :, : row.cache_length] = torch.randn(cached, generator=generator)
     qkv, k_cache, v_cache = (tensor.to(dtype) for tensor in (qkv, k_cache, v_cache))
     if strided:
-        qkv = widened(qkv)
-        k_cache, v_cache = (widened(cache.transpose(1, 2)).transpose(1, 2) for cache in (k_cache, v_cache))
+        qkv = widened(qkv, align)
+        k_cache, v_cache = (widened(cache.transpose(1, 2), align).transpose(1, 2) for cache in (k_cache, v_cache))
     return Step(
         qkv=qkv,
         k_cache=k_cache,
@@ -127,10 +132,18 @@ def random_layouts(seed: int) -> list[Layout]:
     return layouts
 
 
-def widened(tensor: Tensor) -> Tensor:
-    """Equal to `tensor`, but a slice of a buffer that is larger in every dimension and NaN elsewhere."""
-    buffer = torch.full([size + 5 for size in tensor.shape], float("nan"), dtype=tensor.dtype)
-    return buffer[tuple(slice(2, 2 + size) for size in tensor.shape)].copy_(tensor)
+def widened(tensor: Tensor, align: int = 1) -> Tensor:
+    """Equal to `tensor`, but a slice of a buffer that is larger in every dimension and NaN elsewhere.
+
+    In the last dimension the slice starts, and the buffer ends, at a multiple of `align` elements.
+    """
+    sizes = [size + 5 for size in tensor.shape]
+    starts = [2] * tensor.dim()
+    if align > 1:
+        starts[-1], sizes[-1] = align, tensor.shape[-1] + 3 * align
+    buffer = torch.full(sizes, float("nan"), dtype=tensor.dtype)
+    slices = (slice(start, start + size) for start, size in zip(starts, tensor.shape, strict=True))
+    return buffer[tuple(slices)].copy_(tensor)
 
 
 def clone(tensor: Tensor, device: torch.device | None = None) -> Tensor:
@@ -236,6 +249,10 @@ BAD_ARGUMENTS: dict[str, tuple[Callable[[Step], Step], str]] = {
     "first_output_row < 0": (lambda s: replace(s, first_output_row=-1), r"first_output_row .*\[0, 12\], got -1"),
     "first_output_row > R": (lambda s: replace(s, first_output_row=13), r"first_output_row .*\[0, 12\], got 13"),
     "scale": (lambda s: replace(s, scale=float("nan")), "scale must be finite, got nan"),
+}
+
+# Values inside `segments`, which are not looked at on a GPU.
+BAD_SEGMENTS: dict[str, tuple[Callable[[Step], Step], str]] = {
     "num_context < 0": (lambda s: with_segment(s, 0, num_context=-1), r"segments\[0\]: num_context -1"),
     "num_query < 0": (lambda s: with_segment(s, 1, num_query=-3), r"segments\[1\]: .*num_query -3"),
     "cache_length < 0": (lambda s: with_segment(s, 1, cache_length=-1), r"segments\[1\]: .*cache_length -1"),

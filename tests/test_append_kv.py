@@ -11,6 +11,7 @@ import pytest
 import torch
 from steps import (
     BAD_ARGUMENTS,
+    BAD_SEGMENTS,
     RAGGED,
     Layout,
     Row,
@@ -28,14 +29,18 @@ from lpd_ext import ops, reference
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("head_dim", [8, 24, 64, 256])
 @pytest.mark.parametrize("strided", [False, True])
-def test_ragged_batch(backend: torch.device, head_dim: int, dtype: torch.dtype, strided: bool) -> None:
-    check_append_kv(make_step(RAGGED, head_dim=head_dim, dtype=dtype, strided=strided), ops.append_kv, backend)
+def test_ragged_batch(
+    backend: torch.device, on_cuda_kernels: bool, head_dim: int, dtype: torch.dtype, strided: bool
+) -> None:
+    step = make_step(RAGGED, head_dim=head_dim, dtype=dtype, strided=strided, cuda=on_cuda_kernels)
+    check_append_kv(step, ops.append_kv, backend)
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_random_ragged_batches(backend: torch.device, seed: int) -> None:
+def test_random_ragged_batches(backend: torch.device, on_cuda_kernels: bool, seed: int) -> None:
     generator = random.Random(seed)
-    step = make_step(random_layouts(seed), heads=generator.choice([1, 3]), seed=seed, strided=generator.random() < 0.5)
+    heads, strided = generator.choice([1, 3]), generator.random() < 0.5
+    step = make_step(random_layouts(seed), heads=heads, seed=seed, strided=strided, cuda=on_cuda_kernels)
     check_append_kv(step, ops.append_kv, backend)
 
 
@@ -58,8 +63,8 @@ def test_every_bit_pattern_survives(backend: torch.device) -> None:
         check_append_kv(replace(step, qkv=random_bits.view(dtype)), ops.append_kv, backend)
 
 
-def test_agrees_with_group_attention(backend: torch.device) -> None:
-    step = make_step(RAGGED, head_dim=64, strided=True)
+def test_agrees_with_group_attention(backend: torch.device, on_cuda_kernels: bool) -> None:
+    step = make_step(RAGGED, head_dim=64, strided=True, cuda=on_cuda_kernels)
     appended, attended = step.copy(backend), step.copy(backend)
     ops.append_kv(*appended.append_arguments())
     ops.group_attention(*attended.arguments())
@@ -105,10 +110,18 @@ def test_planting_alone_changes_nothing() -> None:
 ATTENTION_ONLY = {"first_output_row < 0", "first_output_row > R", "scale", "max_keys", "rows left out"}
 
 
-@pytest.mark.parametrize("name", [name for name in BAD_ARGUMENTS if name not in ATTENTION_ONLY])
+@pytest.mark.parametrize("name", sorted(BAD_ARGUMENTS.keys() - ATTENTION_ONLY))
 def test_wrong_arguments_raise_and_write_nothing(backend: torch.device, name: str) -> None:
-    change, message = BAD_ARGUMENTS[name]
-    step: Step = change(make_step([Layout(3, 4, 5), Layout(2, 3, 9)])).copy(backend)
+    check_refused(*BAD_ARGUMENTS[name], backend)
+
+
+@pytest.mark.parametrize("name", sorted(BAD_SEGMENTS.keys() - ATTENTION_ONLY))
+def test_wrong_segments_raise_and_write_nothing(host_backend: torch.device, name: str) -> None:
+    check_refused(*BAD_SEGMENTS[name], host_backend)
+
+
+def check_refused(change: Callable[[Step], Step], message: str, device: torch.device) -> None:
+    step = change(make_step([Layout(3, 4, 5), Layout(2, 3, 9)])).copy(device)
     before = step.copy()
     with pytest.raises(RuntimeError, match=message):
         ops.append_kv(*step.append_arguments())
@@ -119,7 +132,7 @@ def test_opcheck(backend: torch.device) -> None:
     step = make_step(RAGGED).copy(backend)
     step.k_cache.nan_to_num_()  # opcheck compares caches with themselves
     step.v_cache.nan_to_num_()
-    torch.library.opcheck(torch.ops.lpd_ext.append_kv.default, step.append_arguments())
+    torch.library.opcheck(ops._ops.append_kv.default, step.append_arguments())
 
 
 def test_one_cache_for_both_is_refused(backend: torch.device) -> None:

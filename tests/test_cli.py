@@ -20,11 +20,11 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 from lpd_tools import __main__ as entry
-from lpd_tools import commands_bench, commands_sample
+from lpd_tools import bench_timing, commands_sample
 from lpd_tools.cli import FriendlyGroup, app
 from typer.testing import CliRunner, Result
 
-from lpd_ext import __version__
+from lpd_ext import __version__, ops
 
 COMMANDS = [
     "sample",
@@ -112,21 +112,21 @@ def test_bench_prints_and_writes_figures() -> None:
     assert result.exit_code == 0, result.output
     figures = json.loads(Path("figures.json").read_text())
     names = [row["operator"] for row in figures["results"]]
-    assert {"group_attention", "sample_tokens", "locality_order"} <= set(names)
+    assert set(ops.OPERATORS) <= set(names)
     assert all(len(row["seconds"]) == 3 and min(row["seconds"]) > 0 for row in figures["results"])
     assert all(name.strip() in result.output for name in names)
     assert figures["machine"]["lpd_ext"].startswith(__version__)
 
 
 def test_bench_names_the_commit_of_a_checkout(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands_bench, "__file__", str(elsewhere / "lib" / "lpd_tools" / "commands_bench.py"))
-    assert commands_bench._version() == __version__
+    monkeypatch.setattr(bench_timing, "__file__", str(elsewhere / "lib" / "lpd_tools" / "bench_timing.py"))
+    assert bench_timing.version() == __version__
     (elsewhere / ".git").mkdir()
     (elsewhere / "lpd_ext").mkdir()
     (elsewhere / "lpd_ext" / "_C.pyi").touch()
-    assert commands_bench._version() == __version__  # an empty folder is no repository
-    monkeypatch.setattr(commands_bench.subprocess, "run", lambda command, **_: Described(command))
-    assert commands_bench._version() == f"{__version__} (git -C {elsewhere} describe --always --dirty)"
+    assert bench_timing.version() == __version__  # an empty folder is no repository
+    monkeypatch.setattr(bench_timing.subprocess, "run", lambda command, **_: Described(command))
+    assert bench_timing.version() == f"{__version__} (git -C {elsewhere} describe --always --dirty)"
 
 
 class Described:

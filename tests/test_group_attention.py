@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from steps import (
     BAD_ARGUMENTS,
+    BAD_SEGMENTS,
     RAGGED,
     Layout,
     Row,
@@ -23,7 +25,7 @@ from steps import (
 )
 from torch import Tensor
 
-from lpd_ext import ops, reference
+from lpd_ext import _C, ops, reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -33,12 +35,15 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "head_dim"), [(1, 8), (3, 24), (3, 32), (2, 64), (1, 128), (1, 200), (1, 256)])
-def test_ragged_batch(backend: torch.device, heads: int, head_dim: int, dtype: torch.dtype) -> None:
-    check_group_attention(make_step(RAGGED, heads, head_dim, dtype, seed=head_dim), ops.group_attention, backend)
+def test_ragged_batch(
+    backend: torch.device, on_cuda_kernels: bool, heads: int, head_dim: int, dtype: torch.dtype
+) -> None:
+    step = make_step(RAGGED, heads, head_dim, dtype, seed=head_dim, cuda=on_cuda_kernels)
+    check_group_attention(step, ops.group_attention, backend)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_random_ragged_batches(backend: torch.device, seed: int) -> None:
+def test_random_ragged_batches(backend: torch.device, on_cuda_kernels: bool, seed: int) -> None:
     generator = random.Random(seed)
     layouts = random_layouts(seed)
     step = make_step(
@@ -48,6 +53,7 @@ def test_random_ragged_batches(backend: torch.device, seed: int) -> None:
         dtype=generator.choice(DTYPES),
         seed=seed,
         strided=generator.random() < 0.5,
+        cuda=on_cuda_kernels,
     )
     step = replace(step, scale=generator.choice([None, 0.05, 1.0]))
     check_group_attention(step, ops.group_attention, backend)
@@ -71,13 +77,14 @@ def test_random_ragged_batches(backend: torch.device, seed: int) -> None:
         Layout(300, 0, 0),
     ],
 )
-def test_one_sequence(backend: torch.device, layout: Layout) -> None:
-    check_group_attention(make_step([layout], heads=1, head_dim=16, seed=sum(layout)), ops.group_attention, backend)
+def test_one_sequence(backend: torch.device, on_cuda_kernels: bool, layout: Layout) -> None:
+    step = make_step([layout], heads=1, head_dim=16, seed=sum(layout), cuda=on_cuda_kernels)
+    check_group_attention(step, ops.group_attention, backend)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_slices_of_larger_buffers(backend: torch.device, dtype: torch.dtype) -> None:
-    step = make_step(RAGGED, head_dim=64, dtype=dtype, strided=True)
+def test_slices_of_larger_buffers(backend: torch.device, on_cuda_kernels: bool, dtype: torch.dtype) -> None:
+    step = make_step(RAGGED, head_dim=64, dtype=dtype, strided=True, cuda=on_cuda_kernels)
     assert not step.qkv.is_contiguous()
     assert not step.k_cache.is_contiguous()
     check_group_attention(step, ops.group_attention, backend)
@@ -90,8 +97,8 @@ def test_scores_of_large_magnitude(backend: torch.device, spread: float, dtype: 
     check_group_attention(make_step(layouts, head_dim=32, dtype=dtype, spread=spread), ops.group_attention, backend)
 
 
-def test_scores_that_overflow_to_minus_infinity(backend: torch.device) -> None:
-    step = make_step([Layout(2, 2, 300)], heads=1, head_dim=8)
+def test_scores_that_overflow_to_minus_infinity(backend: torch.device, on_cuda_kernels: bool) -> None:
+    step = make_step([Layout(2, 2, 300)], heads=1, head_dim=8, cuda=on_cuda_kernels)
     step.qkv[:, 0] = 1e20
     step.k_cache[:, :, :290] = -1e20  # a whole tile of -inf before the first finite score
     step.qkv[:, 1] = 0.0
@@ -133,6 +140,52 @@ def test_result_depends_neither_on_the_batch_nor_on_threads(backend: torch.devic
             segments=torch.tensor([row._replace(context_start=0, query_start=row.num_context)], dtype=torch.int32),
         ).copy(backend)
         assert torch.equal(ops.group_attention(*alone.arguments()), together[own_rows])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", range(4))
+def test_sizes_of_a_decode(backend: torch.device, on_cuda_kernels: bool, seed: int, dtype: torch.dtype) -> None:
+    generator = random.Random(seed)
+    layouts = [
+        Layout(generator.randint(0, 40), generator.randint(0, 64), generator.choice([0, generator.randint(1, 1100)]))
+        for _ in range(2)
+    ]
+    head_dim = (32, 64, 128, 64)[seed]
+    step = make_step(layouts, heads=1, head_dim=head_dim, dtype=dtype, seed=seed, cuda=on_cuda_kernels)
+    check_group_attention(step, ops.group_attention, backend)
+    with_workspace = partial(ops.group_attention, workspace=workspace_on(backend, step))
+    check_group_attention(step, with_workspace, backend)
+
+
+def workspace_on(device: torch.device, step: Step) -> Tensor:
+    """For many more multiprocessors than the blocks of a small step: its keys are split over several blocks."""
+    head_dim = step.qkv.shape[-1]
+    given = ops.group_attention_workspace(head_dim, device)  # None on the CPU, where the emulated device has 108
+    return torch.zeros(_C.group_attention_workspace_bytes(head_dim, 108), dtype=torch.uint8) if given is None else given
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layouts", [RAGGED, [Layout(18, 19, 141)], [Layout(70, 9, 40), Layout(3, 64, 700)]])
+def test_a_workspace_serves_call_after_call(backend: torch.device, layouts: list[Layout], dtype: torch.dtype) -> None:
+    step = make_step(layouts, heads=2, head_dim=64, dtype=dtype)
+    workspace = workspace_on(backend, step)
+    with_workspace = partial(ops.group_attention, workspace=workspace)
+    for first_output_row in (0, step.num_context):
+        part = replace(step, first_output_row=first_output_row)
+        check_group_attention(part, with_workspace, backend)
+        outputs = [with_workspace(*part.copy(backend).arguments()) for _ in range(2)]
+        assert torch.equal(*outputs)
+
+
+def test_a_workspace_that_is_too_small_is_left_alone(backend: torch.device) -> None:
+    step = make_step([Layout(18, 19, 141)], heads=2, head_dim=64)
+    workspace = torch.full((500,), 7, dtype=torch.uint8, device=backend)
+    check_group_attention(step, partial(ops.group_attention, workspace=workspace), backend)
+    assert workspace.eq(7).all()
+    with pytest.raises(RuntimeError, match="workspace must be uint8, got float32"):
+        ops.group_attention(*step.copy(backend).arguments(), workspace=workspace.float())
+    with pytest.raises(RuntimeError, match="workspace must begin at a multiple of 16 bytes"):
+        ops.group_attention(*step.copy(backend).arguments(), workspace=workspace[1:])
 
 
 def rows_of(row: Row) -> list[int]:
@@ -276,8 +329,16 @@ def test_planting_alone_changes_nothing() -> None:
 
 @pytest.mark.parametrize("name", BAD_ARGUMENTS)
 def test_wrong_arguments_raise_and_write_nothing(backend: torch.device, name: str) -> None:
-    change, message = BAD_ARGUMENTS[name]
-    step = change(make_step([Layout(3, 4, 5), Layout(2, 3, 9)])).copy(backend)
+    check_refused(*BAD_ARGUMENTS[name], backend)
+
+
+@pytest.mark.parametrize("name", BAD_SEGMENTS)
+def test_wrong_segments_raise_and_write_nothing(host_backend: torch.device, name: str) -> None:
+    check_refused(*BAD_SEGMENTS[name], host_backend)
+
+
+def check_refused(change: Callable[[Step], Step], message: str, device: torch.device) -> None:
+    step = change(make_step([Layout(3, 4, 5), Layout(2, 3, 9)])).copy(device)
     before = step.copy()
     with pytest.raises(RuntimeError, match=message):
         ops.group_attention(*step.arguments())
@@ -292,6 +353,28 @@ def test_head_dimension_out_of_range(backend: torch.device, head_dim: int) -> No
         ops.group_attention(*step.arguments())
 
 
+@pytest.mark.parametrize("head_dim", [8, 40, 96, 256])
+def test_head_dimensions_without_a_cuda_kernel(backend: torch.device, on_cuda_kernels: bool, head_dim: int) -> None:
+    step = make_step([Layout(1, 1, 1)], head_dim=head_dim).copy(backend)
+    if not on_cuda_kernels:
+        assert ops.group_attention(*step.arguments()).shape == (2, 3 * head_dim)
+        return
+    with pytest.raises(RuntimeError, match=rf"qkv: on CUDA head dimension D must be 32, 64 or 128, got {head_dim}"):
+        ops.group_attention(*step.arguments())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_begin_between_16_bytes(backend: torch.device, on_cuda_kernels: bool, dtype: torch.dtype) -> None:
+    step = make_step(RAGGED, dtype=dtype, strided=True)
+    if not on_cuda_kernels:
+        check_group_attention(step, ops.group_attention, backend)
+        return
+    for name, aligned in (("qkv", {}), ("k_cache", {"qkv": step.qkv.contiguous()})):
+        wrong = replace(step, **aligned).copy(backend)
+        with pytest.raises(RuntimeError, match=f"^{name}: on CUDA every row must begin at a multiple of 16 bytes"):
+            ops.group_attention(*wrong.arguments())
+
+
 # ---- as a torch operator ----
 
 
@@ -301,7 +384,7 @@ def test_opcheck(backend: torch.device) -> None:
         finite = step.copy(backend)
         finite.k_cache.nan_to_num_()  # opcheck compares caches with themselves
         finite.v_cache.nan_to_num_()
-        torch.library.opcheck(torch.ops.lpd_ext.group_attention.default, finite.arguments())
+        torch.library.opcheck(ops._ops.group_attention.default, finite.arguments())
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is:DeprecationWarning")  # torch's own

@@ -282,7 +282,7 @@ def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
 
 def test_opcheck(backend: torch.device) -> None:
     for index in (0, 1):
-        torch.library.opcheck(torch.ops.lpd_ext.locality_order.default, on(backend, random_case(index)))
+        torch.library.opcheck(ops._ops.locality_order.default, on(backend, random_case(index)))
 
 
 def test_compiles(backend: torch.device) -> None:

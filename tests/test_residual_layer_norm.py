@@ -204,7 +204,7 @@ def test_opcheck(dtype: torch.dtype, backend: torch.device) -> None:
     x, delta, weight, bias, eps = random_arguments(4, 24, dtype)
     for given in (delta, None):
         args = tuple(a if a is None or isinstance(a, float) else a.to(backend) for a in (x, given, weight, bias, eps))
-        torch.library.opcheck(torch.ops.lpd_ext.residual_layer_norm.default, args)
+        torch.library.opcheck(ops._ops.residual_layer_norm.default, args)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # of inductor's own imports

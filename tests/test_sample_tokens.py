@@ -43,16 +43,23 @@ DISTRIBUTIONS: dict[str, dict[str, float]] = {
 
 @pytest.mark.parametrize("tie", [1, 2])
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_distribution(name: str, tie: int, backend: torch.device) -> None:
+def test_distribution(name: str, tie: int, fast_backend: torch.device) -> None:
     args = arguments(branches(tie), 12_800, **DISTRIBUTIONS[name])
     probabilities = args.take(torch.tensor([0])).probabilities()
-    tokens = args.draw(backend)
+    tokens = args.draw(fast_backend)
     assert_follows_tree(tokens, args, probabilities)
     assert_frequencies(tokens, probabilities[0])
     if probabilities[probabilities > 0].min() > 1e-3:  # else these draws cannot reach every token
         assert_support(tokens, probabilities[0])
     else:
         assert name in ("filters off", "temperature 0.5", "temperature 2", "guidance 3", "guidance 0")
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_a_few_draws_of_each_distribution(name: str, backend: torch.device) -> None:
+    args = arguments(branches(tie=2), 160, **DISTRIBUTIONS[name])
+    probabilities = args.take(torch.tensor([0])).probabilities()
+    assert_follows_tree(args.draw(backend), args, probabilities)
 
 
 def before_temperature(args: Arguments) -> Tensor:
@@ -275,14 +282,14 @@ def test_smallest_and_largest_uniform(backend: torch.device) -> None:
             assert expected[args.draw(backend)].all()
 
 
-def test_rounding_of_the_logits_hardly_matters(backend: torch.device) -> None:
+def test_rounding_of_the_logits_hardly_matters(fast_backend: torch.device) -> None:
     """Noise as large as a GEMM's rounding changes far fewer draws than it would through an inverse CDF."""
     generator = torch.Generator().manual_seed(11)
     logits = torch.randn(1, 4096, generator=generator)
     noisy = logits + 1e-4 * torch.randn(1, 4096, generator=generator)
     count = 40_000
     args, perturbed = arguments(logits, count), arguments(noisy, count)
-    changed = (args.draw(backend) != perturbed.draw(backend)).sum()
+    changed = (args.draw(fast_backend) != perturbed.draw(fast_backend)).sum()
     uniform = reference.uniform(args.seed, args.position).double()
     by_cdf = [torch.searchsorted(x.double().softmax(-1)[0].cumsum(-1), uniform) for x in (logits, noisy)]
     assert (by_cdf[0] != by_cdf[1]).sum() > 10 * changed
@@ -342,7 +349,7 @@ def test_no_tokens(backend: torch.device) -> None:
 
 # ---- errors and integration ----
 
-WRONG: dict[str, tuple[Callable[[Arguments], Arguments], str]] = {
+WRONG_VALUES: dict[str, tuple[Callable[[Arguments], Arguments], str]] = {
     "temperature": (lambda a: set_value(a, "temperature", -0.5), r"temperature\[2\] = -0\.5 must be finite and >= 0"),
     "infinite temperature": (lambda a: set_value(a, "temperature", INF), r"temperature\[2\] = inf must be finite"),
     "nan temperature": (lambda a: set_value(a, "temperature", math.nan), r"temperature\[2\] = -?nan must be finite"),
@@ -356,16 +363,9 @@ WRONG: dict[str, tuple[Callable[[Arguments], Arguments], str]] = {
         lambda a: set_value(a, "unconditional_row", -2),
         r"unconditional_row\[2\] = -2 must be in \[-1, 4\)",
     ),
-    "nan logits": (lambda a: set_logit(a, math.nan), r"logits of token 1 \(row 1\) contain NaN or are -inf"),
-    "nan by mixing": (lambda a: set_logit(a, -INF, row=3), r"logits of token 1 \(row 1\) contain NaN"),
-    "masked throughout": (
-        lambda a: set_row(a, -INF),
-        r"logits of token 1 \(row 1\) contain NaN or are -inf throughout",
-    ),
-    "greedy nan": (
-        lambda a: set_logit(a._replace(temperature=torch.zeros(3)), math.nan),
-        r"logits of token 1 \(row 1\) contain NaN",
-    ),
+}
+
+WRONG_ARGUMENTS: dict[str, tuple[Callable[[Arguments], Arguments], str]] = {
     "shape": (lambda a: a._replace(seed=a.seed[:2].clone()), r"seed must have shape \[M\] = \[3\], got \[2\]"),
     "dimensions": (lambda a: a._replace(logits=a.logits[0]), r"logits must have shape \[Q, V\]"),
     "dtype": (lambda a: a._replace(top_k=a.top_k.long()), r"top_k must be int32, got int64"),
@@ -375,6 +375,13 @@ WRONG: dict[str, tuple[Callable[[Arguments], Arguments], str]] = {
         r"logits must be contiguous in its last",
     ),
     "no vocabulary": (lambda a: a._replace(logits=a.logits[:, :0]), r"logits: V must be in \[1, 2\^24\], got 0"),
+}
+
+NOTHING_TO_DRAW: dict[str, Callable[[Arguments], Arguments]] = {
+    "nan logits": lambda a: set_logit(a, math.nan),
+    "nan by mixing": lambda a: set_logit(a, -INF, row=3),
+    "masked throughout": lambda a: set_row(a, -INF),
+    "greedy nan": lambda a: set_logit(a._replace(temperature=torch.zeros(3)), math.nan),
 }
 
 
@@ -403,19 +410,38 @@ def example() -> Arguments:
     )
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_errors_name_argument_and_value(name: str, backend: torch.device) -> None:
-    spoil, message = WRONG[name]
+@pytest.mark.parametrize("name", WRONG_ARGUMENTS)
+def test_errors_name_the_argument(name: str, backend: torch.device) -> None:
+    spoil, message = WRONG_ARGUMENTS[name]
     with pytest.raises(RuntimeError, match=message):
         spoil(example()).draw(backend)
-    assert_follows_tree(example().draw(backend), example(), example().probabilities())
+
+
+@pytest.mark.parametrize("name", WRONG_VALUES)
+def test_errors_name_argument_and_value(name: str, host_backend: torch.device) -> None:
+    spoil, message = WRONG_VALUES[name]
+    with pytest.raises(RuntimeError, match=message):
+        spoil(example()).draw(host_backend)
+    assert_follows_tree(example().draw(host_backend), example(), example().probabilities())
+
+
+@pytest.mark.parametrize("name", NOTHING_TO_DRAW)
+def test_rows_of_which_nothing_can_be_drawn(name: str, backend: torch.device, on_cuda_kernels: bool) -> None:
+    """An error on the CPU; CUDA kernels, for which raising would mean waiting, say -1 and draw the other tokens."""
+    args = NOTHING_TO_DRAW[name](example())
+    if on_cuda_kernels:
+        kept = args.take(torch.tensor([0, 2]))
+        assert args.draw(backend).tolist() == [kept.draw(backend)[0], -1, kept.draw(backend)[1]]
+    else:
+        with pytest.raises(RuntimeError, match=r"logits of token 1 \(row 1\) contain NaN or are -inf throughout"):
+            args.draw(backend)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(dtype: torch.dtype, backend: torch.device) -> None:
     args = example()._replace(logits=example().logits.to(dtype)).on(backend)
-    torch.library.opcheck(torch.ops.lpd_ext.sample_tokens.default, tuple(args))
-    torch.library.opcheck(torch.ops.lpd_ext.sample_tokens.default, tuple(args._replace(top_k=None, top_p=None)))
+    torch.library.opcheck(ops._ops.sample_tokens.default, tuple(args))
+    torch.library.opcheck(ops._ops.sample_tokens.default, tuple(args._replace(top_k=None, top_p=None)))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # of inductor's own imports

@@ -1,0 +1,437 @@
+// Runs the CUDA kernels of one operator on random small inputs, without torch, so that sanitizers can watch: each case
+// in three thread orders, whose outputs must be the same bits, and against the CPU kernel.
+//
+// Usage: kernel_driver OPERATOR [few]. With `few`: one order and fewer cases, for the thread sanitizer, which is slow
+// and does not depend on the order. Exit status 1: outputs differ; 86: the emulator stopped a kernel.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <optional>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "common/cpu_kernels.h"
+#include "emulator.h"
+
+namespace lpd {
+namespace {
+
+using emulator::Order;
+
+bool few = false;
+std::mt19937 generator(1);
+constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
+constexpr int32_t kPadding = 8;  // elements between rows, where a stride can be given: a multiple of 16 bytes
+
+int32_t any_of(int32_t low, int32_t high) { return std::uniform_int_distribution<int32_t>(low, high)(generator); }
+
+// As a GPU aligns its allocations.
+template <class T>
+struct DeviceAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t kAlignment{256};
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kAlignment)); }
+  void deallocate(T* data, size_t) { ::operator delete(data, kAlignment); }
+  bool operator==(const DeviceAllocator&) const { return true; }
+  bool operator!=(const DeviceAllocator&) const { return false; }
+};
+
+// Zeroed. Made with its final size, so that AddressSanitizer knows where it ends.
+template <class T>
+using Array = std::vector<T, DeviceAllocator<T>>;
+using Bytes = Array<uint8_t>;
+
+template <class Use>
+auto with_type(DType dtype, const Use& use) {
+  switch (dtype) {
+    case DType::kFloat32: return use(float{});
+    case DType::kBFloat16: return use(BFloat16{});
+    default: return use(Float16{});
+  }
+}
+
+size_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+float element(const Bytes& array, DType dtype, size_t i) {
+  return with_type(dtype,
+                   [&](auto type) { return to_float(reinterpret_cast<const decltype(type)*>(array.data())[i]); });
+}
+
+Bytes zeros(int64_t count, DType dtype) { return Bytes(static_cast<size_t>(count) * size_of(dtype)); }
+
+Bytes random_elements(int64_t count, DType dtype) {
+  Bytes array = zeros(count, dtype);
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    std::normal_distribution<float> normal;
+    for (int64_t i = 0; i < count; ++i) reinterpret_cast<T*>(array.data())[i] = from_float<T>(normal(generator));
+  });
+  return array;
+}
+
+template <class T>
+Bytes bytes_of(const Array<T>& array) {
+  Bytes bytes(array.size() * sizeof(T));
+  std::memcpy(bytes.data(), array.data(), bytes.size());
+  return bytes;
+}
+
+struct Output {
+  const char* name;
+  Bytes bytes;
+  std::optional<DType> rounded = {};  // if given, elements of this type, which the CPU may round otherwise
+};
+using Outputs = std::vector<Output>;
+
+bool close(const Bytes& found, const Bytes& wanted, DType dtype) {
+  const size_t count = wanted.size() / size_of(dtype);
+  float largest = 0.0f;
+  for (size_t i = 0; i < count; ++i) largest = std::fmax(largest, std::fabs(element(wanted, dtype, i)));
+  const float allowed = (dtype == DType::kFloat32 ? 1e-5f : 0.02f) * largest;
+  for (size_t i = 0; i < count; ++i) {
+    if (!(std::fabs(element(found, dtype, i) - element(wanted, dtype, i)) <= allowed)) return false;
+  }
+  return true;
+}
+
+// Compares an operator's kernels for the CPU and CUDA. `compute(run)` makes room for the outputs, lets `p` point there,
+// calls run(), which is one of the two, and returns what it wrote.
+template <class Params, class Compute>
+void check(void (*on_cpu)(const Params&, int64_t, int64_t), int64_t items, void (*on_cuda)(const Params&, void*),
+           const Params& p, const Compute& compute) {
+  const auto require = [](bool holds, const char* output, const char* than) {
+    if (holds) return;
+    std::fprintf(stderr, "%s differs %s\n", output, than);
+    std::exit(1);
+  };
+  const Outputs wanted = compute([&] { on_cpu(p, 0, items); });
+  Outputs first;
+  for (Order order : {Order::kAscending, Order::kDescending, Order::kRandom}) {
+    emulator::settings().order = order;
+    emulator::settings().seed = 7;
+    const Outputs found = compute([&] { on_cuda(p, nullptr); });
+    if (first.empty()) first = found;
+    for (size_t i = 0; i < found.size(); ++i) {
+      const auto& [name, bytes, rounded] = found[i];
+      require(bytes == first[i].bytes, name, "in another order of threads");
+      const bool agrees = rounded ? close(bytes, wanted[i].bytes, *rounded) : bytes == wanted[i].bytes;
+      require(agrees, name, "from the CPU's");
+    }
+    if (few) return;
+  }
+}
+
+// A decoding step of ragged sequences, for group_attention and append_kv.
+struct Step {
+  struct Sizes {
+    int32_t num_context, num_query, cache_length;
+  };
+
+  Step(const std::vector<Sizes>& sizes, DType dtype_, int32_t head_dim_)
+      : dtype(dtype_), head_dim(head_dim_), segments(sizes.size()) {
+    int32_t context = 1, slot = static_cast<int32_t>(sizes.size());
+    for (const Sizes& size : sizes) first_query += size.num_context;
+    rows = first_query;
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      const Sizes& size = sizes[i];
+      segments[i] = {context, size.num_context, rows, size.num_query, size.cache_length, slot--};
+      context += size.num_context;
+      rows += size.num_query;
+      max_rows = std::max(max_rows, size.num_context + size.num_query);
+      max_keys = std::max(max_keys, size.num_context + size.num_query + size.cache_length);
+      positions = std::max(positions, size.num_context + size.cache_length);
+    }
+    const auto slots = static_cast<int64_t>(sizes.size()) + 1;
+    qkv = random_elements(rows * row_stride(), dtype);
+    k_cache = random_elements(slots * slot_stride(), dtype);
+    v_cache = random_elements(slots * slot_stride(), dtype);
+    // NaN where nobody may look: in a row of no segment, and behind what is cached.
+    std::memset(qkv.data(), 0xff, static_cast<size_t>(row_stride()) * size_of(dtype));
+    const size_t row_bytes = static_cast<size_t>(head_dim + kPadding) * size_of(dtype);
+    for (const Segment& segment : segments) {
+      for (int32_t i = 0; i < positions * kHeads; ++i) {
+        if (i % positions < segment.cache_length) continue;
+        const size_t row = static_cast<size_t>(segment.cache_slot * kHeads * positions + i);
+        for (Bytes* cache : {&k_cache, &v_cache}) std::memset(cache->data() + row * row_bytes, 0xff, row_bytes);
+      }
+    }
+  }
+
+  template <class Params>
+  Params params() const {
+    Params p{};
+    p.qkv = qkv.data();
+    p.segments = segments.data();
+    p.qkv_row_stride = row_stride();
+    p.qkv_part_stride = kHeads * head_dim;
+    p.qkv_head_stride = head_dim;
+    p.cache_slot_stride = slot_stride();
+    p.cache_head_stride = int64_t{positions} * (head_dim + kPadding);
+    p.cache_position_stride = head_dim + kPadding;
+    p.num_segments = static_cast<int32_t>(segments.size());
+    p.num_heads = kHeads;
+    p.head_dim = head_dim;
+    p.max_rows = max_rows;
+    p.dtype = dtype;
+    return p;
+  }
+
+  static constexpr int32_t kHeads = 2;
+  DType dtype;
+  int32_t head_dim, first_query = 1, rows = 0, positions = 0, max_rows = 0, max_keys = 0;
+  Array<Segment> segments;
+  Bytes qkv, k_cache, v_cache;
+
+ private:
+  int64_t row_stride() const { return 3 * kHeads * head_dim + kPadding; }
+  int64_t slot_stride() const { return int64_t{kHeads} * positions * (head_dim + kPadding); }
+};
+
+const std::vector<Step::Sizes> kManyKinds = {{3, 5, 7}, {4, 0, 0}, {0, 6, 9}, {0, 0, 5}, {16, 17, 80}, {1, 33, 0}};
+const std::vector<Step::Sizes> kManyTiles = {{70, 9, 40}, {3, 64, 130}};
+const std::vector<Step::Sizes> kManyKeys = {{5, 3, 300}, {2, 0, 5}, {0, 7, 64}};  // split over blocks
+const std::vector<Step::Sizes> kTwoTiles = {{3, 20, 70}, {2, 0, 5}};
+
+void attend(const Step& step, int32_t first_output_row, bool has_workspace) {
+  auto p = step.params<GroupAttentionParams>();
+  p.first_output_row = first_output_row;
+  p.max_keys = step.max_keys;
+  p.scale = 0.2f;
+  // Zeroed where it has to be. Counters are back at zero after a launch, or the next one differs.
+  const int32_t multiprocessors = emulator::settings().multiprocessors;
+  Bytes workspace(static_cast<size_t>(group_attention_workspace_bytes(step.head_dim, multiprocessors)), 0xff);
+  std::memset(workspace.data(), 0, static_cast<size_t>(group_attention_counter_bytes(multiprocessors)));
+  if (has_workspace) {
+    p.workspace = workspace.data();
+    p.workspace_bytes = static_cast<int64_t>(workspace.size());
+  }
+  check(cpu_kernels().group_attention, group_attention_items(p), launch_group_attention, p,
+        [&](const auto& run) -> Outputs {
+          Bytes k = step.k_cache, v = step.v_cache;
+          Bytes output = zeros((step.rows - first_output_row) * Step::kHeads * step.head_dim, step.dtype);
+          p.k_cache = k.data();
+          p.v_cache = v.data();
+          p.output = output.data();
+          run();
+          return {{"K cache", k}, {"V cache", v}, {"output", output, step.dtype}};
+        });
+}
+
+void group_attention() {
+  if (few) {
+    attend(Step(kTwoTiles, DType::kFloat32, 32), 1, true);
+    attend(Step(kTwoTiles, DType::kFloat16, 64), 1, true);
+    attend(Step(kTwoTiles, DType::kBFloat16, 64), 1, false);
+    return;
+  }
+  for (DType dtype : kDTypes) {
+    for (int32_t head_dim : {32, 64, 128}) {
+      for (const auto* sizes : {&kManyKinds, &kManyTiles, &kManyKeys}) {
+        if (sizes != &kManyKinds && head_dim != 64) continue;
+        const Step step(*sizes, dtype, head_dim);
+        for (int32_t first_output_row : {1, step.first_query}) {
+          for (bool has_workspace : {false, true}) attend(step, first_output_row, has_workspace);
+        }
+      }
+    }
+  }
+}
+
+void append_kv() {
+  for (DType dtype : kDTypes) {
+    for (int32_t head_dim : {32, 128}) {
+      const Step step(few ? kTwoTiles : head_dim == 32 ? kManyTiles : kManyKinds, dtype, head_dim);
+      auto p = step.params<AppendKvParams>();
+      check(cpu_kernels().append_kv, append_kv_items(p), launch_append_kv, p, [&](const auto& run) -> Outputs {
+        Bytes k = step.k_cache, v = step.v_cache;
+        p.k_cache = k.data();
+        p.v_cache = v.data();
+        run();
+        return {{"K cache", k}, {"V cache", v}};
+      });
+    }
+  }
+}
+
+void embed_rows() {
+  constexpr int64_t kRows = 3, kContents = 11, kPositions = 7;
+  for (DType dtype : kDTypes) {
+    for (int32_t width : {8, 100, 272, 1024}) {
+      EmbedRowsParams p{};
+      p.content_stride = p.position_stride = width + kPadding;
+      const Bytes content = random_elements(kContents * p.content_stride, dtype);
+      const Bytes position_embedding = random_elements(kPositions * p.position_stride, dtype);
+      const Bytes weight = random_elements(width, dtype), bias = random_elements(width, dtype);
+      Array<int64_t> content_ids(kRows), positions(kRows);
+      for (size_t row = 0; row < kRows; ++row) {
+        content_ids[row] = any_of(0, kContents - 1);
+        positions[row] = any_of(0, kPositions - 1);
+      }
+      p.content_ids = content_ids.data();
+      p.positions = positions.data();
+      p.content = content.data();
+      p.position_embedding = position_embedding.data();
+      p.weight = weight.data();
+      p.bias = bias.data();
+      p.num_rows = kRows;
+      p.num_contents = kContents;
+      p.num_positions = kPositions;
+      p.width = width;
+      p.eps = 1e-6f;
+      p.dtype = dtype;
+      check(cpu_kernels().embed_rows, kRows, launch_embed_rows, p, [&](const auto& run) -> Outputs {
+        Bytes x = zeros(kRows * width, DType::kFloat32);
+        p.x = reinterpret_cast<float*>(x.data());
+        run();
+        return {{"x", x, DType::kFloat32}};
+      });
+    }
+  }
+}
+
+void residual_layer_norm() {
+  constexpr int64_t kRows = 3;
+  for (DType dtype : kDTypes) {
+    for (int32_t width : {8, 100, 272, 1024}) {
+      for (bool has_delta : {false, true}) {
+        ResidualLayerNormParams p{};
+        p.x_stride = p.delta_stride = width + kPadding;
+        const Bytes x_before = random_elements(kRows * p.x_stride, DType::kFloat32);
+        const Bytes delta = random_elements(kRows * p.delta_stride, dtype);
+        const Bytes weight = random_elements(width, dtype), bias = random_elements(width, dtype);
+        p.delta = has_delta ? delta.data() : nullptr;
+        p.weight = weight.data();
+        p.bias = bias.data();
+        p.num_rows = kRows;
+        p.width = width;
+        p.eps = 1e-6f;
+        p.dtype = dtype;
+        check(cpu_kernels().residual_layer_norm, kRows, launch_residual_layer_norm, p, [&](const auto& run) -> Outputs {
+          Bytes x = x_before, normed = zeros(kRows * width, dtype);
+          p.x = reinterpret_cast<float*>(x.data());
+          p.normed = normed.data();
+          run();
+          return {{"x", x}, {"normed", normed, dtype}};
+        });
+      }
+    }
+  }
+}
+
+// The CPU's tokens, since rounding decides one draw in many and seeds are fixed.
+void sample_tokens() {
+  constexpr int32_t kTokens = 6;
+  for (DType dtype : kDTypes) {
+    // A row in registers; in shared memory and, where some of it is filtered out, beyond.
+    for (int32_t vocab : {1, 50, 1000, 16384, 26000}) {
+      if (few && (vocab == 1 || (vocab > 1000 && dtype != DType::kBFloat16))) continue;
+      SampleTokensParams p{};
+      p.logits_stride = vocab + kPadding;
+      const Bytes logits = random_elements(2 * kTokens * p.logits_stride, dtype);
+      Array<int32_t> conditional_row(kTokens), unconditional_row(kTokens), top_k(kTokens);
+      Array<float> guidance(kTokens, 3.0f), temperature(kTokens, 0.7f), top_p(kTokens);
+      Array<int64_t> seed(kTokens), position(kTokens);
+      for (int32_t m = 0; m < kTokens; ++m) {
+        const auto i = static_cast<size_t>(m);
+        conditional_row[i] = m;
+        unconditional_row[i] = m == 1 ? -1 : kTokens + m;
+        top_k[i] = m == 0 ? 0 : 20;
+        top_p[i] = m >= 3 ? 0.8f : 1.0f;
+        seed[i] = any_of(0, 1 << 30);
+        position[i] = m;
+      }
+      temperature[2] = 0.0f;
+      p.logits = logits.data();
+      p.conditional_row = conditional_row.data();
+      p.unconditional_row = unconditional_row.data();
+      p.guidance = guidance.data();
+      p.temperature = temperature.data();
+      p.seed = seed.data();
+      p.position = position.data();
+      p.num_tokens = kTokens;
+      p.vocab_size = vocab;
+      p.dtype = dtype;
+      for (bool filtered : {false, true}) {
+        p.top_k = filtered ? top_k.data() : nullptr;
+        p.top_p = filtered ? top_p.data() : nullptr;
+        check(cpu_kernels().sample_tokens, kTokens, launch_sample_tokens, p, [&](const auto& run) -> Outputs {
+          Array<int64_t> tokens(kTokens);
+          p.tokens = tokens.data();
+          run();
+          return {{"tokens", bytes_of(tokens)}};
+        });
+      }
+    }
+  }
+}
+
+void locality_order() {
+  constexpr int32_t kBatch = 3, kKnown = 10;
+  struct Grid {
+    int32_t height, width, steps, repulsion;
+    bool known;
+  };
+  for (const Grid& grid :
+       {Grid{8, 8, 6, 1, false}, Grid{1, 13, 4, 2, false}, Grid{6, 9, 5, 1, true}, Grid{16, 17, 40, 2, false}}) {
+    const int32_t cells = grid.height * grid.width, free = cells - (grid.known ? kKnown : 0);
+    const auto drawn_before = [&](int32_t t) { return free * t * (t + 1) / (grid.steps * (grid.steps + 1)); };
+    Array<int32_t> group_sizes(static_cast<size_t>(grid.steps));  // ever larger
+    for (int32_t t = 0; t < grid.steps; ++t) {
+      group_sizes[static_cast<size_t>(t)] = drawn_before(t + 1) - drawn_before(t);
+    }
+    Array<uint8_t> known(static_cast<size_t>(kBatch * cells));
+    Array<int64_t> seeds(kBatch);
+    for (int32_t image = 0; image < kBatch; ++image) {
+      seeds[static_cast<size_t>(image)] = any_of(0, 1 << 30);
+      for (int32_t i = 0; i < cells - free; ++i) known[static_cast<size_t>(image * cells + 3 * i + image)] = 1;
+    }
+    LocalityOrderParams p{};
+    p.group_sizes = group_sizes.data();
+    p.seeds = seeds.data();
+    p.known = grid.known ? known.data() : nullptr;
+    p.batch = kBatch;
+    p.steps = grid.steps;
+    p.height = grid.height;
+    p.width = grid.width;
+    p.repulsion_threshold = grid.repulsion;
+    set_proximity_threshold(p, 1.0);
+    check(cpu_kernels().locality_order, kBatch, launch_locality_order, p, [&](const auto& run) -> Outputs {
+      Array<int64_t> order(static_cast<size_t>(kBatch * cells));
+      p.order = order.data();
+      run();
+      return {{"order", bytes_of(order)}};
+    });
+  }
+}
+
+}  // namespace
+}  // namespace lpd
+
+int main(int count, char** arguments) {
+  struct Operator {
+    const char* name;
+    void (*run)();
+  };
+  const Operator operators[] = {
+      {"group_attention", lpd::group_attention}, {"append_kv", lpd::append_kv},
+      {"embed_rows", lpd::embed_rows},           {"residual_layer_norm", lpd::residual_layer_norm},
+      {"sample_tokens", lpd::sample_tokens},     {"locality_order", lpd::locality_order}};
+  for (const Operator& each : operators) {
+    if (count < 2 || std::strcmp(arguments[1], each.name) != 0) continue;
+    lpd::few = count > 2 && std::strcmp(arguments[2], "few") == 0;
+    try {
+      each.run();
+    } catch (const std::runtime_error& error) {
+      std::fprintf(stderr, "%s\n", error.what());
+      return 86;
+    }
+    return 0;
+  }
+  std::fprintf(stderr, "usage: kernel_driver OPERATOR [few]\n");
+  return 2;
+}

@@ -1,0 +1,280 @@
+// Kernels with one mistake each, and clean ones beside them: what the emulator has to report, and what not.
+//
+//   planted_mistakes NAME...   runs these kernels in three thread orders each; prints the number of NaNs and the bytes
+//                              they wrote, a line per run; exit code 86 if the emulator stopped one, with its report
+//   planted_mistakes           lists the names
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include "planted_pipeline.h"
+
+namespace lpd {
+namespace {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+__device__ int thread_of_block() { return static_cast<int>(threadIdx.x); }
+
+__device__ float warp_sum(float value) {
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
+  return value;
+}
+
+// ---- Shared memory and barriers ----
+enum class Between { kNothing, kSyncWarp, kSyncThreads };
+
+// Each thread hands its input to its neighbour in the warp.
+template <Between kBetween>
+__global__ void swap_neighbours_kernel(const float* in, float* out) {
+  SMEM_ARRAY(float, values, 64);
+  const int i = thread_of_block();
+  values[i] = in[i];
+  if (kBetween == Between::kSyncWarp) __syncwarp();
+  if (kBetween == Between::kSyncThreads) __syncthreads();
+  out[i] = values[i ^ 1];
+}
+
+// Three rounds through the same buffer.
+template <bool kBarrierBeforeReuse>
+__global__ void reverse_rounds_kernel(const float* in, float* out) {
+  SMEM_ARRAY(float, values, 64);
+  const int i = thread_of_block();
+  float sum = 0.0f;
+  for (int round = 0; round < 3; ++round) {
+    values[i] = in[i] + static_cast<float>(round);
+    __syncthreads();
+    sum += values[63 - i];
+    if (kBarrierBeforeReuse) __syncthreads();
+  }
+  out[i] = sum;
+}
+
+template <int kWritten>  // of 64
+__global__ void copy_through_shared_kernel(const float* in, float* out) {
+  SMEM_ARRAY(float, values, 64);
+  const int i = thread_of_block();
+  if (i < kWritten) values[i] = in[i];
+  __syncthreads();
+  out[i] = values[i];
+}
+
+template <int kShift>
+__global__ void shift_in_shared_kernel(const float* in, float* out) {
+  SMEM_ARRAY(float, values, 65);
+  const int i = thread_of_block();
+  values[i] = in[i];
+  if (i == 0) values[64] = 0.0f;
+  __syncthreads();
+  out[i] = values[i + kShift];
+}
+
+template <bool kBarrier>
+__global__ void load_matrix_kernel(const float* in, float* out) {
+  SMEM_ARRAY(float, rows, 256);  // 64 rows of 16 bytes, 32 for each warp
+  const int i = thread_of_block();
+  for (int k = 0; k < 4; ++k) rows[64 * k + i] = in[i];
+  if (kBarrier) __syncthreads();
+  uint32_t r[4];
+  ptx::ldmatrix_x4(r, rows + 4 * i);
+  out[i] = __uint_as_float(r[0]);
+}
+
+// ---- Warps ----
+template <bool kAllTakePart>
+__global__ void swap_by_shuffle_kernel(const float* in, float* out) {
+  const int i = thread_of_block();
+  float value = in[i];
+  if (kAllTakePart || i % 32 < 16) value = __shfl_xor_sync(kAllLanes, value, 1);
+  out[i] = value;
+}
+
+template <bool kEarlyReturn>
+__global__ void half_a_warp_kernel(const float* in, float* out) {
+  const int i = thread_of_block();
+  if (kEarlyReturn && i % 32 >= 16) return;
+  __syncwarp();
+  out[i] = in[i];
+}
+
+// ---- Global memory ----
+template <bool kAligned>
+__global__ void load_vectors_kernel(const float* in, float* out) {
+  const int i = thread_of_block() / 2;
+  const float4 v = load_vector<float4>(in + (kAligned ? 4 * (i / 4) : i));
+  out[thread_of_block()] = v.x;
+}
+
+__global__ void cast_to_vectors_kernel(const float* in, float* out) {
+  const int i = thread_of_block() / 2;
+  out[thread_of_block()] = reinterpret_cast<const float4*>(in + i)->x;
+}
+
+enum class Addition { kPlain, kAtomic };
+
+template <Addition kAddition>
+__global__ void count_threads_kernel(const float*, float* out) {
+  if (kAddition == Addition::kAtomic) {
+    atomicAdd(out, 1.0f);
+  } else {
+    out[0] += 1.0f;
+  }
+}
+
+template <bool kOwnElement>
+__global__ void write_block_index_kernel(const float*, float* out) {
+  if (threadIdx.x == 0) out[kOwnElement ? blockIdx.x : 0] = static_cast<float>(blockIdx.x);
+}
+
+template <bool kWait>
+__global__ void copy_asynchronously_kernel(const float* in, float* out) {
+  SMEM_ARRAY(float, values, 64);
+  const int i = thread_of_block();
+  if (i < 16) ptx::cp_async16(values + 4 * i, in + 4 * i);
+  ptx::cp_async_commit();
+  if (kWait) ptx::cp_async_wait<0>();
+  __syncthreads();
+  out[i] = kWait ? values[i] : 0.0f;
+}
+
+// Each block leaves a partial sum; the last one to arrive adds them up, by another thread than the one that counts the
+// arrivals. out: sum, partial sums, arrivals.
+template <bool kFenceBefore, bool kFenceAfter>
+__global__ void last_block_sums_kernel(const float* in, float* out) {
+  const int i = thread_of_block(), block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
+  float* const partial_sums = out + 1;
+  unsigned* const arrivals = reinterpret_cast<unsigned*>(out + 1 + blocks);
+  const float sum = warp_sum(in[i]);
+  if (i == 0) partial_sums[block] = sum * static_cast<float>(block + 1);
+  if (kFenceBefore) __threadfence();
+  __syncthreads();
+  const bool is_last = i == 0 && atomicInc(arrivals, gridDim.x - 1) == gridDim.x - 1;
+  if (!__syncthreads_or(is_last)) return;
+  if (kFenceAfter) __threadfence();
+  if (i != 32) return;
+  float total = 0.0f;
+  for (int b = 0; b < blocks; ++b) total += partial_sums[b];
+  out[0] = total;
+}
+
+// ---- Running them ----
+using Kernel = void (*)(const float*, float*);
+
+// Memory of exactly this size, so that ASan sees its ends.
+template <class T>
+struct Array {
+  explicit Array(size_t count) : bytes(count * sizeof(T)), data(static_cast<T*>(std::malloc(bytes))) {}
+  ~Array() { std::free(data); }
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+  const size_t bytes;
+  T* const data;
+};
+
+// NaNs, and everything, in hexadecimal: what may not depend on the order of threads.
+void print_output(const Array<float>& out) {
+  int nans = 0;
+  for (size_t i = 0; i < out.bytes / sizeof(float); ++i) nans += std::isnan(out.data[i]);
+  std::printf("%d ", nans);
+  for (size_t i = 0; i < out.bytes; ++i) std::printf("%02x", reinterpret_cast<const unsigned char*>(out.data)[i]);
+  std::printf("\n");
+}
+
+void run(const char* name, Kernel kernel, unsigned blocks, size_t shared_bytes) {
+  Array<float> in(64), out(64);
+  for (int i = 0; i < 64; ++i) in.data[i] = static_cast<float>(i % 7);
+  std::memset(out.data, 0, out.bytes);
+  launch(name, kernel, dim3(blocks), dim3(64), shared_bytes, nullptr, in.data, out.data);
+  print_output(out);
+}
+
+template <Mistake kMistake>
+void run_product(const char* name) {
+  constexpr int kRows = 40, kDepth = 64;
+  Array<BFloat16> a(kRows * kDepth), b(kDepth * 16);
+  Array<float> out(kRows * 16);
+  for (int i = 0; i < kRows * kDepth; ++i) a.data[i] = from_float<BFloat16>(static_cast<float>(i * i % 11 - 5));
+  for (int i = 0; i < kDepth * 16; ++i) b.data[i] = from_float<BFloat16>(static_cast<float>(i * i % 13 - 6));
+  std::memset(out.data, 0xff, out.bytes);
+  const size_t shared_bytes = 2 * (32 + 16) * 16 * sizeof(BFloat16);
+  launch(name, product_kernel<kMistake>, dim3(2), dim3(64), shared_bytes, nullptr, a.data, b.data, out.data, kRows,
+         kDepth);
+  print_output(out);
+}
+
+using Run = std::function<void(const char* name)>;
+
+Run of(Kernel kernel, unsigned blocks = 1, size_t shared_bytes = 0) {
+  return [=](const char* name) { run(name, kernel, blocks, shared_bytes); };
+}
+
+const std::map<std::string, Run> kKernels = {
+    {"clean_syncwarp", of(swap_neighbours_kernel<Between::kSyncWarp>)},
+    {"clean_syncthreads", of(swap_neighbours_kernel<Between::kSyncThreads>)},
+    {"missing_syncwarp", of(swap_neighbours_kernel<Between::kNothing>)},
+    {"clean_buffer_reuse", of(reverse_rounds_kernel<true>)},
+    {"missing_barrier_before_reuse", of(reverse_rounds_kernel<false>)},
+    {"clean_shared_copy", of(copy_through_shared_kernel<64>)},
+    {"uninitialised_shared", of(copy_through_shared_kernel<16>)},
+    {"clean_static_shared", of(shift_in_shared_kernel<1>)},
+    {"static_shared_out_of_bounds", of(shift_in_shared_kernel<2>)},
+    {"clean_ldmatrix", of(load_matrix_kernel<true>)},
+    {"ldmatrix_before_barrier", of(load_matrix_kernel<false>)},
+    {"clean_shuffle", of(swap_by_shuffle_kernel<true>)},
+    {"divergent_shuffle", of(swap_by_shuffle_kernel<false>)},
+    {"clean_whole_warp", of(half_a_warp_kernel<false>)},
+    {"return_before_syncwarp", of(half_a_warp_kernel<true>)},
+    {"clean_vectors", of(load_vectors_kernel<true>)},
+    {"misaligned_vector", of(load_vectors_kernel<false>)},
+    {"misaligned_cast", of(cast_to_vectors_kernel)},
+    {"clean_atomic", of(count_threads_kernel<Addition::kAtomic>, 3)},
+    {"plain_addition", of(count_threads_kernel<Addition::kPlain>)},
+    {"clean_blocks", of(write_block_index_kernel<true>, 4)},
+    {"race_between_blocks", of(write_block_index_kernel<false>, 4)},
+    {"clean_copy", of(copy_asynchronously_kernel<true>)},
+    {"copy_in_flight_at_exit", of(copy_asynchronously_kernel<false>)},
+    {"clean_last_block", of(last_block_sums_kernel<true, true>, 4)},
+    {"no_fence_before_counter", of(last_block_sums_kernel<false, true>, 4)},
+    {"no_fence_after_counter", of(last_block_sums_kernel<true, false>, 4)},
+    {"clean_much_shared", of(copy_through_shared_kernel<64>, 1, 227 * 1024 - 256)},
+    {"too_much_shared", of(copy_through_shared_kernel<64>, 1, 227 * 1024 - 128)},
+    {"too_much_dynamic_shared", of(copy_through_shared_kernel<64>, 1, 300000)},
+    {"no_blocks", of(copy_through_shared_kernel<64>, 0)},
+    {"clean_product", run_product<Mistake::kNone>},
+    {"copies_rows_past_the_end", run_product<Mistake::kCopiesRowsPastTheEnd>},
+    {"waits_for_too_few_groups", run_product<Mistake::kWaitsForTooFewGroups>},
+    {"no_barrier_after_wait", run_product<Mistake::kNoBarrierAfterWait>},
+    {"no_barrier_before_refill", run_product<Mistake::kNoBarrierBeforeRefill>},
+    {"barrier_in_one_warp", run_product<Mistake::kBarrierInOneWarp>},
+    {"stores_rows_past_the_end", run_product<Mistake::kStoresRowsPastTheEnd>},
+    {"writes_past_dynamic_shared", run_product<Mistake::kWritesPastDynamicShared>},
+};
+
+}  // namespace
+}  // namespace lpd
+
+int main(int argc, char** argv) {
+  using lpd::emulator::Order;
+  if (argc < 2) {
+    for (const auto& [name, run] : lpd::kKernels) std::puts(name.c_str());
+    return 0;
+  }
+  int exit_code = 0;
+  for (int i = 1; i < argc; ++i) {
+    for (const Order order : {Order::kAscending, Order::kDescending, Order::kRandom}) {
+      lpd::emulator::settings().order = order;
+      try {
+        lpd::kKernels.at(argv[i])(argv[i]);
+      } catch (const std::runtime_error& report) {
+        std::fprintf(stderr, "%s\n", report.what());
+        exit_code = 86;
+      }
+    }
+  }
+  return exit_code;
+}

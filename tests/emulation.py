@@ -1,0 +1,77 @@
+"""The CUDA kernels on the CPU: loads torch.ops.lpd_emulated, chooses how threads run, and counts what kernels move.
+
+`make emulated` builds the library; LPD_EMULATED_LIBRARY names another one. See cuda_emulation/README.md.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpd_ext import ops
+
+ORDERS = ("ascending", "descending", "random")
+_DEFAULT = Path(__file__).parent.parent / "build/emulated/tests/cuda_emulation/liblpd_emulated.so"
+
+
+def library_path() -> Path:
+    """Where the emulated kernels are, built or not."""
+    return Path(os.environ.get("LPD_EMULATED_LIBRARY", _DEFAULT))
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """Load the library, which registers its operators; FileNotFoundError if it is not built."""
+    path = library_path()
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not built: run `make emulated`")
+    torch.ops.load_library(path)
+    for name in ops.OPERATORS:  # torch.compile and opcheck ask for it
+        fake = torch._library.simple_registry.singleton.find(f"lpd_ext::{name}").fake_impl.kernel.func
+        torch.library.register_fake(f"lpd_emulated::{name}", fake)
+    library = ctypes.CDLL(str(path))
+    library.lpd_emulator_configure.argtypes = [ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int64]
+    library.lpd_emulator_start_counting.argtypes = [ctypes.c_int] + 3 * [ctypes.c_void_p]
+    library.lpd_emulator_stop_counting.restype = ctypes.c_char_p
+    return library
+
+
+@contextmanager
+def running(
+    order: str = "ascending", seed: int = 0, multiprocessors: int = 108, shared_limit: int = 227 * 1024
+) -> Iterator[None]:
+    """Run threads and blocks in one of ORDERS on a pretended device; back to the defaults on leaving."""
+    configure = load().lpd_emulator_configure
+    configure(ORDERS.index(order), seed, multiprocessors, shared_limit)
+    try:
+        yield
+    finally:
+        configure(0, 0, 108, 227 * 1024)
+
+
+@contextmanager
+def counting(**tensors: Tensor) -> Iterator[list[dict[str, Any]]]:
+    """Counts the traffic of the launches within, from and to each tensor's buffer by name, and from and to "other".
+
+    The list is filled on leaving, one entry per launch; python_interface.cpp says what an entry holds.
+    """
+    library, count = load(), len(tensors)
+    storages = [tensor.untyped_storage() for tensor in tensors.values()]
+    names = (ctypes.c_char_p * count)(*(name.encode() for name in tensors))
+    addresses = (ctypes.c_void_p * count)(*(storage.data_ptr() for storage in storages))
+    sizes = (ctypes.c_int64 * count)(*(storage.nbytes() for storage in storages))
+    launches: list[dict[str, Any]] = []
+    library.lpd_emulator_start_counting(count, names, addresses, sizes)
+    try:
+        yield launches
+    finally:
+        launches += json.loads(library.lpd_emulator_stop_counting())

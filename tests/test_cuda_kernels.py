@@ -1,0 +1,271 @@
+"""The CUDA kernels in the emulator under sanitizers: silent as they are, reported with a mistake planted in them.
+
+Builds programs of tests/cuda_emulation/kernel_driver.cpp with the system's C++ compiler; needs neither torch nor CUDA.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from test_emulator import COMPILER, EMULATION, FLAGS, KERNELS, PROGRAMS, RUNTIME, compile_or_link
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="the emulator needs Linux"),
+    pytest.mark.skipif(COMPILER is None, reason="no C++ compiler"),
+]
+
+CUDA_SOURCES = {source.stem.removesuffix("_cuda"): source for source in sorted(KERNELS.glob("*/*_cuda.cu"))}
+OTHER_SOURCES = ("common/cpu_dispatch.cpp", "common/segment.cpp", "locality_order/proximity_table.cpp")
+UNOPTIMISED = ["-O0", "-w"]  # kernels: compiled in a third of the time
+FLAVOURS = ("plain", "address", "thread")
+# "stopped": by the emulator; "differs": outputs, between thread orders or from the CPU kernel's.
+FLAVOUR_OF = {"stopped": "plain", "differs": "plain", "ASan": "address", "UBSan": "address", "TSan": "thread"}
+
+
+class Mistake(NamedTuple):
+    """What is planted: `old`, which stands once in the CUDA sources, becomes `new`; `reporter` notices."""
+
+    operator: str
+    reporter: str
+    old: str
+    new: str
+
+
+MISTAKES = {
+    # group_attention, of which each takes long to compile
+    "waits_for_one_copy_too_few": Mistake(
+        "group_attention",
+        "stopped",
+        "ptx::cp_async_wait<Shape::kSlots - 2>();\n    __syncthreads();\n    load(",
+        "ptx::cp_async_wait<Shape::kSlots - 1>();\n    __syncthreads();\n    load(",
+    ),
+    "no_barrier_before_refill": Mistake(
+        "group_attention", "TSan", "__syncthreads();\n    load(half_", "__syncwarp();\n    load(half_"
+    ),
+    "counter_not_reset": Mistake(
+        "group_attention", "differs", "atomicInc(counter, blocks - 1)", "atomicAdd(counter, 1u)"
+    ),
+    "no_fence_before_arrival": Mistake(
+        "group_attention", "TSan", "__threadfence();\n  __syncthreads();", "__syncthreads();"
+    ),
+    "no_barrier_before_partials": Mistake("group_attention", "TSan", "if (kKeyWarps > 1) __syncthreads();", ""),
+    "swizzle_on_one_side": Mistake(
+        "group_attention",
+        "differs",
+        "arrived + Shape::at(row, chunk_)",
+        "arrived + row * kHeadDim + chunk_ * Shape::kChunk",
+    ),
+    "copies_keys_that_do_not_exist": Mistake(
+        "group_attention", "differs", "exists ? from : rows, exists", "exists ? from : rows"
+    ),
+    "sees_one_key_too_many": Mistake(
+        "group_attention",
+        "differs",
+        "key < key_end_ && work_.key_exists(key)",
+        "key <= key_end_ && work_.key_exists(key)",
+    ),
+    # append_kv
+    "appends_one_row_too_many": Mistake(
+        "append_kv", "differs", "segment.num_context));\n}", "segment.num_context + 1));\n}"
+    ),
+    "appends_whole_blocks": Mistake(
+        "append_kv", "ASan", "min(first + kBlockRows, segment.num_context)", "first + kBlockRows"
+    ),
+    "no_barrier_after_segment": Mistake(
+        "append_kv", "TSan", "+ threadIdx.x];\n  }\n  __syncthreads();", "+ threadIdx.x];\n  }"
+    ),
+    "wrong_cache_stride": Mistake(
+        "append_kv", "differs", "segment.cache_length * p.cache_position_stride)", "segment.cache_length * p.head_dim)"
+    ),
+    # embed_rows
+    "no_barrier_after_offsets": Mistake(
+        "embed_rows", "TSan", "int64_t{-1});\n  }\n  __syncthreads();", "int64_t{-1});\n  }"
+    ),
+    "rows_at_twice_their_stride": Mistake("embed_rows", "ASan", "index * stride :", "index * stride * 2 :"),
+    "block_sum_without_barrier": Mistake("embed_rows", "TSan", "sums[i];\n  }\n  __syncthreads();", "sums[i];\n  }\n"),
+    "sums_of_one_warp_too_many": Mistake("embed_rows", "differs", "lane < warps ?", "lane <= warps ?"),
+    # residual_layer_norm
+    "two_sums_share_partials": Mistake(
+        "residual_layer_norm", "TSan", "block_sum(sums, shared + kWarpSize)", "block_sum(sums, shared)"
+    ),
+    "row_end_off_by_one": Mistake(
+        "residual_layer_norm", "ASan", "kPerThread * int(threadIdx.x) < width", "kPerThread * int(threadIdx.x) <= width"
+    ),
+    "statistics_of_what_is_outside": Mistake(
+        "residual_layer_norm", "differs", "slice.holds(k) ? values[k] - mean : 0.0f", "values[k] - mean"
+    ),
+    "lanes_leave_before_shuffle": Mistake(
+        "residual_layer_norm",
+        "stopped",
+        "const uint4 packed = swap_quads",
+        "if (!holds(0)) return;\n      const uint4 packed = swap_quads",
+    ),
+    "one_element_too_many": Mistake(
+        "residual_layer_norm",
+        "UBSan",
+        "k < kPerThread; ++k) values[k] += added[k];",
+        "k <= kPerThread; ++k) values[k] += added[k];",
+    ),
+    "rows_without_stride": Mistake("residual_layer_norm", "differs", "row * p.delta_stride", "row * p.width"),
+    # sample_tokens
+    "no_syncwarp_before_draw": Mistake("sample_tokens", "TSan", "__syncwarp();\n    id = descend", "id = descend"),
+    "sums_without_barrier": Mistake(
+        "sample_tokens",
+        "TSan",
+        "partial_sums[warp * 8 + lane] = mine;\n  __syncthreads();",
+        "partial_sums[warp * 8 + lane] = mine;",
+    ),
+    "passes_share_sums": Mistake(
+        "sample_tokens",
+        "TSan",
+        "cut(by_weight, target, visit, exchange[turn])",
+        "cut(by_weight, target, visit, exchange[0])",
+    ),
+    "one_token_too_many": Mistake(
+        "sample_tokens", "differs", "static_cast<float>(inputs.top_k - 1)", "static_cast<float>(inputs.top_k)"
+    ),
+    "threshold_excludes_itself": Mistake(
+        "sample_tokens", "differs", "lane < kTailSums && sum > target", "lane < kTailSums && sum >= target"
+    ),
+    "reads_past_the_row": Mistake(
+        "sample_tokens", "ASan", "id >= rows.vector_end && id < rows.vocab_size", "id >= rows.vector_end"
+    ),
+    # locality_order
+    "no_barrier_before_drawn": Mistake(
+        "locality_order", "TSan", "__syncthreads();  // order_ is written", "// order_ is written"
+    ),
+    "one_set_of_picks": Mistake("locality_order", "TSan", "which_picks_ ^= 1;", ""),
+    "no_barrier_in_best": Mistake(
+        "locality_order",
+        "TSan",
+        "uint2{mine.score, mine.cell});\n    __syncthreads();",
+        "uint2{mine.score, mine.cell});",
+    ),
+    "refuses_one_row_too_few": Mistake(
+        "locality_order",
+        "differs",
+        "<= 2u * reach;\n      const bool in_columns",
+        "< 2u * reach;\n      const bool in_columns",
+    ),
+    "wraps_at_the_edge": Mistake("locality_order", "differs", "7 - (column == 0)", "7"),
+    "scores_overlap_drawn": Mistake(
+        "locality_order", "differs", "drawn_ = scores_ + (num_cells_ + 3) / 4 * 4;", "drawn_ = scores_ + num_cells_;"
+    ),
+}
+
+
+def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "LPD_CPU_ISA": "scalar",
+        "UBSAN_OPTIONS": "halt_on_error=1",
+        "TSAN_OPTIONS": "halt_on_error=1",
+    }
+    return subprocess.run([program, *arguments], capture_output=True, text=True, env=environment, timeout=300)
+
+
+def who_reports(program: Path, operator: str, flavour: str) -> tuple[str | None, str]:
+    """Who has something to say about the kernels of an operator, and what."""
+    done = run(program, operator, *(["few"] if flavour == "thread" else []))
+    for text, name in {"AddressSanitizer": "ASan", "runtime error:": "UBSan", "ThreadSanitizer": "TSan"}.items():
+        if text in done.stderr:
+            return name, done.stderr
+    return {0: None, 1: "differs", 86: "stopped"}.get(done.returncode, f"exit status {done.returncode}"), done.stderr
+
+
+class Programs:
+    """A program of all operators per flavour, and variants with a mistake in one operator."""
+
+    def __init__(self, folder: Path, pool: ThreadPoolExecutor) -> None:
+        self.folder = folder
+        cpu_sources = [KERNELS / "common/cpu_table.cpp", *KERNELS.glob("*/*_cpu.cpp")]
+        cpu_sources += [KERNELS / name for name in OTHER_SOURCES]
+        units = {("cpu", source.stem): (source, ["-DLPD_ISA=scalar", "-DLPD_ISA_SCALAR"]) for source in cpu_sources}
+        for flavour in FLAVOURS:
+            kernel_flags, runtime_flags, _, _ = PROGRAMS[flavour]
+            units |= {(flavour, name): (source, [*UNOPTIMISED, *kernel_flags]) for name, source in CUDA_SOURCES.items()}
+            for name in (*RUNTIME, "kernel_driver"):
+                units[flavour, name] = (EMULATION / f"{name}.cpp", runtime_flags)
+        slow_first = sorted(units, key=lambda unit: (unit[0] != "address", unit[1] != "group_attention"))
+        compiled = pool.map(lambda unit: self.compile("_".join(unit), *units[unit]), slow_first)
+        self.objects = dict(zip(slow_first, compiled, strict=True))
+        self.clean = dict(zip(FLAVOURS, pool.map(lambda flavour: self.link(flavour, flavour), FLAVOURS), strict=True))
+
+    def compile(self, name: str, source: Path, flags: list[str], first_flags: Sequence[str] = ()) -> Path:
+        out = self.folder / f"{name}.o"
+        compile_or_link(*first_flags, *FLAGS, *flags, "-x", "c++", "-c", str(source), "-o", str(out))
+        return out
+
+    def link(self, name: str, flavour: str, **other: Path) -> Path:
+        """Links a program of a flavour, with other objects for those of these names."""
+        objects = {unit: file for (of, unit), file in self.objects.items() if of in (flavour, "cpu")} | other
+        out = self.folder / name
+        compile_or_link(*PROGRAMS[flavour][2], "-pthread", *map(str, objects.values()), "-o", str(out))
+        return out
+
+    def with_mistake(self, name: str, mistake: Mistake) -> Path:
+        """Builds the one flavour whose reporter is to notice."""
+        sources = [source for source in KERNELS.glob("*/*.cu*") if mistake.old in source.read_text()]
+        count = sum(source.read_text().count(mistake.old) for source in sources)
+        assert count == 1, f"{name} must be planted anew: its text stands {count} times in the CUDA sources"
+        overlay = self.folder / f"{name}_sources"
+        planted = overlay / sources[0].relative_to(KERNELS)
+        planted.parent.mkdir(parents=True)
+        planted.write_text(sources[0].read_text().replace(mistake.old, mistake.new))
+        source = CUDA_SOURCES[mistake.operator]
+        flavour = FLAVOUR_OF[mistake.reporter]
+        flags = [*UNOPTIMISED, *PROGRAMS[flavour][0]]
+        file = self.compile(name, planted if source == sources[0] else source, flags, [f"-I{overlay}"])
+        return self.link(name, flavour, **{mistake.operator: file})
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        yield threads
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory, pool: ThreadPoolExecutor) -> Programs:
+    return Programs(tmp_path_factory.mktemp("kernels"), pool)
+
+
+@pytest.fixture(scope="module")
+def reports(
+    request: pytest.FixtureRequest, programs: Programs, pool: ThreadPoolExecutor
+) -> dict[str, Future[tuple[str | None, str]]]:
+    """Reports on the mistakes whose tests are selected."""
+    selected = {item.name for item in request.session.items}
+
+    def report(name: str, mistake: Mistake) -> tuple[str | None, str]:
+        program = programs.with_mistake(name, mistake)
+        return who_reports(program, mistake.operator, FLAVOUR_OF[mistake.reporter])
+
+    return {
+        name: pool.submit(report, name, mistake)
+        for name, mistake in MISTAKES.items()
+        if f"{test_mistake_is_reported.__name__}[{name}]" in selected
+    }
+
+
+@pytest.mark.parametrize("operator", CUDA_SOURCES)
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_kernels_are_clean(programs: Programs, flavour: str, operator: str) -> None:
+    assert who_reports(programs.clean[flavour], operator, flavour) == (None, "")
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_is_reported(reports: dict[str, Future[tuple[str | None, str]]], name: str) -> None:
+    reporter, text = reports[name].result()
+    assert reporter == MISTAKES[name].reporter, text
+
+
+def test_every_operator_has_mistakes() -> None:
+    for operator in CUDA_SOURCES:
+        assert sum(mistake.operator == operator for mistake in MISTAKES.values()) >= 2

@@ -1,0 +1,74 @@
+"""What the CUDA kernels move, counted by the emulator, against the least and against the committed table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import emulation
+import pytest
+from cuda_traffic import CASES, TABLE, markdown
+
+pytestmark = pytest.mark.emulated
+
+COMMITTED = json.loads(TABLE.read_text())
+# Bytes moved over the least, per operator.
+LIMITS = {
+    "group_attention": 1.10,
+    "append_kv": 1.02,
+    "embed_rows": 1.02,
+    "residual_layer_norm": 1.02,
+    "sample_tokens": 1.05,
+    "locality_order": 1.05,  # a seed and a schedule are smaller than the sectors they lie in
+}
+# Not bounded by LIMITS, but by the committed table: the row does not fit on the chip and is read in several passes.
+SEVERAL_PASSES = "V = 131072"
+
+
+@pytest.fixture(scope="module")
+def counted() -> dict[str, dict[str, int]]:
+    emulation.load()
+    return {name: case().count() for name, case in CASES.items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_more_than_the_least_allows(counted: dict[str, dict[str, int]], name: str) -> None:
+    counts = counted[name]
+    if SEVERAL_PASSES not in name:
+        assert counts["moved"] <= LIMITS[name.split(",")[0]] * counts["least"]
+    assert counts["moved"] >= counts["least"]  # else something is not counted
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_more_than_committed(counted: dict[str, dict[str, int]], name: str) -> None:
+    """A kernel that got better: write the table anew, `python tests/cuda_traffic.py`."""
+    assert set(COMMITTED) == set(CASES)
+    counts, committed = counted[name], COMMITTED[name]
+    for figure in ("moved", "apart", "wavefronts", "shared_bytes"):
+        assert counts[figure] <= 1.01 * committed[figure], figure
+    assert counts["least"] == committed["least"]
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("group_attention")])
+def test_group_attention_has_no_bank_conflicts(counted: dict[str, dict[str, int]], name: str) -> None:
+    counts = counted[name]
+    assert counts["conflict_free"] > 1000
+    assert counts["wavefronts"] <= 1.05 * counts["conflict_free"]
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("group_attention")])
+def test_group_attention_reads_the_cache_by_asynchronous_copies_alone(
+    counted: dict[str, dict[str, int]], name: str
+) -> None:
+    assert counted[name]["plain_cache_reads"] == 0
+
+
+def test_keys_are_split_over_blocks_only_where_multiprocessors_would_idle(counted: dict[str, dict[str, int]]) -> None:
+    for name, counts in counted.items():
+        if name.startswith("group_attention"):
+            assert (counts["apart"] > 0) == ("B = 1," in name)
+            assert counts["blocks"] >= 64
+
+
+def test_the_documented_figures_are_the_committed_ones() -> None:
+    assert markdown(COMMITTED) in (Path(__file__).parent.parent / "docs/kernels.md").read_text()

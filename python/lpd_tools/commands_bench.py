@@ -1,215 +1,163 @@
-"""`lpd bench`: every operator against its plain-torch twin in the same run, at the shapes of a named model and step."""
+"""`lpd bench`: operators, and on request whole decodes, against plain torch in the same run, at named shapes."""
 
 from __future__ import annotations
 
 import json
-import platform
-import statistics
-import subprocess
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from lpd_ext import _C, ops, reference
-from lpd_ext.plan import Step, plan_decoding
-from lpd_ext.schedule import group_sizes
-from lpd_tools.checks import check_output
+from lpd_ext import _C
+from lpd_ext.cuda_graphs import DecodeGraphs
+from lpd_ext.model import LPDModel
+from lpd_ext.orders import make_orders
+from lpd_ext.sampler import DecodeRequest, generate
+from lpd_tools.bench_cases import SHAPES, Case, Shape, cases
+from lpd_tools.bench_timing import Times, copy_bandwidth, interleaved, machine
+from lpd_tools.checks import check_device, check_output
+from lpd_tools.plain_decode import decode_plain
 
-# lpd_l at 256 px: E 1024, H 16, V 16384, 16x16 tokens in 20 steps, with guidance.
-_DIM, _HEADS, _VOCAB, _GRID, _STEPS = 1024, 16, 16384, (16, 16), 20
-_SHAPE_NAME = "L-256-20"
-
-
-@dataclass(frozen=True)
-class Case:
-    """One operator at one shape: ours, its plain-torch twin, and what a call has to move or compute."""
-
-    name: str
-    ours: Callable[[], Any]
-    plain: Callable[[], Any]
-    gigabytes: float = 0.0
-    gigaflops: float = 0.0
+_FIRST_SHAPE = next(iter(SHAPES))
 
 
 def bench(
-    step: Annotated[int, typer.Option(min=1, max=_STEPS - 1, help="Decoding step whose shapes are used.")] = 15,
-    batch: Annotated[int, typer.Option(min=1, help="Images (twice as many sequences, with guidance).")] = 1,
+    device: Annotated[str, typer.Option(help="cpu (fp32) or cuda (bf16).")] = "cpu",
+    shape: Annotated[list[str] | None, typer.Option(help=f"{' or '.join(SHAPES)}, or both.")] = None,
+    step: Annotated[int | None, typer.Option(min=1, help="Decoding step; default: the shape's own.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Images (twice as many sequences); default 1.")] = None,
     repeats: Annotated[int, typer.Option(min=3, help="Timed calls of each, interleaved.")] = 30,
+    decode: Annotated[bool, typer.Option("--decode", help="Time whole decodes of lpd_l too.")] = False,
     output: Annotated[Path | None, typer.Option(help="JSON file to write the figures to.")] = None,
 ) -> None:
-    """Time the operators against plain torch, interleaved in one run; medians with the middle half of the times."""
+    """Time operators against plain torch, interleaved in one run; medians, and half the span of the middle half."""
     if output is not None:
         check_output(output, ".json")
+    place = check_device(device)
+    if place.type == "cuda" and not _C.build_config()["cuda_architectures"]:
+        raise ValueError("device cuda: lpd_ext was built without CUDA kernels; install it again where nvcc is found")
+    names = shape or [_FIRST_SHAPE]
+    for name in names:
+        if name not in SHAPES:
+            raise ValueError(f"shape must be one of {', '.join(SHAPES)}, got {name!r}")
+        if step is not None and step >= SHAPES[name].steps:
+            raise ValueError(f"step must be below the {SHAPES[name].steps} steps of {name}, got {step}")
     console = Console()
-    table = Table(title=f"{_SHAPE_NAME} step {step}, B = {batch}, fp32")
-    for column in ("operator", "µs", "middle half", "rate", "plain torch µs", "ratio"):
-        table.add_column(column, justify="left" if column == "operator" else "right")
+    dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
     results = []
     with torch.inference_mode():
-        for case in track(_cases(step, batch), "Timing", console=console, transient=True):
-            ours, plain = _interleaved(case.ours, case.plain, repeats)
-            median, twin = statistics.median(ours), statistics.median(plain)
-            low, _, high = statistics.quantiles(ours, n=4)
-            rate = ""
-            if case.gigaflops:
-                rate = f"{case.gigaflops / median:.0f} GFLOP/s"
-            elif case.gigabytes:
-                rate = f"{case.gigabytes / median:.1f} GB/s"
-            row = (case.name, f"{median * 1e6:.0f}", f"{low * 1e6:.0f}-{high * 1e6:.0f}", rate, f"{twin * 1e6:.0f}")
-            table.add_row(*row, f"{twin / median:.1f}x")
-            results.append({"operator": case.name, "seconds": ours, "plain_seconds": plain, "rate": rate})
-    machine = {
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "isa": _C.cpu_isa(),
-        "torch": torch.__version__,
-        "lpd_ext": _version(),
-        "shape": _SHAPE_NAME,
-        "step": step,
-        "batch": batch,
-    }
-    console.print(table)
-    console.print(", ".join(f"{name} {value}" for name, value in machine.items()), style="dim")
+        bandwidth = copy_bandwidth(place, min(repeats, 10))
+        for name in names:
+            for images in batch or [1]:
+                at = SHAPES[name].step if step is None else step
+                title = f"{name} step {at}, B = {images}, {str(dtype).removeprefix('torch.')}"
+                timed = cases(SHAPES[name], at, images, place, dtype)
+                rows = [
+                    _time_case(case, repeats, place, bandwidth)
+                    for case in track(timed, f"Timing {title}", console=console, transient=True)
+                ]
+                if decode:
+                    rows += _time_decodes(SHAPES[name], images, place, dtype, console)
+                console.print(_table(title, rows))
+                results += [{"shape": name, "step": at, "batch": images} | row for row in rows]
+    about = machine(place) | {"copy GB/s": round(bandwidth * 1e-9, 1)}
+    console.print(", ".join(f"{key} {value}" for key, value in about.items()), style="dim")
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+        output.write_text(json.dumps({"machine": about, "results": results}, indent=1) + "\n")
         console.print(str(output.resolve()), markup=False, soft_wrap=True)
 
 
-def _cases(step_index: int, batch: int) -> list[Case]:
+def _time_case(case: Case, repeats: int, device: torch.device, bandwidth: float) -> dict[str, Any]:
+    if case.plain_in_graph:
+        ours, plain = interleaved([case.ours, case.plain], repeats, device)
+    else:
+        (ours,) = interleaved([case.ours], repeats, device)
+        (plain,) = interleaved([case.plain], min(repeats, 5), device, in_graph=False)
+    row = _row(case.name, ours, plain)
+    if case.gigabytes:
+        row |= {"GB/s": case.gigabytes / ours.median, "share": 1e9 * case.gigabytes / ours.median / bandwidth}
+    if case.gigaflops:
+        row["GFLOP/s"] = case.gigaflops / ours.median
+    return row
+
+
+def _row(name: str, ours: Times, plain: Times) -> dict[str, Any]:
+    return {
+        "operator": name,
+        "seconds": ours.seconds,
+        "plain_seconds": plain.seconds,
+        "ratio": plain.median / ours.median,
+    }
+
+
+def _time_decodes(
+    shape: Shape, batch: int, device: torch.device, dtype: torch.dtype, console: Console
+) -> list[dict[str, Any]]:
+    """Whole decodes: ours (on CUDA as one graph, and eagerly) and the published style, weights drawn at random."""
     torch.manual_seed(0)
-    num_tokens, head_dim = _GRID[0] * _GRID[1], _DIM // _HEADS
-    sizes = group_sizes(num_tokens, _STEPS)
-    plan = plan_decoding([sizes] * batch, [True] * batch, num_tokens, torch.device("cpu"))
-    step: Step = plan.steps[step_index]
-    rows = step.num_context_rows + step.num_query_rows
-    sequences = plan.num_sequences
+    with torch.device(device):
+        model = LPDModel(shape.config).to(dtype).eval()
+    sizes, labels = shape.group_sizes, list(range(batch))
+    orders = make_orders(
+        "locality", [sizes] * batch, shape.grid, torch.arange(batch), repulsion_threshold=shape.repulsion_threshold
+    ).to(device)
+    request = DecodeRequest(
+        labels=labels,
+        group_sizes=[sizes] * batch,
+        orders=orders,
+        guidance_scale=[shape.guidance_scale] * batch,
+        temperature=[1.0] * batch,
+        top_k=[0] * batch,
+        top_p=[1.0] * batch,
+        seeds=labels,
+    )
+    label_ids = torch.tensor(labels, device=device)
+    graphs = DecodeGraphs()
+    runs: dict[str, Callable[[], Tensor]] = {"decode": lambda: generate(model, request, graphs)}
+    if device.type == "cuda":
+        runs["decode, eager"] = lambda: generate(model, request)
 
-    x, delta = torch.randn(rows, _DIM), torch.randn(rows, _DIM) * 1e-3
-    weight, bias = torch.randn(_DIM), torch.randn(_DIM)
-    content, positions = torch.randn(_VOCAB + 1002, _DIM), torch.randn(1 + num_tokens, _DIM)
-    content_ids = torch.randint(_VOCAB, (rows,))
-    position_ids = torch.randint(1 + num_tokens, (rows,))
-    qkv = torch.randn(rows, 3, _HEADS, head_dim)
-    k_cache = torch.randn(sequences, _HEADS, plan.cache_positions, head_dim)
-    v_cache = torch.randn_like(k_cache)
-    attention = (qkv, k_cache, v_cache, step.segments, step.max_rows, step.max_keys, 0, head_dim**-0.5)
-    logits = torch.randn(step.num_query_rows, _VOCAB) * 3
-    drawn = len(step.image)
-    sampling = (logits, step.conditional_row, step.unconditional_row, torch.full((drawn,), 4.8), torch.ones(drawn))
-    filters = (torch.full((drawn,), 900, dtype=torch.int32), torch.full((drawn,), 0.95))
-    keys = (torch.arange(drawn), torch.arange(drawn))
-    orders = (torch.tensor(sizes, dtype=torch.int32), *_GRID, 1.0, 2, torch.arange(batch))
+    def plain() -> Tensor:
+        return decode_plain(model, label_ids, sizes, orders, shape.guidance_scale)
 
-    kv_length = step.max_keys - step.num_query_rows // sequences
-    per_sequence = step.num_context_rows * kv_length + step.num_query_rows * step.max_keys
-    return [
-        Case(
-            "group_attention",
-            lambda: ops.group_attention(*attention),
-            lambda: _two_calls(qkv, k_cache, v_cache, step),
-            gigaflops=4e-9 * per_sequence * _DIM,
-        ),
-        Case(
-            "residual_layer_norm",
-            lambda: ops.residual_layer_norm(x, delta, weight, bias),
-            lambda: reference.residual_layer_norm(x, delta, weight, bias),
-            gigabytes=4e-9 * 4 * rows * _DIM,
-        ),
-        Case(
-            "embed_rows",
-            lambda: ops.embed_rows(content_ids, position_ids, content, positions, weight, bias),
-            lambda: reference.embed_rows(content_ids, position_ids, content, positions, weight, bias),
-            gigabytes=4e-9 * 3 * rows * _DIM,
-        ),
-        Case(
-            "sample_tokens",
-            lambda: ops.sample_tokens(*sampling, None, None, *keys),
-            lambda: _sort_based(*sampling, None, None),
-            gigabytes=4e-9 * logits.numel(),
-        ),
-        Case(
-            "  k 900, p 0.95",
-            lambda: ops.sample_tokens(*sampling, *filters, *keys),
-            lambda: _sort_based(*sampling, 900, 0.95),
-            gigabytes=4e-9 * logits.numel(),
-        ),
-        Case(
-            "locality_order",
-            lambda: ops.locality_order(*orders),
-            lambda: reference.locality_order(*orders),
-        ),
-    ]
+    with console.status(f"Timing decodes of {len(sizes)} steps"):
+        *ours, published = interleaved([*runs.values(), plain], 3, device, in_graph=False)
+    return [_row(name, times, published) for name, times in zip(runs, ours, strict=True)]
 
 
-def _two_calls(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, step: Step) -> Tensor:
-    """What a user of plain torch would write for equal segments: write the cache, then one SDPA call per row class."""
-    _, num_context, _, num_query, cached, _ = step.segments[0].tolist()
-    sequences = len(step.segments)
-    context, query = qkv.split([step.num_context_rows, step.num_query_rows])
-    q1, k1, v1 = context.unflatten(0, (sequences, num_context)).permute(2, 0, 3, 1, 4)
-    q2, k2, v2 = query.unflatten(0, (sequences, num_query)).permute(2, 0, 3, 1, 4)
-    end = cached + num_context
-    k_cache[:, :, cached:end], v_cache[:, :, cached:end] = k1, v1
-    attend = torch.nn.functional.scaled_dot_product_attention
-    first = attend(q1, k_cache[:, :, :end], v_cache[:, :, :end])
-    second = attend(q2, torch.cat([k_cache[:, :, :end], k2], 2), torch.cat([v_cache[:, :, :end], v2], 2))
-    return torch.cat([part.transpose(1, 2).flatten(0, 1).flatten(1) for part in (first, second)])
+def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("operator", "time", "spread", "GB/s", "of copy", "GFLOP/s", "torch", "ratio"):
+        table.add_column(column, justify="left" if column == "operator" else "right", no_wrap=True)
+    for row in rows:
+        ours, plain = Times(row["seconds"]), Times(row["plain_seconds"])
+        low, high = ours.middle_half
+        table.add_row(
+            row["operator"],
+            _text(ours.median),
+            f"±{(high - low) / 2 / ours.median:.0%}",
+            f"{row['GB/s']:.1f}" if "GB/s" in row else "",
+            f"{row['share']:.0%}" if "share" in row else "",
+            f"{row['GFLOP/s']:.0f}" if "GFLOP/s" in row else "",
+            _text(plain.median),
+            f"{row['ratio']:.{1 if row['ratio'] < 100 else 0}f}x",
+        )
+    return table
 
 
-def _sort_based(
-    logits: Tensor, c_row: Tensor, u_row: Tensor, guidance: Tensor, temperature: Tensor, k: int | None, p: float | None
-) -> Tensor:
-    """The usual chain: mix, temperature, topk threshold, sorted cumulative softmax, multinomial."""
-    c, u = logits[c_row], logits[u_row]
-    x = (u + guidance[:, None] * (c - u)) / temperature[:, None]
-    if k is not None:
-        x = x.masked_fill(x < x.topk(k).values[:, -1:], float("-inf"))
-    if p is not None:
-        ordered, ids = x.sort(descending=True)
-        removed = ordered.softmax(-1).cumsum(-1) > p
-        removed = torch.cat([torch.zeros_like(removed[:, :1]), removed[:, :-1]], dim=1)
-        x = x.masked_fill(removed.scatter(1, ids, removed), float("-inf"))
-    return x.softmax(-1).multinomial(1)
-
-
-def _interleaved(ours: Callable[[], Any], plain: Callable[[], Any], repeats: int) -> tuple[list[float], list[float]]:
-    times: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(repeats + 2):
-        for run, record in zip((ours, plain), times, strict=True):
-            start = time.perf_counter()
-            run()
-            if repeat >= 2:  # the first rounds warm caches and thread pools
-                record.append(time.perf_counter() - start)
-    return times
-
-
-def _version() -> str:
-    """The version, with the commit when the command belongs to a checkout or is run in one (as `make bench` does)."""
-    for folder in (Path(__file__).parents[2], Path.cwd()):
-        if (folder / ".git").exists() and (folder / "lpd_ext" / "_C.pyi").exists():
-            command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
-            try:
-                commit = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-            except (OSError, subprocess.CalledProcessError):
-                continue  # no git here, or it does not trust the folder
-            return f"{_C.__version__} ({commit})"
-    return _C.__version__
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+def _text(seconds: float) -> str:
+    """Three digits in the unit that suits: 35.2 µs, 4.81 ms, 4.04 s."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size or unit == "µs":
+            break
+    value = seconds / size
+    digits = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{digits}f} {unit}"

@@ -30,7 +30,7 @@ def info(
     table.add_column(overflow="fold")
     rows = [
         ("lpd_ext", f"{build['version']}, built with {build['compiler']} on torch {build['torch']}"),
-        ("CUDA kernels", build["cuda_architectures"] or "none in this build"),
+        ("CUDA kernels", _cuda_kernels(build)),
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         ("processor", f"{platform.processor() or platform.machine()}"),
         ("instruction sets", f"{_C.cpu_isa()} in use, of {', '.join(_C.available_cpu_isas())}"),
@@ -46,3 +46,9 @@ def info(
     for name, value in rows:
         table.add_row(name, value)
     Console().print(table)
+
+
+def _cuda_kernels(build: dict[str, str]) -> str:
+    if not build["cuda_architectures"]:
+        return "none in this build"
+    return f"for compute capability {build['cuda_architectures']}, by {build['cuda_compiler']}"

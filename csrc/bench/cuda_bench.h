@@ -1,0 +1,128 @@
+// What the CUDA microbenchmarks share: named shapes, device buffers and timing by events. Google Benchmark reports the
+// time of one launch and the bytes the operator cannot do without.
+#pragma once
+
+#include <benchmark/benchmark.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "common/dtype.h"
+#include "common/segment.h"
+
+namespace lpd::bench {
+
+// A decoding step of a named model with guidance: batch B makes 2B sequences of these sizes.
+struct Shape {
+  const char* name;
+  int32_t num_context;   // a
+  int32_t num_query;     // m
+  int32_t cache_length;  // c
+  int32_t height, width;
+};
+
+constexpr Shape kShapes[] = {{"L-256-20 step 15", 18, 19, 141, 16, 16}, {"L-512-48 step 30", 28, 28, 428, 32, 32}};
+constexpr int kHeads = 16, kHeadDim = 64, kWidth = kHeads * kHeadDim, kVocab = 16384;
+
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+}
+
+// Device memory with its initial content.
+template <class T>
+class DeviceArray {
+ public:
+  explicit DeviceArray(const std::vector<T>& values) {
+    check(cudaMalloc(&data_, values.size() * sizeof(T) + 1));
+    check(cudaMemcpy(data_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
+  }
+  DeviceArray(const DeviceArray&) = delete;
+  DeviceArray& operator=(const DeviceArray&) = delete;
+  ~DeviceArray() { cudaFree(data_); }
+  T* get() const { return data_; }
+
+ private:
+  T* data_ = nullptr;
+};
+
+// Normally distributed bf16 values.
+inline std::vector<uint16_t> random_bf16(int64_t count) {
+  std::mt19937 generator(0);
+  std::normal_distribution<float> normal;
+  std::vector<uint16_t> values(static_cast<size_t>(count));
+  for (uint16_t& value : values) value = from_float<BFloat16>(normal(generator)).bits;
+  return values;
+}
+
+template <class T>
+std::vector<T> random_ids(int64_t count, T end) {
+  std::mt19937 generator(0);
+  std::uniform_int_distribution<T> uniform(0, end - 1);
+  std::vector<T> values(static_cast<size_t>(count));
+  for (T& value : values) value = uniform(generator);
+  return values;
+}
+
+// Equal segments of a step, context rows first.
+inline std::vector<int32_t> make_segments(const Shape& shape, int32_t sequences) {
+  std::vector<int32_t> segments;
+  for (int32_t s = 0; s < sequences; ++s) {
+    const int32_t query_start = sequences * shape.num_context + s * shape.num_query;
+    for (int32_t value :
+         {s * shape.num_context, shape.num_context, query_start, shape.num_query, shape.cache_length, s}) {
+      segments.push_back(value);
+    }
+  }
+  return segments;
+}
+
+// Times `launch(stream)`; `bytes` is the least one launch moves. Launches are recorded in a graph, as a decode's are,
+// so that the host's pace does not count; their data stays in L2 where it fits, as that of a decode's small batches
+// does.
+template <class Launch>
+void measure(benchmark::State& state, const Shape& shape, double bytes, Launch launch) {
+  constexpr int kLaunches = 20;  // per pair of events, whose resolution is about half a microsecond
+  cudaStream_t stream;
+  check(cudaStreamCreate(&stream));
+  launch(stream);
+  cudaGraph_t graph;
+  cudaGraphExec_t launches;
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  for (int i = 0; i < kLaunches; ++i) launch(stream);
+  check(cudaStreamEndCapture(stream, &graph));
+  check(cudaGraphInstantiate(&launches, graph, 0));
+  cudaEvent_t begin, end;
+  check(cudaEventCreate(&begin));
+  check(cudaEventCreate(&end));
+  for (auto _ : state) {
+    check(cudaEventRecord(begin, stream));
+    check(cudaGraphLaunch(launches, stream));
+    check(cudaEventRecord(end, stream));
+    check(cudaEventSynchronize(end));
+    float milliseconds = 0;
+    check(cudaEventElapsedTime(&milliseconds, begin, end));
+    state.SetIterationTime(milliseconds * 1e-3 / kLaunches);
+  }
+  state.SetLabel(shape.name);
+  state.counters["bytes/s"] = benchmark::Counter(bytes, benchmark::Counter::kIsIterationInvariantRate);
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  cudaGraphExecDestroy(launches);
+  cudaGraphDestroy(graph);
+  cudaStreamDestroy(stream);
+}
+
+// Every named shape at B = 1 and 32: range(0) is the shape, range(1) the batch.
+inline void all_shapes(benchmark::internal::Benchmark* bench) {
+  bench->ArgNames({"shape", "B"})
+      ->ArgsProduct({{0, 1}, {1, 32}})
+      ->UseManualTime()
+      ->Iterations(100)
+      ->Unit(benchmark::kMicrosecond);
+}
+
+}  // namespace lpd::bench

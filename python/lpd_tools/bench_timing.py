@@ -1,0 +1,129 @@
+"""Timing for benchmarks: two functions interleaved in one run, on a CPU by the clock, on a GPU by events."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lpd_ext import _C
+
+Function = Callable[[], Any]
+_CALLS_PER_GRAPH = 20  # per pair of events, whose resolution is about half a microsecond
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds per call, one entry per repeat."""
+
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def middle_half(self) -> tuple[float, float]:
+        low, _, high = statistics.quantiles(self.seconds, n=4)
+        return low, high
+
+
+def interleaved(functions: list[Function], repeats: int, device: torch.device, in_graph: bool = True) -> list[Times]:
+    """Time the functions in turn, `repeats` times each after two rounds of warm-up.
+
+    On CUDA several calls are recorded in a graph, so that short kernels are not hidden by the host; in_graph=False: one
+    call, for functions that cannot be recorded.
+    """
+    measure = _gpu_timer(functions, in_graph) if device.type == "cuda" else [_clocked(run) for run in functions]
+    seconds: list[list[float]] = [[] for _ in functions]
+    for repeat in range(repeats + 2):
+        for timed, record in zip(measure, seconds, strict=True):
+            elapsed = timed()
+            if repeat >= 2:
+                record.append(elapsed)
+    return [Times(record) for record in seconds]
+
+
+def _clocked(run: Function) -> Callable[[], float]:
+    def timed() -> float:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    return timed
+
+
+def _gpu_timer(functions: list[Function], in_graph: bool) -> list[Callable[[], float]]:
+    def timed_by_events(run: Function, calls: int) -> Callable[[], float]:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+        def timed() -> float:
+            begin.record()
+            run()
+            end.record()
+            end.synchronize()
+            return float(begin.elapsed_time(end)) * 1e-3 / calls
+
+        return timed
+
+    if not in_graph:
+        return [timed_by_events(run, 1) for run in functions]
+    return [timed_by_events(_recorded(run), _CALLS_PER_GRAPH) for run in functions]
+
+
+def _recorded(run: Function) -> Function:
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        run()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(_CALLS_PER_GRAPH):
+            run()
+    return graph.replay
+
+
+def copy_bandwidth(device: torch.device, repeats: int) -> float:
+    """Bytes per second, read and written, of a copy too large for any cache."""
+    source = torch.zeros((1 << 30) if device.type == "cuda" else (1 << 27), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    (times,) = interleaved([lambda: target.copy_(source)], repeats, device, in_graph=False)
+    return 2 * source.numel() / times.median
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a figure must name: processor or card, threads, versions and commit."""
+    described: dict[str, Any] = {"processor": _processor(), "threads": torch.get_num_threads(), "isa": _C.cpu_isa()}
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        described = {"gpu": card.name, "multiprocessors": card.multi_processor_count, "cuda": torch.version.cuda}
+    return described | {"torch": torch.__version__, "lpd_ext": version()}
+
+
+def version() -> str:
+    """The version, with the commit when the command belongs to a checkout or is run in one (as `make bench` does)."""
+    for folder in (Path(__file__).parents[2], Path.cwd()):
+        if (folder / ".git").exists() and (folder / "lpd_ext" / "_C.pyi").exists():
+            command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+            try:
+                commit = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+            except (OSError, subprocess.CalledProcessError):
+                continue  # no git here, or it does not trust the folder
+            return f"{_C.__version__} ({commit})"
+    return _C.__version__
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

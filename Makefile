@@ -1,20 +1,24 @@
 # One command each for what one does with this repository; `make help` lists them.
 PYTHON ?= python3
 VENV ?= .venv
+VENV_ARGS ?=  # --system-site-packages takes the torch that is installed already
+LPD_WERROR ?= ON
 BIN := $(VENV)/bin
 TORCH ?= auto
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
+SOURCES := $(foreach suffix,h cpp cu cuh,'csrc/**.$(suffix)' 'tests/**.$(suffix)')
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test emulated lint format bench cuda-all cuda-table test-gpu bench-gpu clean
 
 help:  ## List the commands
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 # PyTorch comes first, so that the extension is built against it; TORCH=<requirement> chooses another than
 # build_backend/install_torch.py would.
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV_ARGS) $(VENV)
 
 .PHONY: torch lint-tools
 torch: $(BIN)/python
@@ -29,22 +33,56 @@ setup: torch  ## Virtual environment with torch, the library and the `lpd` comma
 demo: setup  ## Draw a labelled grid of images with the bundled model
 	$(BIN)/lpd sample --output demo/grid.png
 
-test: torch  ## Build, then run the whole test suite
-	LPD_WERROR=ON $(BIN)/pip install --quiet '.[tools,test]'
-	GOMP_SPINCOUNT=0 $(BIN)/pytest $(PYTEST_ARGS)
+# What the tests run on: the library as users install it, and the CUDA kernels compiled for the CPU beside it.
+.PHONY: test-build
+test-build: torch
+	LPD_WERROR=$(LPD_WERROR) $(BIN)/pip install --quiet '.[tools,test]'
+
+test: test-build emulated  ## Build, then run the whole test suite
+	LPD_REQUIRE="$(LPD_REQUIRE) emulated" GOMP_SPINCOUNT=0 $(BIN)/pytest $(PYTEST_ARGS)
+
+emulated: test-build  ## Build the CUDA kernels for the CPU (torch.ops.lpd_emulated), which the tests then run too
+	@mkdir -p build && $(BIN)/cmake -S . -B build/emulated -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DLPD_CUDA=OFF \
+	  -DLPD_EMULATED_CUDA=ON -DLPD_WERROR=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python > build/emulated.log \
+	  || (cat build/emulated.log; false)
+	@$(BIN)/cmake --build build/emulated --target lpd_emulated
 
 lint: torch lint-tools  ## Check style and types (ruff, mypy, clang-format)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/**.h' 'csrc/**.cpp')
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files $(SOURCES))
 
 format: lint-tools  ## Rewrite sources in the house style
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/**.h' 'csrc/**.cpp')
+	$(BIN)/clang-format -i $$(git ls-files $(SOURCES))
 
 bench: setup  ## Time the operators against plain torch in the same run
 	GOMP_SPINCOUNT=0 $(BIN)/lpd bench
+
+cuda-all:  ## Compile the CUDA kernels for every architecture and check the machine code (needs nvcc, no GPU)
+	LPD_CUDA=ON LPD_CUDA_ARCHITECTURES= $(MAKE) test-build
+	LPD_REQUIRE=nvcc $(BIN)/pytest tests/test_cuda_static.py
+
+cuda-table:  ## Write the table of registers and shared memory that the tests compare with
+	LPD_CUDA=ON LPD_CUDA_ARCHITECTURES= $(MAKE) test-build
+	$(BIN)/python tests/cuda_static.py
+
+# The kernels are compiled for the GPU at hand alone. Warnings of a compiler unknown here are no reason not to test.
+GPU = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
+FOR_GPU = LPD_CUDA=ON LPD_CUDA_ARCHITECTURES=$(GPU)-real LPD_WERROR=OFF
+.PHONY: gpu
+gpu:
+	@command -v nvidia-smi > /dev/null || (echo "nvidia-smi was not found: this needs an NVIDIA GPU and its driver."; false)
+	@command -v nvcc > /dev/null || test -n "$$CUDACXX" || (echo "nvcc was not found: put it on PATH or set CUDACXX."; false)
+
+test-gpu: gpu  ## All tests with the CUDA backend, on a machine with a GPU; a CUDA test that is skipped fails
+	$(FOR_GPU) LPD_REQUIRE=cuda $(MAKE) test
+
+bench-gpu: gpu torch  ## Time every operator and whole decodes on the GPU against plain torch in the same run
+	$(FOR_GPU) $(BIN)/pip install --quiet '.[tools]'
+	$(BIN)/lpd bench --device cuda --shape L-256-20 --shape L-512-48 --batch 1 --batch 32 --decode \
+	  --output build/bench-gpu.json
 
 clean:  ## Remove what the commands above made
 	rm -rf build dist demo $(VENV)

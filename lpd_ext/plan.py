@@ -45,6 +45,13 @@ class Plan:
     cache_positions: int
     sequence_image: Tensor  # int64 [S]
 
+    def record_stream(self) -> None:
+        """On CUDA, keep the memory of the plan, which other streams share, from reuse until this stream is done."""
+        for part in (self, *self.steps):
+            for value in vars(part).values():
+                if isinstance(value, Tensor) and value.is_cuda:
+                    value.record_stream(torch.cuda.current_stream())
+
 
 def plan_decoding(
     schedules: Sequence[Sequence[int]], guided: Sequence[bool], num_tokens: int, device: torch.device

@@ -115,6 +115,7 @@ def _decode(model: LPDModel, request: DecodeRequest) -> Iterator[Tensor]:
     with _decoding_modes(model.pos_embed.device):
         state = _DecodeState(model, _Layout.of(request))
         state.load(request)
+        state.plan.record_stream()
     for t, step in enumerate(state.plan.steps):
         with _decoding_modes(model.pos_embed.device):
             state.advance(step)

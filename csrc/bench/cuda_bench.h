@@ -6,9 +6,9 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <random>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "common/dtype.h"
@@ -29,7 +29,9 @@ constexpr Shape kShapes[] = {{"L-256-20 step 15", 18, 19, 141, 16, 16}, {"L-512-
 constexpr int kHeads = 16, kHeadDim = 64, kWidth = kHeads * kHeadDim, kVocab = 16384;
 
 inline void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "lpd_bench_cuda: %s\n", cudaGetErrorString(error));
+  std::exit(1);
 }
 
 // Device memory with its initial content.

@@ -42,6 +42,8 @@ class Case:
             getattr(torch.ops.lpd_emulated, self.operator)(**self.arguments)
         (launch,) = launches
         moved = {name: counts["moved"] for name, counts in launch["global"].items()}
+        kinds = ("read", "copied", "written", "atomic")
+        requests = sum(counts[kind]["requests"] for counts in launch["global"].values() for kind in kinds)
         apart = sum(moved.pop(name) for name in self.apart)
         shared = launch["shared"]["all"]
         caches = [counts for name, counts in launch["global"].items() if name.endswith("_cache")]
@@ -52,6 +54,7 @@ class Case:
             "least": self.least,
             "moved": sum(moved.values()),
             "apart": apart,
+            "requests": requests,
             "wavefronts": shared["wavefronts"],
             "conflict_free": shared["conflict_free"],
             "plain_cache_reads": sum(counts["read"]["requests"] for counts in caches),

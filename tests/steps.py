@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -206,6 +207,18 @@ def check_group_attention(step: Step, group_attention: Callable[..., Tensor], de
     error = (output.cpu().double() - exact).abs().max()
     allowed = 2 * (sdpa(step).double() - exact).abs().max() + FLOOR * exact.abs().max()
     assert error <= allowed, f"error {error:.3e}, allowed {allowed:.3e}"
+
+
+def check_refused(
+    call: Callable[[Step], object], change: Callable[[Step], Step], message: str, device: torch.device
+) -> None:
+    """A change of BAD_ARGUMENTS or BAD_SEGMENTS raises its message before anything is written."""
+    step = change(make_step([Layout(3, 4, 5), Layout(2, 3, 9)])).copy(device)
+    before = step.copy()
+    with pytest.raises(RuntimeError, match=message):
+        call(step)
+    assert_same_caches(step, before)
+    assert torch.equal(buffer_bytes(step.qkv), buffer_bytes(before.qkv))
 
 
 # ---- wrong arguments: what to change in a step of [Layout(3, 4, 5), Layout(2, 3, 9)], and what is then said ----

@@ -83,6 +83,8 @@ def test_steps_do_not_wait_for_the_device() -> None:
     next(steps)
     try:
         torch.cuda.set_sync_debug_mode("error")
+        with pytest.raises(RuntimeError, match="synchronizing"):
+            torch.ones(1, device=CUDA).item()  # so what follows would raise, too
         for _ in range(2):  # the last of the four ends with a look at the tokens
             next(steps)
     finally:

@@ -20,7 +20,7 @@ import torch
 from lpd_ext import _C, ops
 
 DATA = Path(__file__).parent / "data"
-BACKENDS = ("backend", "host_backend", "fast_backend")
+BACKENDS = ("backend", "host_backend")
 REQUIRED = set(os.environ.get("LPD_REQUIRE", "").split())
 
 
@@ -98,15 +98,14 @@ def host_backend(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         yield device
 
 
-@pytest.fixture(params=[name for name in _backends() if name != "emulated"])
-def fast_backend(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """`backend` without the emulated kernels, for thousands of draws."""
-    with _operators_on(request.param, request.node.nodeid) as device:
-        yield device
-
-
 @pytest.fixture
 def on_cuda_kernels(request: pytest.FixtureRequest) -> bool:
     """Whether `backend` or `host_backend` stands for the CUDA kernels, on a GPU or emulated."""
     params = request.node.callspec.params
     return any(params.get(fixture) in ("emulated", "cuda") for fixture in BACKENDS)
+
+
+@pytest.fixture
+def is_emulated(request: pytest.FixtureRequest) -> bool:
+    """Whether `backend` runs the CUDA kernels on the CPU, where thousands of draws take long."""
+    return bool(request.node.callspec.params["backend"] == "emulated")

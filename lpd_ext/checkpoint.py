@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from lpd_ext.linear import DecodingLinear, PackedLinear, can_pack, has_fast_arithmetic, replace_linears
 from lpd_ext.model import LPDConfig, LPDModel, check_grid
+from lpd_ext.quantize import SCALE_SUFFIX, Int8Linear
 from lpd_ext.state_files import complete_file, read_metadata, read_state_dict, write_state_dict
 
 CONFIG_FILE = "config.json"
@@ -25,7 +28,9 @@ MODEL_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.safetensors"
 _PUBLISHED_HEAD_DIM = 64
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ModelDType = torch.dtype | Literal["int8"]
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, "int8")
+_BLOCKS = "blocks."
 
 
 def load_model(
@@ -33,30 +38,106 @@ def load_model(
     *,
     grid: tuple[int, int] | None = None,
     heads: int | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: ModelDType | None = None,
     device: torch.device | str = "cpu",
+    packed: bool = False,
 ) -> LPDModel:
     """Load an LPD transformer in eval mode from a weight file or a directory with config.json.
 
-    grid resizes the position embedding to another (h, w); dtype is float32, bfloat16 or float16. heads must be given
-    where neither config.json, the file's metadata nor a width that is a multiple of 64 (the published head dimension)
-    tells it. Raises FileNotFoundError or ValueError.
+    grid resizes the position embedding to another (h, w). dtype is float32 (default), bfloat16, float16, or "int8":
+    linear layers rounded to int8, which is also what a file of int8 weights gives. heads must be given where neither
+    config.json, the file's metadata nor a width that is a multiple of 64 (the published head dimension) tells it.
+    packed, on the CPU: lay the linear layers out for decoding (`linear.PackedLinear`), layer by layer, so that they are
+    never held twice. int8 and packed models are for inference. Raises FileNotFoundError or ValueError.
     """
     if grid is not None:
         grid = check_grid(grid)
-    if dtype not in _DTYPES:
+    if dtype is not None and dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype}")
+    device = torch.device(device)
     path = Path(path)
     if path.is_dir():
         config = model_config(read_config(path))
         if heads is not None and heads != config.heads:
             raise ValueError(f"heads must be {config.heads} as config.json says, got {heads}")
-        state = read_state_dict(path / MODEL_FILE)
+        path = path / MODEL_FILE
+        state = read_state_dict(path)
     else:
         state = read_state_dict(path)
         heads, stored_grid = _sizes_of_file(path, heads)
         config = infer_config(state, heads, stored_grid or grid)
-    return model_from_state_dict(state, config, grid=grid).to(device=device, dtype=dtype).eval()
+    layers = _decoding_layers(state, dtype, device, packed)
+    float_dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
+    if device.type == "cpu" and not has_fast_arithmetic(float_dtype):
+        warnings.warn(
+            f"this processor has no {float_dtype} arithmetic: decoding is slower than in float32", stacklevel=2
+        )
+    if layers is None:
+        return model_from_state_dict(state, config, grid=grid).to(device=device, dtype=float_dtype).eval()
+    del state
+    return _load_part_by_part(path, config, grid, layers, float_dtype)
+
+
+def _decoding_layers(
+    state: Mapping[str, Tensor], dtype: ModelDType | None, device: torch.device, packed: bool
+) -> type[DecodingLinear] | None:
+    """The kind of linear layers that the arguments of `load_model` ask for; None: torch's own."""
+    stored_as_int8 = any(name.endswith(SCALE_SUFFIX) for name in state)
+    if stored_as_int8 and dtype not in (None, "int8"):
+        raise ValueError(f"dtype must be 'int8' or None for a checkpoint of int8 weights, got {dtype}")
+    if stored_as_int8 or dtype == "int8":
+        if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+            raise ValueError(f"dtype 'int8' decodes on the CPU, by a torch with oneDNN; got device {device}")
+        return Int8Linear
+    return PackedLinear if packed and can_pack(device, dtype or torch.float32) else None
+
+
+def _load_part_by_part(
+    path: Path,
+    config: LPDConfig,
+    grid: tuple[int, int] | None,
+    layers: type[DecodingLinear],
+    dtype: torch.dtype,
+) -> LPDModel:
+    """A model with linear layers of that kind from a published-layout file; ValueError if it does not fit config.
+
+    Each block, and the rest, comes from a mapping of the file of its own, so that no more than one of them is held both
+    as it was read and packed.
+    """
+    rest = _read_part(path, "", dtype)
+    model, config = _empty_model(rest, config, grid)
+    replace_linears(
+        model, nn.Linear, lambda linear: layers(linear.in_features, linear.out_features, linear.bias is not None)
+    )
+    faults: list[str] = []
+
+    def load(module: nn.Module, prefix: str, part: dict[str, Tensor]) -> None:
+        missing, unexpected = module.load_state_dict(part, strict=False, assign=True)
+        faults.extend(f"{prefix}{name} is missing" for name in missing if prefix or not name.startswith(_BLOCKS))
+        faults.extend(f"{prefix}{name} is unexpected" for name in unexpected)
+
+    try:
+        load(model, "", rest)
+        del rest
+        for i, block in enumerate(model.blocks):
+            load(block, prefix := f"{_BLOCKS}{i}.", _read_part(path, prefix, dtype))
+        faults.extend(f"{name} is unexpected" for name in _read_part(path, f"{_BLOCKS}{config.depth}.", dtype))
+        if faults:
+            raise RuntimeError("; ".join(faults))
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint does not fit {config}: {error}") from error
+    return model.requires_grad_(False).eval()
+
+
+def _read_part(path: Path, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Tensors below a prefix, without it; for "": those of no block. Floats come in dtype, int8 weights as they are."""
+    part: dict[str, Tensor] = {}
+    for name, tensor in read_state_dict(path).items():
+        if name.startswith(prefix) if prefix else not name.startswith(_BLOCKS):
+            kept = not tensor.is_floating_point() or name.endswith(SCALE_SUFFIX)
+            # Matrices are copied when they are packed; anything else would keep the whole mapping.
+            part[name.removeprefix(prefix)] = tensor.to(None if kept else dtype, copy=tensor.ndim != 2)
+    return part
 
 
 def _sizes_of_file(path: Path, heads: int | None) -> tuple[int | None, tuple[int, int] | None]:
@@ -82,18 +163,25 @@ def model_from_state_dict(
 ) -> LPDModel:
     """An LPDModel that uses the tensors of a published-layout state dict; ValueError if they do not fit config."""
     state = dict(state)
-    if grid is not None and check_grid(grid) != config.grid:
-        if "pos_embed" not in state:
-            raise ValueError(f"the checkpoint does not fit {config}: pos_embed is missing")
-        state["pos_embed"] = resize_position_embedding(state["pos_embed"], config.grid, grid)
-        config = replace(config, grid=check_grid(grid))
-    with torch.device("meta"):  # the tensors of `state` take the parameters' place: nothing is initialised or copied
-        model = LPDModel(config)
+    model, config = _empty_model(state, config, grid)
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise ValueError(f"the checkpoint does not fit {config}: {error}") from error
     return model
+
+
+def _empty_model(
+    state: dict[str, Tensor], config: LPDConfig, grid: tuple[int, int] | None
+) -> tuple[LPDModel, LPDConfig]:
+    """A model whose parameters the tensors of `state` shall become, which are resized to `grid`."""
+    if grid is not None and check_grid(grid) != config.grid:
+        if "pos_embed" not in state:
+            raise ValueError(f"the checkpoint does not fit {config}: pos_embed is missing")
+        state["pos_embed"] = resize_position_embedding(state["pos_embed"], config.grid, grid)
+        config = replace(config, grid=check_grid(grid))
+    with torch.device("meta"):  # nothing is initialised or copied
+        return LPDModel(config), config
 
 
 def infer_config(
@@ -162,12 +250,19 @@ def save_model(
     extra: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write config.json and model.safetensors (floats in dtype if given); `extra` adds entries to config.json."""
+    """Write config.json and model.safetensors (floats in dtype if given, but for the scales of int8 weights).
+
+    `extra` adds entries to config.json.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     height, width = model.config.grid
     metadata = {"heads": str(model.config.heads), "grid": f"{height}x{width}"}
-    write_state_dict(model.state_dict(), directory / MODEL_FILE, dtype, metadata)
+    state = model.state_dict()
+    scales = {name: state.pop(name) for name in list(state) if name.endswith(SCALE_SUFFIX)}
+    if dtype is not None:
+        state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+    write_state_dict(state | scales, directory / MODEL_FILE, None, metadata)
     text = json.dumps({"model": asdict(model.config), **(extra or {})}, indent=2) + "\n"
     with complete_file(directory / CONFIG_FILE) as file:
         file.write_text(text, encoding="utf-8")

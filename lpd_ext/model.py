@@ -7,7 +7,7 @@ speak the published layout, in which the four have names of their own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lpd_ext import ops
+from lpd_ext.linear import linear_step, mlp_step
 from lpd_ext.plan import Step
 from lpd_ext.schedule import check_group_sizes
 
@@ -130,13 +131,13 @@ class Block(nn.Module):
 
 @dataclass(frozen=True)
 class DecodingLayer:
-    """A block as the decoding steps use it: looked up, and its weights transposed for addmm, once per decode."""
+    """A block as the decoding steps use it, with its share of the caches."""
 
-    block: Block
-    qkv_weight: Tensor  # [E, 3E]
-    proj_weight: Tensor  # [E, E]
-    fc1_weight: Tensor  # [E, ratio*E]
-    fc2_weight: Tensor  # [ratio*E, E]
+    norm1: nn.LayerNorm
+    qkv: Callable[[Tensor], Tensor]  # [R, E] -> [R, 3E]
+    proj: Callable[[Tensor], Tensor]  # [R, E] -> [R, E]
+    norm2: nn.LayerNorm
+    mlp: Callable[[Tensor], Tensor]  # [R, E] -> [R, E]
     k_cache: Tensor  # [S, H, P, D]
     v_cache: Tensor
 
@@ -243,9 +244,9 @@ class LPDModel(nn.Module):
         layers = []
         for block, k, v in zip(self.blocks, k_cache.unbind(), v_cache.unbind(), strict=True):
             assert isinstance(block, Block)
-            linears = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
-            qkv, proj, fc1, fc2 = (linear.weight.detach().t() for linear in linears)
-            layers.append(DecodingLayer(block, qkv, proj, fc1, fc2, k, v))
+            attn, mlp = block.attn, block.mlp
+            qkv, proj = linear_step(attn.qkv), linear_step(attn.proj)
+            layers.append(DecodingLayer(block.norm1, qkv, proj, block.norm2, mlp_step(mlp.fc1, mlp.fc2), k, v))
         return layers
 
     def decode_step(
@@ -267,9 +268,7 @@ class LPDModel(nn.Module):
         x = ops.embed_rows(content_ids, positions, self.content, self.pos_embed, ln.weight, ln.bias, ln.eps)
         delta: Tensor | None = None
         for i, layer in enumerate(layers):
-            attn, mlp = layer.block.attn, layer.block.mlp
-            normed = _add_norm(x, delta, layer.block.norm1)
-            qkv = torch.addmm(attn.qkv.bias, normed, layer.qkv_weight).view(-1, 3, heads, head_dim)
+            qkv = layer.qkv(_add_norm(x, delta, layer.norm1)).view(-1, 3, heads, head_dim)
             first_row = 0
             if i == len(layers) - 1:
                 if step.num_query_rows == 0:
@@ -279,10 +278,10 @@ class LPDModel(nn.Module):
                 x = x[first_row:]
             sizes = (step.max_rows, step.max_keys, first_row)
             attended = ops.group_attention(qkv, layer.k_cache, layer.v_cache, step.segments, *sizes, scale, workspace)
-            delta = torch.addmm(attn.proj.bias, attended, layer.proj_weight)
-            hidden = torch.addmm(mlp.fc1.bias, _add_norm(x, delta, layer.block.norm2), layer.fc1_weight)
-            delta = torch.addmm(mlp.fc2.bias, F.gelu(hidden), layer.fc2_weight)
-        return F.linear(_add_norm(x, delta, self.norm), self.head.weight)
+            delta = layer.proj(attended)
+            delta = layer.mlp(_add_norm(x, delta, layer.norm2))
+        logits: Tensor = self.head(_add_norm(x, delta, self.norm))
+        return logits
 
 
 def _add_norm(x: Tensor, delta: Tensor | None, norm: nn.LayerNorm) -> Tensor:

@@ -194,6 +194,55 @@ def _(
     return seeds.new_empty(seeds.shape[0], height * width)
 
 
+def quantize_rows(x: Tensor, levels: int = 255) -> tuple[Tensor, Tensor]:
+    """Each row of x [R, K] as bytes 0..levels: uint8 [R, K], and float32 [R, 2], its scale and zero point.
+
+    x is about scale * (byte - zero_point); zero_point is a whole number, so zeros stay exact. CPU only. A row with an
+    infinity or a NaN has scale NaN.
+    """
+    result: tuple[Tensor, Tensor] = _ops.quantize_rows(x, levels)
+    return result
+
+
+@torch.library.register_fake("lpd_ext::quantize_rows")
+def _(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    return _fake_quantized(x)
+
+
+def _fake_quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
+    quantized = rows.new_empty(rows.shape, dtype=torch.uint8)
+    return quantized, rows.new_empty((rows.shape[0], 2), dtype=torch.float32)
+
+
+def dequantize_rows(product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None) -> None:
+    """Turn a product of quantised rows [R, N] into scale * (product - zero_point * column_sum) + bias, in place.
+
+    product float32, of the bytes with weights [N, K] that have been rounded; quantization float32 [R, 2], the rows'
+    scales and zero points; column_sum float32 [N], the weights' sums over K; bias float32 [N]. CPU only.
+    """
+    _ops.dequantize_rows(product, quantization, column_sum, bias)
+
+
+@torch.library.register_fake("lpd_ext::dequantize_rows")
+def _(product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None) -> None:
+    return None
+
+
+def gelu_quantize_rows(
+    product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None, levels: int = 255
+) -> tuple[Tensor, Tensor]:
+    """quantize_rows of GELU of what dequantize_rows makes of product, which is overwritten; arguments as in both."""
+    result: tuple[Tensor, Tensor] = _ops.gelu_quantize_rows(product, quantization, column_sum, bias, levels)
+    return result
+
+
+@torch.library.register_fake("lpd_ext::gelu_quantize_rows")
+def _(
+    product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None, levels: int
+) -> tuple[Tensor, Tensor]:
+    return _fake_quantized(product)
+
+
 OPERATORS = (
     "group_attention",
     "append_kv",
@@ -202,6 +251,7 @@ OPERATORS = (
     "sample_tokens",
     "locality_order",
 )
+CPU_OPERATORS = ("quantize_rows", "dequantize_rows", "gelu_quantize_rows")  # of ways to decode that only a CPU needs
 
 if not _C.build_config()["cuda_architectures"]:
     # Without CUDA kernels in the build, CUDA tensors go through plain torch: slower, and it waits for the device.

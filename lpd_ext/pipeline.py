@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from importlib import resources
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +14,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from lpd_ext.checkpoint import TOKENIZER_FILE, load_model, read_config, resolve_directory, save_model
+from lpd_ext.checkpoint import TOKENIZER_FILE, ModelDType, load_model, read_config, resolve_directory, save_model
 from lpd_ext.cuda_graphs import DecodeGraphs
+from lpd_ext.linear import pack, unpack
 from lpd_ext.model import LPDModel
 from lpd_ext.orders import make_orders
+from lpd_ext.quantize import is_quantized
 from lpd_ext.sampler import DecodeRequest, GuidanceSchedule, decode, generate
 from lpd_ext.schedule import as_int, check_group_sizes, sizes_per_image
 from lpd_ext.schedule import group_sizes as default_group_sizes
@@ -95,15 +96,16 @@ class LPDPipeline:
         tokenizer: str | Path | None = None,
         grid: tuple[int, int] | None = None,
         heads: int | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: ModelDType | None = None,
         device: torch.device | str = "cpu",
         revision: str | None = None,
     ) -> LPDPipeline:
         """Load a pipeline from a directory, a hub id, or a published weight file; no path: the bundled demo model.
 
         tokenizer is a weight file of its own, needed where path is one; grid resizes the position embedding to (h, w).
-        heads and dtype are the transformer's, as in `load_model`. Raises FileNotFoundError, ImportError (hub without
-        huggingface_hub) or ValueError.
+        heads and dtype (None, a float dtype or "int8") are the transformer's, as in `load_model`. On the CPU its linear
+        layers are packed for decoding: `linear.unpack(pipe.model)` makes them torch's again, for training. Raises
+        FileNotFoundError, ImportError (hub without huggingface_hub) or ValueError.
         """
         path = bundled_model() if path is None else resolve_directory(path, revision)
         config: Mapping[str, Any] = read_config(path) if path.is_dir() else {}
@@ -111,7 +113,7 @@ class LPDPipeline:
             if not path.is_dir():
                 raise ValueError("tokenizer must be given (a weight file) when path is a single weight file")
             tokenizer = path / TOKENIZER_FILE
-        model = load_model(path, grid=grid, heads=heads, dtype=dtype, device=device)
+        model = load_model(path, grid=grid, heads=heads, dtype=dtype, device=device, packed=True)
         vq = VQTokenizer.from_state_dict(read_state_dict(tokenizer)).float().to(device)
         return cls(model, vq, _sampling_defaults(config), _class_names(config))
 
@@ -123,8 +125,12 @@ class LPDPipeline:
         write_state_dict(self.tokenizer.state_dict(), directory / TOKENIZER_FILE, dtype)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LPDPipeline:
-        """Move both networks to device and the transformer to dtype."""
-        self.model.to(device=device, dtype=dtype)
+        """Move both networks to device and the transformer to dtype; ValueError if its weights are int8, which stay."""
+        if is_quantized(self.model) and not (dtype is None and torch.device(device or "cpu").type == "cpu"):
+            raise ValueError(f"an int8 transformer stays on the CPU and computes in float32, got {device}, {dtype}")
+        unpack(self.model).to(device=device, dtype=dtype)
+        if not self.model.training:
+            pack(self.model)
         self.tokenizer.to(device=device)
         self._graphs = DecodeGraphs()  # the old ones read weights that have moved
         return self
@@ -278,7 +284,7 @@ class LPDPipeline:
 
 def bundled_model() -> Path:
     """Directory of the demo model that comes with the package (Fashion-MNIST, 10 classes)."""
-    return Path(str(resources.files("lpd_ext"))) / "assets" / "fashion_mnist"
+    return Path(__file__).parent / "assets" / "fashion_mnist"
 
 
 def _sampling_defaults(config: Mapping[str, Any]) -> SamplingDefaults:

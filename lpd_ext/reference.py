@@ -34,6 +34,35 @@ def residual_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: T
     return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps).to(weight.dtype)
 
 
+def quantize_rows(x: Tensor, levels: int = 255) -> tuple[Tensor, Tensor]:
+    """Bytes [R, K], and scale and zero point [R, 2] of each row, from a range that covers it and 0."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    low, high = x.amin(1, keepdim=True).clamp(max=0), x.amax(1, keepdim=True).clamp(min=0)
+    scale = (high - low) / levels
+    scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
+    zero_point = (-low / scale).round()
+    quantized = (x / scale + zero_point).round().clamp(0, levels).to(torch.uint8)
+    scale = scale + (0 * x).sum(1, keepdim=True)  # NaN where a row has an infinity or a NaN
+    return quantized, torch.cat([scale, zero_point], dim=1)
+
+
+def dequantize_rows(product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None) -> None:
+    """product = scale * (product - zero_point * column_sum) + bias, in place."""
+    scale, zero_point = quantization.unsqueeze(-1).unbind(1)
+    product.sub_(zero_point * column_sum).mul_(scale)
+    if bias is not None:
+        product.add_(bias)
+
+
+def gelu_quantize_rows(
+    product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None, levels: int = 255
+) -> tuple[Tensor, Tensor]:
+    """dequantize_rows, GELU (exact form), quantize_rows."""
+    dequantize_rows(product, quantization, column_sum, bias)
+    product.copy_(F.gelu(product))
+    return quantize_rows(product, levels)
+
+
 def append_kv(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, segments: Tensor, max_rows: int) -> None:
     """Copy each segment's context K and V into its cache slot at [cache_length, cache_length + num_context)."""
     for context_start, num_context, _, _, cached, slot in segments.tolist():

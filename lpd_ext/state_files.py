@@ -15,9 +15,10 @@ from torch import Tensor
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors by name from a safetensors file (memory-mapped), or a torch file or its `model` entry.
+    """Tensors by name from a safetensors file, or a torch file or its `model` entry; memory-mapped.
 
-    A file is safetensors by its content, whatever its name.
+    A file is safetensors by its content, whatever its name. What was read of it stays in memory as long as one of the
+    tensors lives: the mapping is theirs together.
     Raises FileNotFoundError, or ValueError for a file that is truncated, foreign, or pickles more than tensors.
     """
     path = Path(path)

@@ -10,13 +10,16 @@
 #include "locality_order/locality_order.h"
 #include "residual_norm/residual_layer_norm.h"
 #include "row_embedding/embed_rows.h"
+#include "row_quantization/dequantize_rows.h"
+#include "row_quantization/quantize_rows.h"
 #include "token_sampling/sample_tokens.h"
 
 // The calling thread does items [begin, end); callers split the work. Kernels touch nothing but what params point to.
 #define LPD_FOR_EACH_CPU_KERNEL(apply)                                                                             \
   apply(group_attention, GroupAttentionParams) apply(append_kv, AppendKvParams) apply(embed_rows, EmbedRowsParams) \
       apply(residual_layer_norm, ResidualLayerNormParams) apply(sample_tokens, SampleTokensParams)                 \
-          apply(locality_order, LocalityOrderParams)
+          apply(locality_order, LocalityOrderParams) apply(quantize_rows, QuantizeRowsParams)                      \
+              apply(dequantize_rows, DequantizeRowsParams) apply(gelu_quantize_rows, GeluQuantizeRowsParams)
 
 namespace lpd {
 

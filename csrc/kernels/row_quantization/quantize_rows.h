@@ -1,0 +1,28 @@
+// quantize_rows: each row of activations as bytes with a scale and a zero point of its own, chosen from what it holds.
+#pragma once
+
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace lpd {
+
+// x ~ scale * (byte - zero_point). The range covers 0, and zero_point is a whole number, so 0 is exact.
+struct RowQuantization {
+  float scale;  // NaN if the row has an infinity or a NaN
+  float zero_point;
+};
+
+// Strides in elements; rows are contiguous.
+struct QuantizeRowsParams {
+  const void* x;                  // [R, K]
+  uint8_t* quantized;             // [R, K], contiguous
+  RowQuantization* quantization;  // [R]
+  int64_t x_stride;
+  int64_t num_rows;
+  int32_t width;   // K
+  int32_t levels;  // the largest byte
+  DType dtype;     // of x
+};
+
+}  // namespace lpd

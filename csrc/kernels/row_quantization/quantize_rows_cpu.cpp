@@ -1,0 +1,26 @@
+// quantize_rows on the CPU. Limited by bandwidth: a row is read from memory once, and a byte an element is written.
+#include "common/cpu_kernels.h"
+#include "row_quantization/quantize_row.h"
+
+namespace lpd::LPD_ISA {
+namespace {
+
+template <class T>
+void quantize_row_range(const QuantizeRowsParams& p, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    p.quantization[row] =
+        quantize_row(static_cast<const T*>(p.x) + row * p.x_stride, p.quantized + row * p.width, p.width, p.levels);
+  }
+}
+
+}  // namespace
+
+void quantize_rows(const QuantizeRowsParams& p, int64_t begin, int64_t end) {
+  switch (p.dtype) {
+    case DType::kFloat32: return quantize_row_range<float>(p, begin, end);
+    case DType::kBFloat16: return quantize_row_range<BFloat16>(p, begin, end);
+    case DType::kFloat16: return quantize_row_range<Float16>(p, begin, end);
+  }
+}
+
+}  // namespace lpd::LPD_ISA

@@ -1,0 +1,186 @@
+"""Linear layers made ready for decoding on a CPU: weights laid out for oneDNN's kernels, and never trained.
+
+A decoding step multiplies few rows by large matrices; kernels that find the matrix in its plain order read it at a
+fraction of the memory's speed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_TYPICAL_ROWS = 40  # oneDNN is told how many rows to expect; any number may come
+
+
+class DecodingLinear(nn.Module, ABC):
+    """A linear layer whose weights are packed, on the CPU.
+
+    The state dict (and so copies and pickles) holds the weights in their plain order, under the names of nn.Linear.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        with torch.device("meta"):
+            self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
+
+    @abstractmethod
+    def pack(self, **weights: Tensor) -> None:
+        """Take over weights, as `plain` returns them or as nn.Linear has them; ValueError if they cannot be packed."""
+
+    @abstractmethod
+    def plain(self) -> dict[str, Tensor]:
+        """Copies of what was packed, by the names of the state dict."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def mlp(self, x: Tensor, fc2: nn.Module) -> Tensor:
+        """fc2(gelu(self(x))), for a second layer of the same kind."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DecodingLinear:
+        self.pack(**{name: fn(weight) for name, weight in self.plain().items()})
+        super()._apply(fn, recurse)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        destination.update((prefix + name, weight) for name, weight in self.plain().items())
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self,
+        state: dict[str, Tensor],
+        prefix: str,
+        metadata: dict[str, Any],
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
+        shape = (self.out_features, self.in_features)
+        weights = {name: state.pop(prefix + name) for name in ("weight", "weight_scale") if prefix + name in state}
+        if "weight" not in weights:
+            missing.append(prefix + "weight")
+        elif weights["weight"].shape != shape:
+            errors.append(f"{prefix}weight: expected shape {list(shape)}, got {list(weights['weight'].shape)}")
+        else:
+            self.pack(**weights)
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
+
+    def __getstate__(self) -> dict[str, Any]:
+        packed = {name for name, value in self.__dict__.items() if isinstance(value, Tensor)}
+        state = {name: value for name, value in self.__dict__.items() if name not in packed}
+        return {"module": state, "plain": self.plain()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state["module"])
+        self.pack(**state["plain"])
+
+
+class PackedLinear(DecodingLinear):
+    """Packed weights in float32, or in bfloat16 where the processor computes with it."""
+
+    def pack(self, **weights: Tensor) -> None:
+        weight = weights.pop("weight")
+        if weights or not can_pack(weight.device, weight.dtype):
+            raise ValueError(f"cannot pack weights of {weight.dtype} on {weight.device}: unpack the model first")
+        # Neither a parameter nor a buffer: .to() and its like cannot move or cast what is packed.
+        self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _TYPICAL_ROWS)
+
+    @property
+    def weight(self) -> Tensor:
+        """A copy of the weights [N, K] in their plain order."""
+        return self._packed.to_dense()
+
+    def plain(self) -> dict[str, Tensor]:
+        return {"weight": self.weight}
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return out
+
+    def mlp(self, x: Tensor, fc2: nn.Module) -> Tensor:
+        hidden = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "gelu", [], "none")
+        out: Tensor = fc2(hidden)
+        return out
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether PackedLinear takes weights of this kind, on this processor."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and has_fast_arithmetic(dtype))
+
+
+def has_fast_arithmetic(dtype: torch.dtype) -> bool:
+    """Whether this processor multiplies matrices in dtype itself, rather than by way of float32."""
+    if dtype == torch.bfloat16:
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if dtype == torch.float16:
+        return torch.cpu._is_amx_fp16_supported()
+    return True
+
+
+def pack(model: nn.Module) -> nn.Module:
+    """Pack every linear layer of the model, in place, for inference; returns it. Nothing to do where none can be."""
+    return replace_linears(model, nn.Linear, _packed_from)
+
+
+def unpack(model: nn.Module) -> nn.Module:
+    """Give every packed layer of the model back as nn.Linear, in place; returns the model."""
+    return replace_linears(model, PackedLinear, _linear_from)
+
+
+def replace_linears(module: nn.Module, kind: type[nn.Module], replacement: Callable[[Any], nn.Module]) -> nn.Module:
+    """Put replacement(layer) in the place of every layer of exactly that kind below module; returns module."""
+    for name, child in list(module.named_children()):
+        if type(child) is kind:
+            setattr(module, name, replacement(child))
+        else:
+            replace_linears(child, kind, replacement)
+    return module
+
+
+def _packed_from(linear: nn.Linear) -> nn.Module:
+    if not can_pack(linear.weight.device, linear.weight.dtype):
+        return linear
+    packed = PackedLinear(linear.in_features, linear.out_features, linear.bias is not None)
+    packed.pack(weight=linear.weight)
+    packed.bias = _frozen(linear.bias)
+    return packed
+
+
+def _linear_from(packed: PackedLinear) -> nn.Linear:
+    with torch.device("meta"):
+        linear = nn.Linear(packed.in_features, packed.out_features, bias=packed.bias is not None)
+    linear.weight = nn.Parameter(packed.weight)
+    if packed.bias is not None:
+        linear.bias = nn.Parameter(packed.bias.detach())
+    return linear
+
+
+def _frozen(parameter: Tensor | None) -> nn.Parameter | None:
+    return None if parameter is None else nn.Parameter(parameter.detach(), requires_grad=False)
+
+
+def linear_step(linear: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A linear layer as the decoding steps call it: looked up, and its weight transposed for addmm, once per decode."""
+    if isinstance(linear, DecodingLinear):
+        return linear.forward
+    assert isinstance(linear, nn.Linear)
+    bias, transposed = linear.bias, linear.weight.detach().t()
+    return (lambda x: x @ transposed) if bias is None else (lambda x: torch.addmm(bias, x, transposed))
+
+
+def mlp_step(fc1: nn.Module, fc2: nn.Module) -> Callable[[Tensor], Tensor]:
+    """fc2(gelu(fc1(x))) as the decoding steps call it."""
+    if isinstance(fc1, DecodingLinear):
+        return lambda x: fc1.mlp(x, fc2)
+    first, second = linear_step(fc1), linear_step(fc2)
+    return lambda x: second(F.gelu(first(x)))

@@ -81,7 +81,7 @@ test-gpu: gpu  ## All tests with the CUDA backend, on a machine with a GPU; a CU
 
 bench-gpu: gpu torch  ## Time every operator and whole decodes on the GPU against plain torch in the same run
 	$(FOR_GPU) $(BIN)/pip install --quiet '.[tools]'
-	$(BIN)/lpd bench --device cuda --shape L-256-20 --shape L-512-48 --batch 1 --batch 32 --decode \
+	$(BIN)/lpd bench --device cuda --shape L-256-20 --shape L-512-48 --batch 1 --batch 32 --part operators --part decode \
 	  --output build/bench-gpu.json
 
 clean:  ## Remove what the commands above made

@@ -1,9 +1,9 @@
-"""`lpd bench`: operators, and on request whole decodes, against plain torch in the same run, at named shapes."""
+"""`lpd bench`: operators, and on request whole decodes and images, against plain torch in the same run, at named shapes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,36 +13,45 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 
 from lpd_ext import _C
-from lpd_ext.cuda_graphs import DecodeGraphs
-from lpd_ext.model import LPDModel
-from lpd_ext.orders import make_orders
-from lpd_ext.sampler import DecodeRequest, generate
-from lpd_tools.bench_cases import SHAPES, Case, Shape, cases
+from lpd_tools.bench_cases import SHAPES, Case, cases
+from lpd_tools.bench_decode import Decode, time_on_cpu, time_on_cuda
+from lpd_tools.bench_image import time_decoders, time_images
 from lpd_tools.bench_timing import Times, copy_bandwidth, interleaved, machine
 from lpd_tools.checks import check_device, check_output
-from lpd_tools.plain_decode import decode_plain
 
 _FIRST_SHAPE = next(iter(SHAPES))
 
 
+class Part(str, Enum):
+    """What `lpd bench` can time."""
+
+    operators = "operators"
+    decode = "decode"
+    tokenizer = "tokenizer"
+    image = "image"
+
+
 def bench(
+    part: Annotated[list[Part] | None, typer.Option(help="What to time; default operators.")] = None,
     device: Annotated[str, typer.Option(help="cpu (fp32) or cuda (bf16).")] = "cpu",
     shape: Annotated[list[str] | None, typer.Option(help=f"{' or '.join(SHAPES)}, or both.")] = None,
     step: Annotated[int | None, typer.Option(min=1, help="Decoding step; default: the shape's own.")] = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Images (twice as many sequences); default 1.")] = None,
-    repeats: Annotated[int, typer.Option(min=3, help="Timed calls of each, interleaved.")] = 30,
-    decode: Annotated[bool, typer.Option("--decode", help="Time whole decodes of lpd_l too.")] = False,
+    repeats: Annotated[int, typer.Option(min=3, help="Timed calls of each operator, interleaved.")] = 30,
+    decodes: Annotated[int, typer.Option(min=2, help="Timed runs of each decode and decoder, interleaved.")] = 3,
     output: Annotated[Path | None, typer.Option(help="JSON file to write the figures to.")] = None,
 ) -> None:
-    """Time operators against plain torch, interleaved in one run; medians, and half the span of the middle half."""
+    """Time our code against plain torch, interleaved in one run; medians, and half the span of the middle half."""
     if output is not None:
         check_output(output, ".json")
     place = check_device(device)
+    parts = set(part or [Part.operators])
     if place.type == "cuda" and not _C.build_config()["cuda_architectures"]:
         raise ValueError("device cuda: lpd_ext was built without CUDA kernels; install it again where nvcc is found")
+    if place.type == "cuda" and parts - {Part.operators, Part.decode}:
+        raise ValueError("part must be operators or decode on device cuda: tokenizer and image time the CPU's decoder")
     names = shape or [_FIRST_SHAPE]
     for name in names:
         if name not in SHAPES:
@@ -54,24 +63,43 @@ def bench(
     results = []
     with torch.inference_mode():
         bandwidth = copy_bandwidth(place, min(repeats, 10))
-        for name in names:
-            for images in batch or [1]:
-                at = SHAPES[name].step if step is None else step
+    for name in names:
+        for images in batch or [1]:
+            at = SHAPES[name].step if step is None else step
+            about = {"shape": name, "step": at, "batch": images}
+            if Part.operators in parts:
                 title = f"{name} step {at}, B = {images}, {str(dtype).removeprefix('torch.')}"
-                timed = cases(SHAPES[name], at, images, place, dtype)
-                rows = [
-                    _time_case(case, repeats, place, bandwidth)
-                    for case in track(timed, f"Timing {title}", console=console, transient=True)
-                ]
-                if decode:
-                    rows += _time_decodes(SHAPES[name], images, place, dtype, console)
+                with torch.inference_mode():
+                    rows = [
+                        _time_case(case, repeats, place, bandwidth)
+                        for case in track(
+                            cases(SHAPES[name], at, images, place, dtype), f"Timing {title}", console=console, transient=True
+                        )
+                    ]
                 console.print(_table(title, rows))
-                results += [{"shape": name, "step": at, "batch": images} | row for row in rows]
-    about = machine(place) | {"copy GB/s": round(bandwidth * 1e-9, 1)}
-    console.print(", ".join(f"{key} {value}" for key, value in about.items()), style="dim")
+                results += [about | row for row in rows]
+            if Part.decode in parts:
+                decode = Decode.at_random(SHAPES[name], images, place, dtype)
+                timed = time_on_cuda if place.type == "cuda" else time_on_cpu
+                with console.status(f"Timing decodes of {name}, B = {images}"):
+                    rows = timed(decode, decodes)
+                console.print(_ratio_table(f"Decode of {name}, B = {images}", rows))
+                results += [about | row for row in rows]
+    for chosen, title, measure in (
+        (Part.tokenizer, "Tokens to pixels, 256 px", time_decoders),
+        (Part.image, "From a label to a PNG", time_images),
+    ):
+        if chosen in parts:
+            for images in batch or [1]:
+                with console.status(f"Timing: {title}, B = {images}"):
+                    rows = measure(images, decodes)
+                console.print(_ratio_table(f"{title}, B = {images}", rows))
+                results += [{"batch": images} | row for row in rows]
+    described = machine(place) | {"copy GB/s": round(bandwidth * 1e-9, 1)}
+    console.print(", ".join(f"{key} {value}" for key, value in described.items()), style="dim")
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps({"machine": about, "results": results}, indent=1) + "\n")
+        output.write_text(json.dumps({"machine": described, "results": results}, indent=1) + "\n")
         console.print(str(output.resolve()), markup=False, soft_wrap=True)
 
 
@@ -98,39 +126,19 @@ def _row(name: str, ours: Times, plain: Times) -> dict[str, Any]:
     }
 
 
-def _time_decodes(
-    shape: Shape, batch: int, device: torch.device, dtype: torch.dtype, console: Console
-) -> list[dict[str, Any]]:
-    """Whole decodes: ours (on CUDA as one graph, and eagerly) and the published style, weights drawn at random."""
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = LPDModel(shape.config).to(dtype).eval()
-    sizes, labels = shape.group_sizes, list(range(batch))
-    orders = make_orders(
-        "locality", [sizes] * batch, shape.grid, torch.arange(batch), repulsion_threshold=shape.repulsion_threshold
-    ).to(device)
-    request = DecodeRequest(
-        labels=labels,
-        group_sizes=[sizes] * batch,
-        orders=orders,
-        guidance_scale=[shape.guidance_scale] * batch,
-        temperature=[1.0] * batch,
-        top_k=[0] * batch,
-        top_p=[1.0] * batch,
-        seeds=labels,
-    )
-    label_ids = torch.tensor(labels, device=device)
-    graphs = DecodeGraphs()
-    runs: dict[str, Callable[[], Tensor]] = {"decode": lambda: generate(model, request, graphs)}
-    if device.type == "cuda":
-        runs["decode, eager"] = lambda: generate(model, request)
-
-    def plain() -> Tensor:
-        return decode_plain(model, label_ids, sizes, orders, shape.guidance_scale)
-
-    with console.status(f"Timing decodes of {len(sizes)} steps"):
-        *ours, published = interleaved([*runs.values(), plain], 3, device, in_graph=False)
-    return [_row(name, times, published) for name, times in zip(runs, ours, strict=True)]
+def _ratio_table(title: str, rows: list[dict[str, Any]]) -> Table:
+    """Rows with their times, and how many times as long each of the baselines among them takes."""
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    baselines = list(dict.fromkeys(name for row in rows for name in row["ratios"]))
+    for column in ("", "time", "spread", *(f"{name} /" for name in baselines), "note"):
+        table.add_column(column, justify="left" if column in ("", "note") else "right")
+    for row in rows:
+        times = Times(row["seconds"])
+        low, high = times.middle_half
+        ratios = [f"{row['ratios'][name]:.2f}x" if name in row["ratios"] else "" for name in baselines]
+        spread = f"±{(high - low) / 2 / times.median:.0%}"
+        table.add_row(row["operator"], _text(times.median), spread, *ratios, row.get("note", ""))
+    return table
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:

@@ -1,13 +1,15 @@
-"""LPD decoding as research code writes it in plain torch: the baseline of the end-to-end benchmark.
+"""LPD decoding as research code writes it in plain torch: the baselines of the end-to-end benchmark.
 
-It does, operation for operation, what published implementations do: one dense float mask over all positions, indexed
-anew in each step; a KV cache zeroed per call and written by index; SDPA with that mask; sort-based filters. The linear
-layers, GELU and LayerNorm are torch's own. Equal schedules for the whole batch.
+`decode_plain` does, operation for operation, what published implementations do: one dense float mask over all
+positions, indexed anew in each step; a KV cache zeroed per call and written by index; SDPA with that mask; sort-based
+filters. The linear layers, GELU and LayerNorm are torch's own. With `attend_in_two_calls` it needs no mask, as a careful
+user would have it. Equal schedules for the whole batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,52 @@ from torch import Tensor
 
 from lpd_ext.model import Block, LPDModel
 from lpd_tools.bench_cases import sort_based
+
+attend = F.scaled_dot_product_attention
+
+
+@dataclass(frozen=True)
+class PlainStep:
+    """What a step's attention goes by: each sequence has a context rows, then query rows."""
+
+    at: Tensor  # cache positions of the rows
+    seen: Tensor  # float [rows, keys]: 0, or -inf where a row does not see a key
+    num_context: int
+    cached: int
+
+
+# (q, k, v [S, H, rows, D], k_cache, v_cache [S, H, 1 + N, D], step) -> [S, H, rows, D]
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, PlainStep], Tensor]
+BlockCall = Callable[[Block, Tensor, Tensor, Tensor, PlainStep, Attention], Tensor]
+
+
+def attend_with_mask(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, step: PlainStep) -> Tensor:
+    """As published: K and V of all rows are written by index, and one call masks who does not see whom."""
+    k_cache[:, :, step.at], v_cache[:, :, step.at] = k, v
+    keys = step.seen.shape[1]
+    return attend(q, k_cache[:, :, :keys], v_cache[:, :, :keys], attn_mask=step.seen)
+
+
+def attend_in_two_calls(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, step: PlainStep) -> Tensor:
+    """One call per row class, which needs no mask."""
+    context, query = slice(0, step.num_context), slice(step.num_context, None)
+    end = step.cached + step.num_context
+    k_cache[:, :, step.cached : end], v_cache[:, :, step.cached : end] = k[:, :, context], v[:, :, context]
+    k_seen, v_seen = k_cache[:, :, :end], v_cache[:, :, :end]
+    first = attend(q[:, :, context], k_seen, v_seen)
+    second = attend(q[:, :, query], torch.cat([k_seen, k[:, :, query]], 2), torch.cat([v_seen, v[:, :, query]], 2))
+    return torch.cat([first, second], dim=2)
+
+
+def call_block(
+    block: Block, x: Tensor, k_cache: Tensor, v_cache: Tensor, step: PlainStep, attention: Attention
+) -> Tensor:
+    """One transformer block on x [S, rows, E]."""
+    q, k, v = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, block.heads, -1)).permute(2, 0, 3, 1, 4)
+    attended = attention(q, k, v, k_cache, v_cache, step)
+    x = x + block.attn.proj(attended.transpose(1, 2).flatten(2))
+    hidden: Tensor = F.gelu(block.mlp.fc1(block.norm2(x)))
+    return torch.add(x, block.mlp.fc2(hidden))
 
 
 @torch.no_grad()
@@ -26,8 +74,16 @@ def decode_plain(
     guidance_scale: float,
     top_k: int | None = None,
     top_p: float | None = None,
+    *,
+    attention: Attention = attend_with_mask,
+    block_call: BlockCall = call_block,
+    given: Tensor | None = None,
+    logits_out: list[Tensor] | None = None,
 ) -> Tensor:
-    """Tokens int64 [B, N] in raster order with linear guidance; labels int64 [B], orders int64 [B, N]."""
+    """Tokens int64 [B, N] in raster order with linear guidance; labels int64 [B], orders int64 [B, N].
+
+    given: tokens to feed instead of those drawn. logits_out: receives each step's logits [S, m, V].
+    """
     config, device, dtype = model.config, model.pos_embed.device, model.pos_embed.dtype
     batch, num_tokens = orders.shape
     guided = guidance_scale != 1
@@ -57,12 +113,17 @@ def decode_plain(
         x = model.z_proj_ln(x)
         # Context row i and query row i: at cache position cached + i. Queries see each other, being one block.
         at = torch.arange(cached, cached + num_context + size, device=device)
-        seen = mask[at][:, : cached + num_context + size]
+        step = PlainStep(at, mask[at][:, : cached + num_context + size], num_context, cached)
         for block, (k_cache, v_cache) in zip(model.blocks, caches, strict=True):
             assert isinstance(block, Block)
-            x = _block(block, x, k_cache, v_cache, at, seen)
+            x = block_call(block, x, k_cache, v_cache, step, attention)
         logits = model.head(model.norm(x[:, num_context:]))
-        drawn = _draw(logits, batch, done, num_tokens, guidance_scale, top_k, top_p)
+        if logits_out is not None:
+            logits_out.append(logits)
+        if given is None:
+            drawn = _draw(logits, batch, done, num_tokens, guidance_scale, top_k, top_p)
+        else:
+            drawn = given.gather(1, cells[:batch])
         tokens.scatter_(1, cells[:batch], drawn)
         cached += num_context
         done += size
@@ -71,22 +132,16 @@ def decode_plain(
     return tokens
 
 
-def _block(block: Block, x: Tensor, k_cache: Tensor, v_cache: Tensor, at: Tensor, seen: Tensor) -> Tensor:
-    q, k, v = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, block.heads, -1)).permute(2, 0, 3, 1, 4)
-    k_cache[:, :, at], v_cache[:, :, at] = k, v
-    keys = seen.shape[1]
-    attended = F.scaled_dot_product_attention(q, k_cache[:, :, :keys], v_cache[:, :, :keys], attn_mask=seen)
-    x = x + block.attn.proj(attended.transpose(1, 2).flatten(2))
-    hidden: Tensor = F.gelu(block.mlp.fc1(block.norm2(x)))
-    return torch.add(x, block.mlp.fc2(hidden))
+def guidance_of(done: int, size: int, num_tokens: int, scale: float, device: torch.device) -> Tensor:
+    """The linear schedule's scale [size] of the tokens after the first `done`."""
+    return 1 + (scale - 1) * torch.arange(done, done + size, device=device) / num_tokens
 
 
 def _draw(
     logits: Tensor, batch: int, done: int, num_tokens: int, scale: float, top_k: int | None, top_p: float | None
 ) -> Tensor:
     _, size, vocab = logits.shape
-    n = torch.arange(done, done + size, device=logits.device).repeat(batch)
-    guidance = 1 + (scale - 1) * n / num_tokens
+    guidance = guidance_of(done, size, num_tokens, scale, logits.device).repeat(batch)
     rows = torch.arange(batch * size, device=logits.device)
     unconditional = rows + batch * size if len(logits) > batch else rows
     drawn = sort_based(

@@ -1,0 +1,274 @@
+"""Whole decodes of a named model and schedule, ours against plain torch, the weights drawn at random.
+
+A time counts only where the work is the same: see `check_equal`.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpd_ext.cuda_graphs import DecodeGraphs
+from lpd_ext.linear import linear_step, pack
+from lpd_ext.model import Block, LPDModel
+from lpd_ext.orders import make_orders
+from lpd_ext.plan import plan_decoding
+from lpd_ext.quantize import quantize
+from lpd_ext.sampler import DecodeRequest, generate
+from lpd_tools.bench_cases import Shape
+from lpd_tools.bench_timing import Times, interleaved
+from lpd_tools.plain_decode import attend_in_two_calls, call_block, decode_plain, guidance_of
+
+LOGITS_TOLERANCE = 2e-5  # of the largest logit
+_TIE = 1e-4  # of the largest logit: where the best two are closer, rounding decides
+PUBLISHED, NEXT_TOKEN, TWO_CALLS, COMPILED = "published style", "next token", "two SDPA calls", "torch.compile"
+
+
+@dataclass(frozen=True)
+class Decode:
+    """B images of a shape, with guidance: the same weights, labels, orders and schedule for everyone."""
+
+    shape: Shape
+    model: LPDModel
+    orders: Tensor  # int64 [B, N]
+
+    @classmethod
+    def at_random(cls, shape: Shape, batch: int, device: torch.device, dtype: torch.dtype) -> Decode:
+        torch.manual_seed(0)
+        with torch.device(device):
+            model = LPDModel(shape.config).to(dtype).eval().requires_grad_(False)
+        sizes = [shape.group_sizes] * batch
+        orders = make_orders(
+            "locality", sizes, shape.grid, torch.arange(batch), repulsion_threshold=shape.repulsion_threshold
+        )
+        return cls(shape, model, orders.to(device))
+
+    @property
+    def batch(self) -> int:
+        return len(self.orders)
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.arange(self.batch, device=self.orders.device) % self.model.config.num_classes
+
+    def request(self, sizes: list[int] | None = None, top_k: int = 0) -> DecodeRequest:
+        batch = self.batch
+        return DecodeRequest(
+            labels=self.labels.tolist(),
+            group_sizes=[sizes or self.shape.group_sizes] * batch,
+            orders=self.orders,
+            guidance_scale=[self.shape.guidance_scale] * batch,
+            temperature=[1.0] * batch,
+            top_k=[top_k] * batch,
+            top_p=[1.0] * batch,
+            seeds=list(range(batch)),
+        )
+
+    def plain(self, sizes: list[int] | None = None, **options: Any) -> Tensor:
+        sizes = sizes or self.shape.group_sizes
+        return decode_plain(self.model, self.labels, sizes, self.orders, self.shape.guidance_scale, **options)
+
+
+def baselines(decode: Decode) -> dict[str, Callable[[], Tensor]]:
+    """Plain torch: the published style, two SDPA calls per step, the published style compiled, one token per step."""
+    compiled = torch.compile(call_block, dynamic=True)
+    one_by_one = [1] * decode.model.config.num_tokens
+    return {
+        PUBLISHED: decode.plain,
+        TWO_CALLS: partial(decode.plain, attention=attend_in_two_calls),
+        COMPILED: partial(decode.plain, block_call=compiled),
+        NEXT_TOKEN: partial(decode.plain, one_by_one, attention=attend_in_two_calls),
+    }
+
+
+def ours_on_cpu(decode: Decode) -> dict[str, LPDModel]:
+    """Our ways to decode on a CPU: float32 and int8, of the same weights."""
+    packed, rounded = (copy.deepcopy(decode.model) for _ in range(2))
+    pack(packed)
+    quantize(rounded)
+    return {"float32": packed, "int8": rounded}
+
+
+def ours_on_cuda(decode: Decode) -> dict[str, Callable[[], Tensor]]:
+    """As one CUDA graph, and eagerly."""
+    graphs, request = DecodeGraphs(), decode.request()
+    return {
+        "decode": lambda: generate(decode.model, request, graphs),
+        "decode, eager": lambda: generate(decode.model, request),
+    }
+
+
+def decode_logits(model: LPDModel, request: DecodeRequest, tokens: Tensor) -> list[Tensor]:
+    """Logits of each step [rows, V] as the decoding steps compute them, fed with tokens int64 [B, N], raster order."""
+    config, device = model.config, model.pos_embed.device
+    batch = len(request.labels)
+    plan = plan_decoding(request.group_sizes, [True] * batch, config.num_tokens, device)
+    conditions = model.condition_ids(torch.tensor(request.labels, device=device))
+    unconditional = torch.full_like(conditions, config.unconditional_id)
+    orders = request.orders[plan.sequence_image]
+    contents = orders.new_full((plan.num_sequences, config.num_tokens + 2), config.mask_id)
+    contents[:, 0] = torch.cat([conditions, unconditional])
+    contents[:, 1:-1] = tokens[plan.sequence_image].gather(1, orders)
+    positions = torch.zeros_like(contents)
+    positions[:, 1:-1] = orders + 1
+    shape = (config.depth, plan.num_sequences, config.heads, plan.cache_positions, config.head_dim)
+    caches = (torch.empty(shape, dtype=model.pos_embed.dtype, device=device) for _ in range(2))
+    layers = model.decoding_layers(*caches)
+    logits = []
+    with torch.no_grad():
+        for step in plan.steps:
+            ids, places = contents.flatten()[step.content_index], positions.flatten()[step.position_index]
+            of_step = model.decode_step(ids, places, layers, step)
+            assert of_step is not None
+            logits.append(of_step)
+    return logits
+
+
+def check_equal(decode: Decode, model: LPDModel) -> float:
+    """Raise RuntimeError unless `model` computes what the published style does; returns the logits' largest difference.
+
+    Teacher-forced logits agree within 2e-5 of the largest one. With top_k = 1 the tokens are the same, up to the first
+    step where one has a rival so close that rounding decides.
+    """
+    expected: list[Tensor] = []
+    tokens = decode.plain(top_k=1)
+    decode.plain(given=tokens, logits_out=expected)
+    found = decode_logits(model, decode.request(), tokens)
+    largest = max(float(logits.abs().max()) for logits in expected)
+    difference = max(
+        float((ours - plain.flatten(0, 1)).abs().max()) for ours, plain in zip(found, expected, strict=True)
+    )
+    if not difference <= LOGITS_TOLERANCE * largest:
+        raise RuntimeError(f"logits differ by {difference:.3g}, of {largest:.3g}: not the same computation")
+    drawn = generate(model, decode.request(top_k=1))
+    done = 0
+    for logits, size in zip(expected, decode.shape.group_sizes, strict=True):
+        cells = decode.orders[:, done : done + size]
+        same = drawn.gather(1, cells) == tokens.gather(1, cells)
+        if not same.all():
+            conditional, unconditional = logits.chunk(2)
+            num_tokens = decode.model.config.num_tokens
+            guidance = guidance_of(done, size, num_tokens, decode.shape.guidance_scale, logits.device)[:, None]
+            mixed = unconditional + guidance * (conditional - unconditional)
+            first, second = mixed[~same].topk(2).values.unbind(-1)
+            if bool((first - second > _TIE * mixed.abs().max()).any()):
+                raise RuntimeError(f"tokens differ after {done} tokens although their logits lie apart")
+            break
+        done += size
+    return difference / largest
+
+
+def distance(decode: Decode, model: LPDModel) -> dict[str, Any]:
+    """How far a rounded model is from decode.model, on tokens that the latter drew.
+
+    cosine: of each block's output rows, teacher-forced, one per block; kl: mean divergence of the logits in nats;
+    agreement: of their argmax.
+    """
+    request = decode.request()
+    tokens = decode.plain(top_k=1)
+    exact, found = (torch.cat(decode_logits(m, request, tokens)) for m in (decode.model, model))
+    outputs: list[list[Tensor]] = [[], []]
+    for kept, m in zip(outputs, (decode.model, model), strict=True):
+        hooks = [
+            block.register_forward_hook(lambda _, __, out, kept=kept: kept.append(out.flatten(0, 1)))
+            for block in m.blocks
+        ]
+        with torch.no_grad():
+            m(tokens, decode.labels, decode.orders, decode.shape.group_sizes)
+        for hook in hooks:
+            hook.remove()
+    cosines = [float(torch.cosine_similarity(a, b).mean()) for a, b in zip(*outputs, strict=True)]
+    log_p, log_q = exact.log_softmax(-1), found.log_softmax(-1)
+    return {
+        "cosine": cosines,
+        "kl": float((log_p.exp() * (log_p - log_q)).sum(-1).mean()),
+        "agreement": float((exact.argmax(-1) == found.argmax(-1)).float().mean()),
+    }
+
+
+def products_alone(model: LPDModel, request: DecodeRequest) -> Callable[[], None]:
+    """A function that multiplies what a decode multiplies by the model's weights, and does nothing else."""
+    config = model.config
+    plan = plan_decoding(request.group_sizes, [True] * len(request.labels), config.num_tokens, torch.device("cpu"))
+    widths = (config.dim, config.mlp_ratio * config.dim)
+    inputs = {
+        (rows, width): torch.randn(rows, width)
+        for step in plan.steps
+        for rows in (step.num_context_rows + step.num_query_rows, step.num_query_rows)
+        for width in widths
+    }
+    blocks = [block for block in model.blocks if isinstance(block, Block)]
+    calls = [
+        [linear_step(linear) for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)]
+        for block in blocks
+    ]
+    head = linear_step(model.head)
+
+    def run() -> None:
+        with torch.no_grad():
+            for step in plan.steps:
+                for i, (qkv, proj, fc1, fc2) in enumerate(calls):
+                    rows = step.num_context_rows + step.num_query_rows
+                    qkv(inputs[rows, widths[0]])
+                    if i == len(calls) - 1:
+                        rows = step.num_query_rows
+                    proj(inputs[rows, widths[0]])
+                    fc1(inputs[rows, widths[0]])
+                    fc2(inputs[rows, widths[1]])
+                head(inputs[step.num_query_rows, widths[0]])
+
+    return run
+
+
+def time_on_cpu(decode: Decode, repeats: int) -> list[dict[str, Any]]:
+    """Rows of our decodes and of all baselines, in one interleaved run; next-token decoding is timed once.
+
+    Raises RuntimeError if float32 does not compute what the published style does.
+    """
+    models, plain = ours_on_cpu(decode), baselines(decode)
+    difference = check_equal(decode, models["float32"])
+    rounded = distance(decode, models["int8"])
+    runs: dict[str, Callable[[], Any]] = {
+        name: partial(generate, model, decode.request()) for name, model in models.items()
+    }
+    runs["float32, its products alone"] = products_alone(models["float32"], decode.request())
+    runs["int8, its products alone"] = products_alone(models["int8"], decode.request())
+    runs |= {name: run for name, run in plain.items() if name != NEXT_TOKEN}
+    cpu = torch.device("cpu")
+    timed = dict(zip(runs, interleaved(list(runs.values()), repeats, cpu), strict=True))
+    start = time.perf_counter()
+    plain[NEXT_TOKEN]()
+    timed[NEXT_TOKEN] = Times([time.perf_counter() - start] * 2)
+    notes = {
+        "float32": f"logits differ by {difference:.1e} of the largest",
+        "int8": f"KL {rounded['kl']:.1e} nats, argmax {rounded['agreement']:.1%}, cosine of the last block "
+        f"{rounded['cosine'][-1]:.5f}",
+        NEXT_TOKEN: "timed once",
+    }
+    return [
+        {
+            "operator": name,
+            "seconds": times.seconds,
+            "ratios": {base: timed[base].median / times.median for base in plain},
+            "note": notes.get(name, ""),
+        }
+        | ({"rounded": rounded} if name == "int8" else {})
+        for name, times in timed.items()
+    ]
+
+
+def time_on_cuda(decode: Decode, repeats: int) -> list[dict[str, Any]]:
+    """Rows of our decodes, as one graph and eagerly, and of the published style."""
+    runs = ours_on_cuda(decode) | {PUBLISHED: decode.plain}
+    timed = dict(zip(runs, interleaved(list(runs.values()), repeats, decode.orders.device, in_graph=False), strict=True))
+    return [
+        {"operator": name, "seconds": times.seconds, "ratios": {PUBLISHED: timed[PUBLISHED].median / times.median}}
+        for name, times in timed.items()
+    ]

@@ -1,0 +1,116 @@
+"""Tokens to pixels, and a label to a PNG, at the published sizes with weights drawn at random, on the CPU.
+
+The baseline is what one would write in plain torch: the published style of decoding, and the tokenizer as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
+from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
+from lpd_tools import bench_tokenizer
+from lpd_tools.bench_cases import SHAPES
+from lpd_tools.bench_decode import Decode, ours_on_cpu
+from lpd_tools.bench_timing import Times, interleaved
+
+_CPU = torch.device("cpu")
+PLAIN = "plain torch"
+_COLD = """
+import sys
+from lpd_ext import LPDPipeline
+pipe = LPDPipeline.from_pretrained(*sys.argv[2:])
+pipe(1, seeds=0).images[0].save(sys.argv[1])
+"""
+
+
+def time_decoders(batch: int, repeats: int) -> list[dict[str, Any]]:
+    """Rows of the tokenizer's decoder: ours and the plain one, with the PSNR to it."""
+    rows = bench_tokenizer.decode_rows(batch, repeats)
+    return [
+        {
+            "operator": row["operator"],
+            "seconds": row["seconds"],
+            "ratios": {PLAIN: row["ratio"]},
+            "note": f"{row['decibels']:.1f} dB",
+        }
+        for row in rows
+    ] + [{"operator": PLAIN, "seconds": rows[0]["plain_seconds"], "ratios": {PLAIN: 1.0}}]
+
+
+def time_images(batch: int, repeats: int) -> list[dict[str, Any]]:
+    """Rows of whole calls, from labels to PNG files in memory, and of cold processes that draw one image."""
+    decode = Decode.at_random(SHAPES["L-256-20"], batch, _CPU, torch.float32)
+    tokenizer = VQTokenizer(TokenizerConfig()).eval().requires_grad_(False)
+    plain_tokenizer = copy.deepcopy(tokenizer)  # the pipelines lay theirs out anew
+    defaults = SamplingDefaults(guidance_scale=decode.shape.guidance_scale)
+    models = ours_on_cpu(decode)
+    has_bfloat16 = torch.cpu._is_avx512_bf16_supported()
+
+    def draw(pipe: LPDPipeline) -> None:
+        for image in pipe(decode.labels.tolist(), order=decode.orders, seeds=0).images:
+            _png(image)
+
+    def draw_plain() -> None:
+        tokens = decode.plain().unflatten(1, decode.shape.grid)
+        with torch.no_grad():
+            images: Tensor = plain_tokenizer.decode(tokens)
+        for pixels in VQTokenizer.to_pixels(images).numpy():
+            _png(Image.fromarray(pixels))
+
+    runs: dict[str, Callable[[], None]] = {}
+    for name, model in models.items():
+        pipe = LPDPipeline(model, tokenizer, defaults)
+        runs[f"tokens and pixels in {name if name != 'int8' else 'int8 and float32'}"] = lambda pipe=pipe: draw(pipe)
+    if has_bfloat16:
+        fast = LPDPipeline(models["int8"], tokenizer, defaults, decoder_dtype=torch.bfloat16)
+        runs["tokens in int8, pixels in bfloat16"] = lambda: draw(fast)
+    runs[PLAIN] = draw_plain
+    timed = dict(zip(runs, interleaved(list(runs.values()), repeats, _CPU), strict=True))
+    rows = [_row(name, times.seconds, timed[PLAIN]) for name, times in timed.items()]
+    return rows + ([] if batch > 1 else _cold_processes(models["int8"], tokenizer, defaults, repeats))
+
+
+def _cold_processes(
+    model: Any, tokenizer: VQTokenizer, defaults: SamplingDefaults, repeats: int
+) -> list[dict[str, Any]]:
+    """A process that starts, imports torch, loads (files in the page cache), draws one image and ends."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        LPDPipeline(model, tokenizer, defaults).save_pretrained(folder / "int8")
+        commands = {
+            "cold process, bundled model": [],
+            "cold process, lpd_l from an int8 file": [str(folder / "int8")],
+            "cold process, import torch alone": None,
+        }
+        seconds: dict[str, list[float]] = {title: [] for title in commands}
+        for _ in range(repeats + 1):
+            for title, arguments in commands.items():
+                code = ["import torch"] if arguments is None else [_COLD, str(folder / "image.png"), *arguments]
+                start = time.perf_counter()
+                subprocess.run([sys.executable, "-c", *code], check=True)
+                seconds[title].append(time.perf_counter() - start)
+    return [_row(title, taken[1:], None) for title, taken in seconds.items()]
+
+
+def _row(name: str, seconds: list[float], plain: Times | None) -> dict[str, Any]:
+    ratios = {} if plain is None else {PLAIN: plain.median / Times(seconds).median}
+    return {"operator": name, "seconds": seconds, "ratios": ratios}
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

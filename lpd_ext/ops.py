@@ -194,6 +194,50 @@ def _(
     return seeds.new_empty(seeds.shape[0], height * width)
 
 
+def group_norm_scale_shift(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float = 1e-6) -> Tensor:
+    """Scale and shift [B, 2, C] per image and channel, so that GroupNorm(x) = x * scale + shift.
+
+    x float32 [B, H, W, C]; weight, bias float32 [C].
+    """
+    result: Tensor = _ops.group_norm_scale_shift(x, weight, bias, num_groups, eps)
+    return result
+
+
+@torch.library.register_fake("lpd_ext::group_norm_scale_shift")
+def _(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float) -> Tensor:
+    return x.new_empty(x.shape[0], 2, x.shape[-1])
+
+
+def conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale_shift: Tensor | None,
+    out: Tensor,
+    upsample: bool = False,
+    accumulate: bool = False,
+) -> None:
+    """3x3 convolution with one zero pixel around, by Winograd's F(4x4, 3x3), into out [B, H, W, K], or added to it.
+
+    x float32 [B, H, W, C]: with scale_shift [B, 2, C], silu(x * scale + shift) is convolved; with upsample, x doubled
+    by nearest-neighbour interpolation (out is [B, 2 H, 2 W, K]). weight [3, 3, C, K]; bias [K].
+    """
+    _ops.conv3x3(x, weight, bias, scale_shift, out, upsample, accumulate)
+
+
+@torch.library.register_fake("lpd_ext::conv3x3")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale_shift: Tensor | None,
+    out: Tensor,
+    upsample: bool,
+    accumulate: bool,
+) -> None:
+    return None
+
+
 OPERATORS = (
     "group_attention",
     "append_kv",
@@ -203,7 +247,9 @@ OPERATORS = (
     "locality_order",
 )
 
-if not _C.build_config()["cuda_architectures"]:
-    # Without CUDA kernels in the build, CUDA tensors go through plain torch: slower, and it waits for the device.
-    for _name in OPERATORS:
-        torch.library.impl(f"lpd_ext::{_name}", "CUDA", getattr(reference, _name))
+# Operators that only the CPU has kernels for.
+CPU_OPERATORS = ("group_norm_scale_shift", "conv3x3")
+
+# Without CUDA kernels in the build, CUDA tensors go through plain torch: slower, and it waits for the device.
+for _name in CPU_OPERATORS if _C.build_config()["cuda_architectures"] else OPERATORS + CPU_OPERATORS:
+    torch.library.impl(f"lpd_ext::{_name}", "CUDA", getattr(reference, _name))

@@ -216,13 +216,16 @@ def conv3x3(
     out: Tensor,
     upsample: bool = False,
     accumulate: bool = False,
+    bfloat16: bool = False,
 ) -> None:
     """3x3 convolution with one zero pixel around, by Winograd's F(4x4, 3x3), into out [B, H, W, K], or added to it.
 
     x float32 [B, H, W, C]: with scale_shift [B, 2, C], silu(x * scale + shift) is convolved; with upsample, x doubled
-    by nearest-neighbour interpolation (out is [B, 2 H, 2 W, K]). weight [3, 3, C, K]; bias [K].
+    by nearest-neighbour interpolation (out is [B, 2 H, 2 W, K]). weight [3, 3, C, K]; bias [K]; C a multiple of 16.
+    bfloat16 rounds the operands of the matrix products, which is faster on processors with AVX512_BF16: the error is
+    then about 1 % of the result's deviation.
     """
-    _ops.conv3x3(x, weight, bias, scale_shift, out, upsample, accumulate)
+    _ops.conv3x3(x, weight, bias, scale_shift, out, upsample, accumulate, bfloat16)
 
 
 @torch.library.register_fake("lpd_ext::conv3x3")
@@ -234,6 +237,7 @@ def _(
     out: Tensor,
     upsample: bool,
     accumulate: bool,
+    bfloat16: bool,
 ) -> None:
     return None
 

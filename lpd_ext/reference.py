@@ -87,8 +87,12 @@ def conv3x3(
     out: Tensor,
     upsample: bool = False,
     accumulate: bool = False,
+    bfloat16: bool = False,
 ) -> None:
-    """out [B, H, W, K] = conv(f(x)) + bias, added to out if accumulate; f: silu(x * scale + shift), nearest x2."""
+    """out [B, H, W, K] = conv(f(x)) + bias, added to out if accumulate; f: silu(x * scale + shift), nearest x2.
+
+    bfloat16 only permits rounding, so it changes nothing here.
+    """
     if scale_shift is not None:
         scale, shift = scale_shift[:, :, None, None].unbind(1)
         x = F.silu(x * scale + shift)

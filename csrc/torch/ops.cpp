@@ -37,7 +37,7 @@ LPD_LIBRARY(LPD_OPERATOR_NAMESPACE, m) {
   m.def("group_norm_scale_shift(Tensor x, Tensor weight, Tensor bias, int num_groups, float eps) -> Tensor");
   m.def(
       "conv3x3(Tensor x, Tensor weight, Tensor bias, Tensor? scale_shift, Tensor(a!) out, bool upsample, "
-      "bool accumulate) -> ()");
+      "bool accumulate, bool bfloat16) -> ()");
 #endif
 }
 
@@ -406,7 +406,7 @@ Tensor group_norm_scale_shift(const Tensor& x, const Tensor& weight, const Tenso
 }
 
 void conv3x3(const Tensor& x, const Tensor& weight, const Tensor& bias, const OptionalTensor& scale_shift,
-             const Tensor& out, bool upsample, bool accumulate) {
+             const Tensor& out, bool upsample, bool accumulate, bool bfloat16) {
   check_array(x, "x", x, ScalarType::Float, "[B, H, W, C]", {-1, -1, -1, -1});
   const int64_t batch = x.size(0), channels = x.size(3), factor = upsample ? 2 : 1;
   check(channels >= 16 && channels % 16 == 0, "x: C must be a multiple of 16, got ", channels);
@@ -433,6 +433,7 @@ void conv3x3(const Tensor& x, const Tensor& weight, const Tensor& bias, const Op
   params.out_channels = size32(out_channels, "bias: K");
   params.upsample = upsample;
   params.accumulate = accumulate;
+  params.bfloat16 = bfloat16;
   params.plan = lpd::conv3x3_plan(batch, out.size(1), out.size(2), out_channels, torch::stable::get_num_threads());
   if (params.plan.workers == 0) return;
   Tensor workspace = torch::stable::new_empty(x, {lpd::conv3x3_workspace_floats(params)});

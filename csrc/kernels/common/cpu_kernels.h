@@ -18,7 +18,9 @@
 #define LPD_FOR_EACH_CPU_KERNEL(apply)                                                                             \
   apply(group_attention, GroupAttentionParams) apply(append_kv, AppendKvParams) apply(embed_rows, EmbedRowsParams) \
       apply(residual_layer_norm, ResidualLayerNormParams) apply(sample_tokens, SampleTokensParams)                 \
-          apply(locality_order, LocalityOrderParams) apply(group_norm_partials, GroupNormParams) apply(group_norm_scale_shift, GroupNormParams) apply(conv3x3_weights, Conv3x3Params) apply(conv3x3, Conv3x3Params)
+          apply(locality_order, LocalityOrderParams) apply(group_norm_partials, GroupNormParams)                   \
+              apply(group_norm_scale_shift, GroupNormParams) apply(conv3x3_weights, Conv3x3Params)                 \
+                  apply(conv3x3, Conv3x3Params)
 
 namespace lpd {
 

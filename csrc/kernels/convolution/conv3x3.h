@@ -44,6 +44,7 @@ struct Conv3x3Params {
   int32_t out_channels;  // K
   bool upsample;
   bool accumulate;  // add to out
+  bool bfloat16;    // round the operands of the matrix products to bfloat16; sums stay fp32
   Conv3x3Plan plan;
 };
 
@@ -83,8 +84,7 @@ inline int64_t conv3x3_worker_floats(const Conv3x3Params& p) {
          (p.plan.splits > 0 ? conv3x3_panel_floats(p) : 0);
 }
 inline int64_t conv3x3_workspace_floats(const Conv3x3Params& p) {
-  return p.plan.workers * conv3x3_worker_floats(p) +
-         (p.plan.splits > 0 ? 0 : p.plan.panels * conv3x3_panel_floats(p));
+  return p.plan.workers * conv3x3_worker_floats(p) + (p.plan.splits > 0 ? 0 : p.plan.panels * conv3x3_panel_floats(p));
 }
 
 }  // namespace

@@ -197,7 +197,7 @@ def _(
 def quantize_rows(x: Tensor, levels: int = 255) -> tuple[Tensor, Tensor]:
     """Each row of x [R, K] as bytes 0..levels: uint8 [R, K], and float32 [R, 2], its scale and zero point.
 
-    x is about scale * (byte - zero_point); zero_point is a whole number, so zeros stay exact. CPU only. A row with an
+    x is about scale * (byte - zero_point); zero_point is a whole number, so zeros stay exact. A row with an
     infinity or a NaN has scale NaN.
     """
     result: tuple[Tensor, Tensor] = _ops.quantize_rows(x, levels)
@@ -218,7 +218,7 @@ def dequantize_rows(product: Tensor, quantization: Tensor, column_sum: Tensor, b
     """Turn a product of quantised rows [R, N] into scale * (product - zero_point * column_sum) + bias, in place.
 
     product float32, of the bytes with weights [N, K] that have been rounded; quantization float32 [R, 2], the rows'
-    scales and zero points; column_sum float32 [N], the weights' sums over K; bias float32 [N]. CPU only.
+    scales and zero points; column_sum float32 [N], the weights' sums over K; bias float32 [N].
     """
     _ops.dequantize_rows(product, quantization, column_sum, bias)
 
@@ -243,6 +243,54 @@ def _(
     return _fake_quantized(product)
 
 
+def group_norm_scale_shift(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float = 1e-6) -> Tensor:
+    """Scale and shift [B, 2, C] per image and channel, so that GroupNorm(x) = x * scale + shift.
+
+    x float32 [B, H, W, C]; weight, bias float32 [C].
+    """
+    result: Tensor = _ops.group_norm_scale_shift(x, weight, bias, num_groups, eps)
+    return result
+
+
+@torch.library.register_fake("lpd_ext::group_norm_scale_shift")
+def _(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float) -> Tensor:
+    return x.new_empty(x.shape[0], 2, x.shape[-1])
+
+
+def conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale_shift: Tensor | None,
+    out: Tensor,
+    upsample: bool = False,
+    accumulate: bool = False,
+    bfloat16: bool = False,
+) -> None:
+    """3x3 convolution with one zero pixel around, by Winograd's F(4x4, 3x3), into out [B, H, W, K], or added to it.
+
+    x float32 [B, H, W, C]: with scale_shift [B, 2, C], silu(x * scale + shift) is convolved; with upsample, x doubled
+    by nearest-neighbour interpolation (out is [B, 2 H, 2 W, K]). weight [3, 3, C, K]; bias [K]; C a multiple of 16.
+    bfloat16 rounds the operands of the matrix products, which is faster on processors with AVX512_BF16: the error is
+    then about 1 % of the result's deviation.
+    """
+    _ops.conv3x3(x, weight, bias, scale_shift, out, upsample, accumulate, bfloat16)
+
+
+@torch.library.register_fake("lpd_ext::conv3x3")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale_shift: Tensor | None,
+    out: Tensor,
+    upsample: bool,
+    accumulate: bool,
+    bfloat16: bool,
+) -> None:
+    return None
+
+
 OPERATORS = (
     "group_attention",
     "append_kv",
@@ -251,9 +299,10 @@ OPERATORS = (
     "sample_tokens",
     "locality_order",
 )
-CPU_OPERATORS = ("quantize_rows", "dequantize_rows", "gelu_quantize_rows")  # of ways to decode that only a CPU needs
 
-if not _C.build_config()["cuda_architectures"]:
-    # Without CUDA kernels in the build, CUDA tensors go through plain torch: slower, and it waits for the device.
-    for _name in OPERATORS:
-        torch.library.impl(f"lpd_ext::{_name}", "CUDA", getattr(reference, _name))
+# Operators that only the CPU has kernels for.
+CPU_OPERATORS = ("quantize_rows", "dequantize_rows", "gelu_quantize_rows", "group_norm_scale_shift", "conv3x3")
+
+# Without CUDA kernels in the build, CUDA tensors go through plain torch: slower, and it waits for the device.
+for _name in CPU_OPERATORS if _C.build_config()["cuda_architectures"] else OPERATORS + CPU_OPERATORS:
+    torch.library.impl(f"lpd_ext::{_name}", "CUDA", getattr(reference, _name))

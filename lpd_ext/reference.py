@@ -99,6 +99,39 @@ def group_attention(
     return output[first_output_row:].flatten(1)
 
 
+def group_norm_scale_shift(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float = 1e-6) -> Tensor:
+    """Scale and shift [B, 2, C] with GroupNorm(x) = x * scale + shift, for x [B, H, W, C]."""
+    groups = x.flatten(1, 2).unflatten(-1, (num_groups, -1))  # [B, H * W, groups, C / groups]
+    variance, mean = torch.var_mean(groups, dim=(1, 3), correction=0)
+    scale = weight.view(num_groups, -1) * torch.rsqrt(variance + eps)[..., None]
+    shift = bias.view(num_groups, -1) - mean[..., None] * scale
+    return torch.stack([scale.flatten(1), shift.flatten(1)], 1)
+
+
+def conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale_shift: Tensor | None,
+    out: Tensor,
+    upsample: bool = False,
+    accumulate: bool = False,
+    bfloat16: bool = False,
+) -> None:
+    """out [B, H, W, K] = conv(f(x)) + bias, added to out if accumulate; f: silu(x * scale + shift), nearest x2.
+
+    bfloat16 only permits rounding, so it changes nothing here.
+    """
+    if scale_shift is not None:
+        scale, shift = scale_shift[:, :, None, None].unbind(1)
+        x = F.silu(x * scale + shift)
+    planes = x.permute(0, 3, 1, 2)
+    if upsample:
+        planes = F.interpolate(planes, scale_factor=2.0, mode="nearest")
+    result = F.conv2d(planes, weight.permute(3, 2, 0, 1), bias, padding=1).permute(0, 2, 3, 1)
+    out.copy_(out + result if accumulate else result)
+
+
 def philox4x32_10(counter: Tensor, key: Tensor) -> Tensor:
     """Ten rounds of Philox4x32 (Salmon et al., SC 2011): counter [..., 4], key [..., 2] -> [..., 4], words in int64."""
     low = 0xFFFFFFFF

@@ -98,6 +98,13 @@ def host_backend(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         yield device
 
 
+@pytest.fixture(params=[name for name in _backends() if name.startswith("cpu-")])
+def cpu_backend(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """`backend` for the operators that only the CPU has kernels for."""
+    with _operators_on(request.param, request.node.nodeid) as device:
+        yield device
+
+
 @pytest.fixture
 def on_cuda_kernels(request: pytest.FixtureRequest) -> bool:
     """Whether `backend` or `host_backend` stands for the CUDA kernels, on a GPU or emulated."""

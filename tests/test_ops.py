@@ -10,7 +10,7 @@ import torch
 from lpd_ext import _C, ops, reference
 
 
-@pytest.mark.parametrize("name", ops.OPERATORS)
+@pytest.mark.parametrize("name", ops.OPERATORS + ops.CPU_OPERATORS)
 def test_operator_has_a_twin_with_the_same_arguments(name: str) -> None:
     schema = getattr(torch.ops.lpd_ext, name).default._schema
     wrapper = inspect.signature(getattr(ops, name)).parameters
@@ -19,7 +19,7 @@ def test_operator_has_a_twin_with_the_same_arguments(name: str) -> None:
     assert getattr(ops, name).__doc__
 
 
-@pytest.mark.parametrize("name", ops.OPERATORS)
+@pytest.mark.parametrize("name", ops.OPERATORS + ops.CPU_OPERATORS)
 def test_operator_has_kernels_for_cpu_cuda_and_fake_tensors(name: str) -> None:
     for key in ("CPU", "CUDA"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"lpd_ext::{name}", key)

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -16,6 +17,7 @@ namespace lpd::checks {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
 
 template <class... Parts>
 std::string text(const Parts&... parts) {
@@ -93,6 +95,17 @@ inline void check_distinct_rows(const Tensor& t, const char* name) {
 
 inline void check_bound(int64_t value, const char* name) {
   check(value >= 0 && value <= INT32_MAX, name, " must be in [0, 2^31), got ", value);
+}
+
+// For sizes that kernels hold in 32 bits.
+inline int32_t size32(int64_t value, const char* name) {
+  check_bound(value, name);
+  return static_cast<int32_t>(value);
+}
+
+template <class T>
+const T* optional_data(const OptionalTensor& t) {
+  return t.has_value() ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
 }
 
 // A whole argument that kernels read as a plain array.

@@ -1,10 +1,9 @@
-// Operators of the CPU's own decoding path: schemas, checks and dispatch, as ops.cpp has them for the others.
+// Operators that only the CPU has kernels for: schemas, checks and dispatch, as ops.cpp has them for the others.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <optional>
 #include <tuple>
 
 #include "checks.h"
@@ -17,19 +16,19 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lpd_ext, m) {
   m.def(
       "gelu_quantize_rows(Tensor(a!) product, Tensor quantization, Tensor column_sum, Tensor? bias, int levels) -> "
       "(Tensor, Tensor)");
+  m.def("group_norm_scale_shift(Tensor x, Tensor weight, Tensor bias, int num_groups, float eps) -> Tensor");
+  m.def(
+      "conv3x3(Tensor x, Tensor weight, Tensor bias, Tensor? scale_shift, Tensor(a!) out, bool upsample, "
+      "bool accumulate, bool bfloat16) -> ()");
 }
 
 namespace {
 
 using namespace lpd::checks;
 using lpd::execution::execute;
-using OptionalTensor = std::optional<Tensor>;
 using Quantized = std::tuple<Tensor, Tensor>;
 
-int32_t width_of(const Tensor& t, const char* name) {
-  check_bound(t.size(1), name);
-  return static_cast<int32_t>(t.size(1));
-}
+// ---- quantize_rows, dequantize_rows, gelu_quantize_rows ----
 
 int32_t checked_levels(int64_t levels) {
   check(levels >= 1 && levels <= 255, "levels must be in [1, 255], got ", levels);
@@ -54,7 +53,7 @@ Quantized quantize_rows(const Tensor& x, int64_t levels) {
   params.x = x.const_data_ptr();
   params.x_stride = x.stride(0);
   params.num_rows = x.size(0);
-  params.width = width_of(x, "x: K");
+  params.width = size32(x.size(1), "x: K");
   const Quantized result = empty_quantized(x);
   params.quantized = static_cast<uint8_t*>(std::get<0>(result).mutable_data_ptr());
   params.quantization = quantization_data(std::get<1>(result));
@@ -75,10 +74,10 @@ lpd::DequantizeRowsParams dequantize_params(const Tensor& product, const Tensor&
   params.product = static_cast<float*>(product.mutable_data_ptr());
   params.quantization = static_cast<const lpd::RowQuantization*>(quantization.const_data_ptr());
   params.column_sum = static_cast<const float*>(column_sum.const_data_ptr());
-  params.bias = bias.has_value() ? static_cast<const float*>(bias->const_data_ptr()) : nullptr;
+  params.bias = optional_data<float>(bias);
   params.product_stride = product.stride(0);
   params.num_rows = product.size(0);
-  params.width = width_of(product, "product: N");
+  params.width = size32(product.size(1), "product: N");
   return params;
 }
 
@@ -101,10 +100,85 @@ Quantized gelu_quantize_rows(const Tensor& product, const Tensor& quantization, 
   return result;
 }
 
+// ---- group_norm_scale_shift, conv3x3 ----
+
+Tensor group_norm_scale_shift(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t num_groups,
+                              double eps) {
+  check_array(x, "x", x, ScalarType::Float, "[B, H, W, C]", {-1, -1, -1, -1});
+  const int64_t batch = x.size(0), channels = x.size(3);
+  check(x.size(1) > 0 && x.size(2) > 0, "x must have at least one pixel, got ", shape_text(x));
+  check_array(weight, "weight", x, ScalarType::Float, "[C]", {channels});
+  check_array(bias, "bias", x, ScalarType::Float, "[C]", {channels});
+  check(num_groups >= 1 && channels % num_groups == 0, "num_groups must divide C = ", channels, ", got ", num_groups);
+  lpd::GroupNormParams params{};
+  params.x = static_cast<const float*>(x.const_data_ptr());
+  params.weight = static_cast<const float*>(weight.const_data_ptr());
+  params.bias = static_cast<const float*>(bias.const_data_ptr());
+  params.batch = batch;
+  params.pixels = x.size(1) * x.size(2);
+  params.channels = size32(channels, "x: C");
+  params.groups = static_cast<int32_t>(num_groups);
+  params.eps = static_cast<float>(eps);
+  const int64_t chunks = lpd::group_norm_chunks(params);
+  Tensor partials = torch::stable::new_empty(x, {batch, chunks, 2, channels});
+  Tensor result = torch::stable::new_empty(x, {batch, 2, channels});
+  params.partials = static_cast<float*>(partials.mutable_data_ptr());
+  params.scale_shift = static_cast<float*>(result.mutable_data_ptr());
+  const double numbers = static_cast<double>(channels);
+  execute(x, params, nullptr, lpd::cpu_kernels().group_norm_partials, batch * chunks,
+          0.25 * numbers * lpd::kGroupNormChunk);
+  execute(x, params, nullptr, lpd::cpu_kernels().group_norm_scale_shift, batch * num_groups,
+          2.0 * numbers / static_cast<double>(num_groups) * static_cast<double>(chunks));
+  return result;
+}
+
+void conv3x3(const Tensor& x, const Tensor& weight, const Tensor& bias, const OptionalTensor& scale_shift,
+             const Tensor& out, bool upsample, bool accumulate, bool bfloat16) {
+  check_array(x, "x", x, ScalarType::Float, "[B, H, W, C]", {-1, -1, -1, -1});
+  const int64_t batch = x.size(0), channels = x.size(3), factor = upsample ? 2 : 1;
+  check(channels >= 16 && channels % 16 == 0, "x: C must be a multiple of 16, got ", channels);
+  check_array(bias, "bias", x, ScalarType::Float, "[K]", {-1});
+  const int64_t out_channels = bias.size(0);
+  check_array(weight, "weight", x, ScalarType::Float, "[3, 3, C, K]", {3, 3, channels, out_channels});
+  if (scale_shift.has_value()) {
+    check_array(*scale_shift, "scale_shift", x, ScalarType::Float, "[B, 2, C]", {batch, 2, channels});
+  }
+  check_array(out, "out", x, ScalarType::Float, upsample ? "[B, 2 H, 2 W, K]" : "[B, H, W, K]",
+              {batch, x.size(1) * factor, x.size(2) * factor, out_channels});
+  check(out.numel() == 0 || out.const_data_ptr() != x.const_data_ptr(), "out must not be x itself");
+
+  lpd::Conv3x3Params params{};
+  params.x = static_cast<const float*>(x.const_data_ptr());
+  params.weight = static_cast<const float*>(weight.const_data_ptr());
+  params.bias = static_cast<const float*>(bias.const_data_ptr());
+  params.scale_shift = optional_data<float>(scale_shift);
+  params.out = static_cast<float*>(out.mutable_data_ptr());
+  params.batch = size32(batch, "x: B");
+  params.height = size32(out.size(1), "out: H");
+  params.width = size32(out.size(2), "out: W");
+  params.in_channels = size32(channels, "x: C");
+  params.out_channels = size32(out_channels, "bias: K");
+  params.upsample = upsample;
+  params.accumulate = accumulate;
+  params.bfloat16 = bfloat16;
+  params.plan = lpd::conv3x3_plan(batch, out.size(1), out.size(2), out_channels, torch::stable::get_num_threads());
+  if (params.plan.workers == 0) return;
+  Tensor workspace = torch::stable::new_empty(x, {lpd::conv3x3_workspace_floats(params)});
+  params.workspace = static_cast<float*>(workspace.mutable_data_ptr());
+  constexpr double kAlwaysSplit = 1e9;
+  if (params.plan.splits == 0) {
+    execute(x, params, nullptr, lpd::cpu_kernels().conv3x3_weights, params.plan.panels,
+            40.0 * static_cast<double>(channels));
+  }
+  execute(x, params, nullptr, lpd::cpu_kernels().conv3x3, params.plan.workers, kAlwaysSplit);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(lpd_ext, CPU, m) {
   m.impl("quantize_rows", TORCH_BOX(&quantize_rows));
   m.impl("dequantize_rows", TORCH_BOX(&dequantize_rows));
   m.impl("gelu_quantize_rows", TORCH_BOX(&gelu_quantize_rows));
+  m.impl("group_norm_scale_shift", TORCH_BOX(&group_norm_scale_shift));
+  m.impl("conv3x3", TORCH_BOX(&conv3x3));
 }

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
 #include <string>
 
 #include "checks.h"
@@ -41,12 +40,6 @@ using namespace lpd::checks;
 using lpd::execution::execute;
 using lpd::execution::on_cuda_kernels;
 using lpd::execution::values_readable;
-using OptionalTensor = std::optional<Tensor>;
-
-template <class T>
-const T* optional_data(const OptionalTensor& t) {
-  return t.has_value() ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
-}
 
 // ---- group_attention, append_kv ----
 

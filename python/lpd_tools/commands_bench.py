@@ -73,7 +73,10 @@ def bench(
                     rows = [
                         _time_case(case, repeats, place, bandwidth)
                         for case in track(
-                            cases(SHAPES[name], at, images, place, dtype), f"Timing {title}", console=console, transient=True
+                            cases(SHAPES[name], at, images, place, dtype),
+                            f"Timing {title}",
+                            console=console,
+                            transient=True,
                         )
                     ]
                 console.print(_table(title, rows))

@@ -5,7 +5,9 @@
 #include <string>
 #include <vector>
 
+#include "convolution/conv3x3.h"
 #include "group_attention/group_attention.h"
+#include "group_norm/group_norm_scale_shift.h"
 #include "kv_cache/append_kv.h"
 #include "locality_order/locality_order.h"
 #include "residual_norm/residual_layer_norm.h"
@@ -19,7 +21,9 @@
   apply(group_attention, GroupAttentionParams) apply(append_kv, AppendKvParams) apply(embed_rows, EmbedRowsParams) \
       apply(residual_layer_norm, ResidualLayerNormParams) apply(sample_tokens, SampleTokensParams)                 \
           apply(locality_order, LocalityOrderParams) apply(quantize_rows, QuantizeRowsParams)                      \
-              apply(dequantize_rows, DequantizeRowsParams) apply(gelu_quantize_rows, GeluQuantizeRowsParams)
+              apply(dequantize_rows, DequantizeRowsParams) apply(gelu_quantize_rows, GeluQuantizeRowsParams)       \
+                  apply(group_norm_partials, GroupNormParams) apply(group_norm_scale_shift, GroupNormParams)       \
+                      apply(conv3x3_weights, Conv3x3Params) apply(conv3x3, Conv3x3Params)
 
 namespace lpd {
 

@@ -232,9 +232,8 @@ inline Vec keep_at_least(Vec threshold, Vec a, Vec b) { return {a.v >= threshold
 
 #endif
 
-// exp(x) for x <= 0 as softmax needs it: about 1 ulp, 0 below -87.3, NaN for NaN (Cody-Waite reduction, degree-6
-// polynomial).
-inline Vec exp_nonpositive(Vec x) {
+// exp(x) for x <= 87: about 1 ulp, 0 below -87.3, NaN for NaN (Cody-Waite reduction, degree-6 polynomial).
+inline Vec exp_upto_87(Vec x) {
 #if !defined(LPD_ISA_AVX2) && !defined(LPD_ISA_AVX512)
   if (!(x.v >= -87.33654f)) return {x.v < 0.0f ? 0.0f : x.v};
 #endif
@@ -259,6 +258,9 @@ inline Vec exp_nonpositive(Vec x) {
   return poly * exp2_int(n);
 #endif
 }
+
+// As softmax needs it.
+inline Vec exp_nonpositive(Vec x) { return exp_upto_87(x); }
 
 // 2^x for x <= 0: about 1 ulp, 0 below -125 (polynomial of degree 6 on [-1/2, 1/2], 2^0 = 1 exactly).
 inline Vec exp2_nonpositive(Vec x) {

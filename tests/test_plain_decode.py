@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from lpd_tools.bench_cases import Shape
-from lpd_tools.commands_bench import _time_decodes
-from lpd_tools.plain_decode import decode_plain
-from rich.console import Console
+from lpd_tools.bench_decode import PUBLISHED, Decode, check_equal, time_on_cpu
+from lpd_tools.plain_decode import Attention, attend_in_two_calls, attend_with_mask, decode_plain
 from test_sampler import random_model, request_for
 
 from lpd_ext.model import LPDConfig
 from lpd_ext.sampler import generate
 
+CPU = torch.device("cpu")
 
+
+@pytest.mark.parametrize("attention", [attend_with_mask, attend_in_two_calls])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize("sizes", [[1, 2, 3, 6], [12], [1] * 12])
-def test_published_style_draws_the_same_tokens(sizes: list[int], guidance_scale: float) -> None:
+def test_plain_decodes_draw_the_same_tokens(sizes: list[int], guidance_scale: float, attention: Attention) -> None:
     model = random_model(32, (3, 4))
     request = request_for(model, [sizes] * 2, guidance_scale=[guidance_scale] * 2, top_k=[1] * 2)
-    plain = decode_plain(model, torch.tensor(request.labels), sizes, request.orders, guidance_scale, top_k=1)
+    plain = decode_plain(
+        model, torch.tensor(request.labels), sizes, request.orders, guidance_scale, top_k=1, attention=attention
+    )
     assert torch.equal(plain, generate(model, request))
 
 
@@ -41,9 +47,22 @@ class SmallShape(Shape):
         return LPDConfig(64, depth=1, heads=2, vocab_size=50, num_classes=3, grid=self.grid)
 
 
-def test_decodes_are_timed_against_the_baseline() -> None:
-    shape = SmallShape(grid=(4, 4), steps=4, step=2, guidance_scale=3.0, repulsion_threshold=1)
-    (row,) = _time_decodes(shape, 2, torch.device("cpu"), torch.float32, Console(quiet=True))
-    assert row["operator"] == "decode"
-    assert len(row["seconds"]) == len(row["plain_seconds"]) == 3
-    assert min(row["seconds"] + row["plain_seconds"]) > 0
+SMALL = SmallShape(grid=(4, 4), steps=4, step=2, guidance_scale=3.0, repulsion_threshold=1)
+
+
+def test_decodes_are_timed_against_all_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)  # a minute of compiling
+    rows = {row["operator"]: row for row in time_on_cpu(Decode.at_random(SMALL, 2, CPU, torch.float32), 3)}
+    assert min(second for row in rows.values() for second in row["seconds"]) > 0
+    assert rows[PUBLISHED]["ratios"][PUBLISHED] == 1
+    assert set(rows["float32"]["ratios"]) == set(rows) - {row for row in rows if row.startswith(("float32", "int8"))}
+    assert rows["int8"]["rounded"]["cosine"][-1] > 0.99
+
+
+def test_a_decode_that_computes_something_else_is_not_timed() -> None:
+    decode = Decode.at_random(SMALL, 2, CPU, torch.float32)
+    check_equal(decode, decode.model)
+    other = copy.deepcopy(decode.model)
+    other.blocks[0].mlp.fc2.bias[0].add_(0.1)
+    with pytest.raises(RuntimeError, match="logits differ by"):
+        check_equal(decode, other)

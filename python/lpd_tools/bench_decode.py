@@ -267,9 +267,8 @@ def time_on_cpu(decode: Decode, repeats: int) -> list[dict[str, Any]]:
 def time_on_cuda(decode: Decode, repeats: int) -> list[dict[str, Any]]:
     """Rows of our decodes, as one graph and eagerly, and of the published style."""
     runs = ours_on_cuda(decode) | {PUBLISHED: decode.plain}
-    timed = dict(
-        zip(runs, interleaved(list(runs.values()), repeats, decode.orders.device, in_graph=False), strict=True)
-    )
+    times_of = interleaved(list(runs.values()), repeats, decode.orders.device, in_graph=False)
+    timed = dict(zip(runs, times_of, strict=True))
     return [
         {"operator": name, "seconds": times.seconds, "ratios": {PUBLISHED: timed[PUBLISHED].median / times.median}}
         for name, times in timed.items()

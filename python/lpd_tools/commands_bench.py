@@ -1,4 +1,4 @@
-"""`lpd bench`: operators, and on request whole decodes and images, against plain torch in the same run, at named shapes."""
+"""`lpd bench`: operators, whole decodes and images at named shapes, against plain torch in the same run."""
 
 from __future__ import annotations
 
@@ -70,14 +70,10 @@ def bench(
             if Part.operators in parts:
                 title = f"{name} step {at}, B = {images}, {str(dtype).removeprefix('torch.')}"
                 with torch.inference_mode():
+                    timed_cases = cases(SHAPES[name], at, images, place, dtype)
                     rows = [
                         _time_case(case, repeats, place, bandwidth)
-                        for case in track(
-                            cases(SHAPES[name], at, images, place, dtype),
-                            f"Timing {title}",
-                            console=console,
-                            transient=True,
-                        )
+                        for case in track(timed_cases, f"Timing {title}", console=console, transient=True)
                     ]
                 console.print(_table(title, rows))
                 results += [about | row for row in rows]

@@ -2,8 +2,8 @@
 
 `decode_plain` does, operation for operation, what published implementations do: one dense float mask over all
 positions, indexed anew in each step; a KV cache zeroed per call and written by index; SDPA with that mask; sort-based
-filters. The linear layers, GELU and LayerNorm are torch's own. With `attend_in_two_calls` it needs no mask, as a careful
-user would have it. Equal schedules for the whole batch.
+filters. The linear layers, GELU and LayerNorm are torch's own. With `attend_in_two_calls` it needs no mask, as a
+careful user would have it. Equal schedules for the whole batch.
 """
 
 from __future__ import annotations

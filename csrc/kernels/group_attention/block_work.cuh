@@ -92,6 +92,7 @@ struct BlockWork {
     first_key = kKeyGroup * (split * each + min(split, rest));
     const int split_end = first_key + kKeyGroup * (each + (split < rest ? 1 : 0));
     num_tiles = (min(end, split_end) - first_key + tile_keys - 1) / tile_keys;
+    segment.cache_length = min(segment.cache_length, split_end);
     shared_keys = min(shared_keys, split_end);
     key_end = min(key_end, split_end);
   }

@@ -132,7 +132,7 @@ class KeyRing {
       const int first_key = work_.first_key + half / 2 * Shape::kKeys;
       const T* cache = this->cache(half % 2) + chunk_ * Shape::kChunk;
       T* to = ring_ + slot(half);
-      if (first_key + Shape::kKeys <= min(work_.segment.cache_length, work_.shared_keys)) {  // as most tiles are
+      if (first_key + Shape::kKeys <= work_.segment.cache_length) {  // as most tiles are
         const T* from = cache + (first_key + row_) * p_.cache_position_stride;
 #pragma unroll
         for (int row = 0; row < Shape::kKeys; row += kRowStep) {

@@ -47,7 +47,7 @@ __device__ __forceinline__ void combine(const GroupAttentionParams& p, const Blo
     if (in_slab >= slab.count) continue;
     float top = kMinusInfinity, total = 0.0f;
     float4 sums = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 1
+#pragma unroll 4  // partials come from far: as many are under way at a time
     for (int part = 0; part < num_blocks * key_warps; ++part) {
       const Partial<kHeadDim> partial = partial_of(part / key_warps);
       const int warp_row = part % key_warps * warp_rows + row;

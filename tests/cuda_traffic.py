@@ -72,9 +72,7 @@ def _step(shape: str, batch: int) -> tuple[Step, int, int]:
     return plan.steps[index], plan.num_sequences, plan.cache_positions
 
 
-def group_attention(
-    shape: str, batch: int, dtype: torch.dtype, device: emulation.Device = emulation.SM_80
-) -> Case:
+def group_attention(shape: str, batch: int, dtype: torch.dtype, device: emulation.Device = emulation.SM_80) -> Case:
     step, sequences, positions = _step(shape, batch)
     rows = step.num_context_rows + step.num_query_rows
     least = 0

@@ -76,13 +76,19 @@ MISTAKES = {
     ),
     "spreads_rows_twice": Mistake("group_attention", "TSan", "row += work_.num_splits * kRowStep", "row += kRowStep"),
     "combines_partials_of_one_block": Mistake(
-        "group_attention", "differs", "in_block_of_cluster(own.sums, block)", "in_block_of_cluster(own.sums, work.split)"
+        "group_attention",
+        "differs",
+        "in_block_of_cluster(own.sums, block)",
+        "in_block_of_cluster(own.sums, work.split)",
     ),
     "combines_before_the_cluster_has_written": Mistake(
         "group_attention", "TSan", "ptx::cluster_sync();\n    const auto partial_of", "const auto partial_of"
     ),
     "exits_while_the_cluster_reads": Mistake(
-        "group_attention", "stopped", "ptx::cluster_arrive_relaxed();\n    ptx::cluster_wait();  // a block", "// a block"
+        "group_attention",
+        "stopped",
+        "ptx::cluster_arrive_relaxed();\n    ptx::cluster_wait();  // a block",
+        "// a block",
     ),
     "swizzle_on_one_side": Mistake(
         "group_attention",

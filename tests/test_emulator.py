@@ -108,8 +108,8 @@ SENTENCES = {
     "part_of_a_cluster": "invalid cluster size",
     "peer_out_of_bounds": r"access to 8 bytes at 0x[0-9a-f]+, outside shared memory of block \d of the cluster",
     "peer_read_before_start": r"access to block \d of the cluster, which no cluster barrier has shown to run",
-    "return_before_syncwarp": rf"deadlock: no thread can run; thread \d+ of block {TRIPLE} waits in __syncwarp .*, mask "
-    r"0xffffffff|"
+    "return_before_syncwarp": rf"deadlock: no thread can run; thread \d+ of block {TRIPLE} waits in __syncwarp "
+    r".*, mask 0xffffffff|"
     r"__syncwarp: lanes 0x[0-9a-f]+ of its mask 0xffffffff have exited",
     "too_much_dynamic_shared": "it needs 300000 bytes of shared memory per block, this GPU offers 232448",
     "too_much_shared": "it needs 232576 bytes of shared memory per block, this GPU offers 232448",

@@ -114,10 +114,9 @@ class KeyRing {
          row += work_.num_splits * kRowStep) {
       const Slab slab = work_.slab(row / kSlabRows);
       const int in_slab = row % kSlabRows;
-      uint4 queries = make_uint4(0, 0, 0, 0);
-      if (in_slab < slab.count) {
-        queries = load_vector<uint4>(rows + (slab.first + in_slab) * p_.qkv_row_stride + chunk_ * Shape::kChunk);
-      }
+      if (in_slab >= slab.count) continue;  // what comes of rows that do not exist is not written
+      const T* from = rows + (slab.first + in_slab) * p_.qkv_row_stride + chunk_ * Shape::kChunk;
+      const uint4 queries = load_vector<uint4>(from);
       T* const own = to + Shape::at(row, chunk_);
 #pragma unroll 1
       for (int block = 0; block < work_.num_splits; ++block) {

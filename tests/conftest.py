@@ -28,7 +28,12 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available() and _C.build_config()["cuda_architectures"] != ""
 
 
-def _backends() -> list[str]:
+def _kind(backend: str) -> str:
+    """cpu, emulated or cuda: what a backend is called before the dash."""
+    return backend.partition("-")[0]
+
+
+def all_backends() -> list[str]:
     backends = [f"cpu-{isa}" for isa in _C.available_cpu_isas()]
     if "emulated" in REQUIRED or emulation.library_path().exists():
         backends.append("emulated")
@@ -57,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
     params = getattr(getattr(item, "callspec", None), "params", {})
-    name = next((str(params[fixture]) for fixture in BACKENDS if fixture in params), "")
+    name = next((_kind(params[fixture]) for fixture in BACKENDS if fixture in params), "")
     name = next((marker for marker in ("cuda", "emulated") if item.get_closest_marker(marker)), name)
     if report.skipped and name in REQUIRED:
         report.outcome = "failed"
@@ -66,15 +71,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 @contextmanager
-def _operators_on(name: str, test: str) -> Iterator[torch.device]:
+def operators_on(name: str, test: str) -> Iterator[torch.device]:
+    """Runs operators on a backend, "emulated-sm90" among them; the device to put their arguments on."""
     if name == "cuda":
         assert _has_cuda(), "no GPU, or no CUDA kernels in this build"
         yield torch.device("cuda")
-    elif name == "emulated":
+    elif _kind(name) == "emulated":
         emulation.load()
+        device = emulation.SM_90 if name == "emulated-sm90" else emulation.SM_80
         # Which of the thread orders a test sees is fixed by its name; all of them together see all.
         seed = zlib.crc32(test.encode())
-        with pytest.MonkeyPatch.context() as patch, emulation.running(emulation.ORDERS[seed % 3], seed):
+        with pytest.MonkeyPatch.context() as patch, emulation.running(emulation.ORDERS[seed % 3], seed, device):
             patch.setattr(ops, "_ops", torch.ops.lpd_emulated)
             yield torch.device("cpu")
     else:
@@ -84,17 +91,17 @@ def _operators_on(name: str, test: str) -> Iterator[torch.device]:
         _C.set_cpu_isa(before)
 
 
-@pytest.fixture(params=_backends())
+@pytest.fixture(params=all_backends())
 def backend(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """Device to put an operator's arguments on; runs the test wherever the operators have kernels."""
-    with _operators_on(request.param, request.node.nodeid) as device:
+    with operators_on(request.param, request.node.nodeid) as device:
         yield device
 
 
-@pytest.fixture(params=[name for name in _backends() if name != "cuda"])
+@pytest.fixture(params=[name for name in all_backends() if name != "cuda"])
 def host_backend(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """`backend` without the GPU, for values in tensors that are not looked at there: that would wait for the device."""
-    with _operators_on(request.param, request.node.nodeid) as device:
+    with operators_on(request.param, request.node.nodeid) as device:
         yield device
 
 
@@ -109,7 +116,7 @@ def cpu_backend(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 def on_cuda_kernels(request: pytest.FixtureRequest) -> bool:
     """Whether `backend` or `host_backend` stands for the CUDA kernels, on a GPU or emulated."""
     params = request.node.callspec.params
-    return any(params.get(fixture) in ("emulated", "cuda") for fixture in BACKENDS)
+    return any(_kind(params[fixture]) in ("emulated", "cuda") for fixture in BACKENDS if fixture in params)
 
 
 @pytest.fixture

@@ -34,11 +34,12 @@ class Case:
     arguments: dict[str, Any]
     least: int
     apart: tuple[str, ...] = ()  # arguments whose traffic `least` leaves out
+    device: emulation.Device = emulation.SM_80
 
     def count(self) -> dict[str, int]:
         """Bytes moved (32 per sector touched, every request counted), apart and least, and shared-memory wavefronts."""
         tensors = {name: value for name, value in self.arguments.items() if isinstance(value, Tensor)}
-        with emulation.counting(**tensors) as launches:
+        with emulation.running(device=self.device), emulation.counting(**tensors) as launches:
             getattr(torch.ops.lpd_emulated, self.operator)(**self.arguments)
         (launch,) = launches
         moved = {name: counts["moved"] for name, counts in launch["global"].items()}
@@ -49,6 +50,8 @@ class Case:
         caches = [counts for name, counts in launch["global"].items() if name.endswith("_cache")]
         return {
             "blocks": int(torch.tensor(launch["grid"]).prod()),
+            "cluster": int(torch.tensor(launch["cluster"]).prod()),
+            "copying_blocks": launch["copying_blocks"],
             "threads": launch["block"][0],
             "shared_bytes": launch["shared_bytes"],
             "least": self.least,
@@ -57,6 +60,7 @@ class Case:
             "requests": requests,
             "wavefronts": shared["wavefronts"],
             "conflict_free": shared["conflict_free"],
+            "distributed": launch["shared"]["peer_read"]["bytes"] + launch["shared"]["peer_written"]["bytes"],
             "plain_cache_reads": sum(counts["read"]["requests"] for counts in caches),
         }
 
@@ -68,10 +72,9 @@ def _step(shape: str, batch: int) -> tuple[Step, int, int]:
     return plan.steps[index], plan.num_sequences, plan.cache_positions
 
 
-def group_attention(shape: str, batch: int, dtype: torch.dtype) -> Case:
+def group_attention(shape: str, batch: int, dtype: torch.dtype, device: emulation.Device = emulation.SM_80) -> Case:
     step, sequences, positions = _step(shape, batch)
     rows = step.num_context_rows + step.num_query_rows
-    multiprocessors = 108
     least = 0
     for _, context, _, query, cached, _ in step.segments.tolist():
         # q; cached K and V; K and V of this step; K and V appended; output
@@ -86,9 +89,11 @@ def group_attention(shape: str, batch: int, dtype: torch.dtype) -> Case:
         "max_keys": step.max_keys,
         "first_output_row": 0,
         "scale": 0.125,
-        "workspace": torch.zeros(_C.group_attention_workspace_bytes(HEAD_DIM, multiprocessors), dtype=torch.uint8),
+        "workspace": torch.zeros(
+            _C.group_attention_workspace_bytes(HEAD_DIM, device.multiprocessors), dtype=torch.uint8
+        ),
     }
-    return Case("group_attention", arguments, least * WIDTH * dtype.itemsize, apart=("workspace",))
+    return Case("group_attention", arguments, least * WIDTH * dtype.itemsize, apart=("workspace",), device=device)
 
 
 def append_kv(shape: str, batch: int, dtype: torch.dtype) -> Case:
@@ -184,6 +189,10 @@ for _shape in SHAPES:
                 CASES[f"{_operator.__name__}, {_shape}, B = {_batch}, bf16"] = (
                     lambda operator=_operator, shape=_shape, batch=_batch: operator(shape, batch, BF16)
                 )
+    for _dtype, _name in ((BF16, "bf16"), (FP32, "fp32")):
+        CASES[f"group_attention, {_shape}, B = 1, {_name}, sm_90"] = lambda shape=_shape, dtype=_dtype: group_attention(
+            shape, 1, dtype, emulation.SM_90
+        )
     CASES[f"group_attention, {_shape}, B = 1, fp16"] = lambda shape=_shape: group_attention(shape, 1, FP16)
     CASES[f"group_attention, {_shape}, B = 1, fp32"] = lambda shape=_shape: group_attention(shape, 1, FP32)
     CASES[f"locality_order, {_shape}, B = 2"] = lambda shape=_shape: locality_order(shape, 2)

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,23 +40,38 @@ def load() -> ctypes.CDLL:
         fake = torch._library.simple_registry.singleton.find(f"lpd_ext::{name}").fake_impl.kernel.func
         torch.library.register_fake(f"lpd_emulated::{name}", fake)
     library = ctypes.CDLL(str(path))
-    library.lpd_emulator_configure.argtypes = [ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int64]
+    integers = [ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+    library.lpd_emulator_configure.argtypes = integers
     library.lpd_emulator_start_counting.argtypes = [ctypes.c_int] + 3 * [ctypes.c_void_p]
     library.lpd_emulator_stop_counting.restype = ctypes.c_char_p
     return library
 
 
+@dataclass(frozen=True)
+class Device:
+    """What the emulator pretends to be, an A100 by default. compute_capability: 80 for 8.0."""
+
+    compute_capability: int = 80
+    multiprocessors: int = 108
+    shared_limit: int = 227 * 1024
+
+
+SM_80, SM_90 = Device(), Device(90, 132)
+
+
 @contextmanager
-def running(
-    order: str = "ascending", seed: int = 0, multiprocessors: int = 108, shared_limit: int = 227 * 1024
-) -> Iterator[None]:
+def running(order: str = "ascending", seed: int = 0, device: Device = SM_80) -> Iterator[None]:
     """Run threads and blocks in one of ORDERS on a pretended device; back to the defaults on leaving."""
-    configure = load().lpd_emulator_configure
-    configure(ORDERS.index(order), seed, multiprocessors, shared_limit)
+
+    def configure(order: str, seed: int, device: Device) -> None:
+        limits = device.multiprocessors, device.compute_capability, device.shared_limit
+        load().lpd_emulator_configure(ORDERS.index(order), seed, *limits)
+
+    configure(order, seed, device)
     try:
         yield
     finally:
-        configure(0, 0, 108, 227 * 1024)
+        configure(ORDERS[0], 0, SM_80)
 
 
 @contextmanager

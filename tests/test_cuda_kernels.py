@@ -55,7 +55,41 @@ MISTAKES = {
     "no_fence_before_arrival": Mistake(
         "group_attention", "TSan", "__threadfence();\n  __syncthreads();", "__syncthreads();"
     ),
-    "no_barrier_before_partials": Mistake("group_attention", "TSan", "if (kKeyWarps > 1) __syncthreads();", ""),
+    "no_barrier_before_partials": Mistake("group_attention", "TSan", "if (in_shared) __syncthreads();", ""),
+    "reads_other_splits_keys": Mistake(
+        "group_attention", "differs", "shared_keys = min(shared_keys, split_end);", "shared_keys += 0;"
+    ),
+    "spreads_to_blocks_that_may_not_run": Mistake(
+        "group_attention",
+        "stopped",
+        "ptx::cluster_arrive_relaxed();\n    } else {\n      load_queries(rows(0));",
+        "} else {\n      load_queries(rows(0));",
+    ),
+    "arrives_before_it_spreads": Mistake(
+        "group_attention",
+        "TSan",
+        "spread_queries(rows(0));\n      ptx::cluster_arrive();",
+        "ptx::cluster_arrive();\n      spread_queries(rows(0));",
+    ),
+    "spreads_some_rows_not_at_all": Mistake(
+        "group_attention", "differs", "int row = work_.split * kRowStep + row_;", "int row = row_;"
+    ),
+    "spreads_rows_twice": Mistake("group_attention", "TSan", "row += work_.num_splits * kRowStep", "row += kRowStep"),
+    "combines_partials_of_one_block": Mistake(
+        "group_attention",
+        "differs",
+        "in_block_of_cluster(own.sums, block)",
+        "in_block_of_cluster(own.sums, work.split)",
+    ),
+    "combines_before_the_cluster_has_written": Mistake(
+        "group_attention", "TSan", "ptx::cluster_sync();\n    const auto partial_of", "const auto partial_of"
+    ),
+    "exits_while_the_cluster_reads": Mistake(
+        "group_attention",
+        "stopped",
+        "ptx::cluster_arrive_relaxed();\n    ptx::cluster_wait();  // a block",
+        "// a block",
+    ),
     "swizzle_on_one_side": Mistake(
         "group_attention",
         "differs",

@@ -17,6 +17,7 @@ from lpd_ext import _C, ops
 
 LOAD_128, STORE_128 = r"\bLDG\.E\.(\w+\.)*128\b", r"\bSTG\.E\.(\w+\.)*128\b"
 LOCAL_MEMORY = r"\b(LDL|STL)\b"
+CLUSTER_BARRIER, ATOMIC = r"\bUCGABAR_(ARV|WAIT)\b", r"\b(ATOM|ATOMG|RED|REDG)\b"
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,13 @@ def test_fp32_attention_does_not_round_to_tf32(compiled: list[Kernel]) -> None:
     for kernel in of(compiled, "group_attention_kernel<float"):
         assert kernel.has(r"\bLDGSTS\.E\.BYPASS\.128\b")
         assert not kernel.has("HMMA")
+
+
+def test_attention_forms_clusters_from_9_0_on_and_counts_arrivals_before(compiled: list[Kernel]) -> None:
+    for kernel in of(compiled, "group_attention_kernel"):
+        has_clusters = int(kernel.architecture.removeprefix("sm_")) >= 90
+        assert kernel.has(CLUSTER_BARRIER) == has_clusters, (kernel.name, kernel.architecture)
+        assert kernel.has(ATOMIC) != has_clusters, (kernel.name, kernel.architecture)
 
 
 @pytest.mark.parametrize(

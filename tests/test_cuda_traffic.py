@@ -7,7 +7,8 @@ from pathlib import Path
 
 import emulation
 import pytest
-from cuda_traffic import CASES, TABLE, markdown
+import torch
+from cuda_traffic import CASES, TABLE, group_attention, markdown
 
 pytestmark = pytest.mark.emulated
 
@@ -44,7 +45,7 @@ def test_no_more_than_committed(counted: dict[str, dict[str, int]], name: str) -
     """A kernel that got better: write the table anew, `python tests/cuda_traffic.py`."""
     assert set(COMMITTED) == set(CASES)
     counts, committed = counted[name], COMMITTED[name]
-    for figure in ("moved", "apart", "requests", "wavefronts", "shared_bytes"):
+    for figure in ("moved", "apart", "requests", "wavefronts", "shared_bytes", "distributed"):
         assert counts[figure] <= 1.01 * committed[figure], figure
     assert counts["least"] == committed["least"]
 
@@ -65,9 +66,26 @@ def test_group_attention_reads_the_cache_by_asynchronous_copies_alone(
 
 def test_keys_are_split_over_blocks_only_where_multiprocessors_would_idle(counted: dict[str, dict[str, int]]) -> None:
     for name, counts in counted.items():
-        if name.startswith("group_attention"):
+        if name.startswith("group_attention") and not name.endswith("sm_90"):
             assert (counts["apart"] > 0) == ("B = 1," in name)
-            assert counts["blocks"] >= 64
+            assert counts["copying_blocks"] >= 64
+
+
+def test_clusters_fill_the_chip_without_global_partials(counted: dict[str, dict[str, int]]) -> None:
+    """Blocks that bring keys, for 132 multiprocessors."""
+    names = [name for name in counted if name.endswith("sm_90")]
+    assert len(names) == 4
+    for name in names:
+        counts = counted[name]
+        assert counts["copying_blocks"] >= 108
+        assert counts["cluster"] == 4
+        assert counts["apart"] == 0
+        assert counts["distributed"] > 0
+
+
+def test_no_clusters_where_every_multiprocessor_has_a_block() -> None:
+    counts = group_attention("L-256-20 step 15", 5, torch.bfloat16, emulation.SM_90).count()
+    assert (counts["blocks"], counts["cluster"], counts["distributed"], counts["apart"]) == (160, 1, 0, 0)
 
 
 def test_the_documented_figures_are_the_committed_ones() -> None:

@@ -29,10 +29,15 @@ pytestmark = [
 # What must report a mistake. "stopped": the emulator itself, by an exception; "outputs": NaNs, or outputs that differ
 # over the three thread orders; the others are sanitizers.
 REPORTED_BY = {
+    "arrival_without_wait": {"stopped"},
     "barrier_in_one_warp": {"stopped"},
+    "block_without_cluster_barrier": {"stopped"},
+    "cluster_on_an_old_device": {"stopped"},
+    "cluster_too_large": {"stopped"},
     "copies_rows_past_the_end": {"ASan"},
     "copy_in_flight_at_exit": {"stopped"},
     "divergent_shuffle": {"stopped"},
+    "exit_while_peer_reads": {"stopped"},
     "ldmatrix_before_barrier": {"outputs", "TSan"},
     "misaligned_cast": {"UBSan"},
     "misaligned_vector": {"stopped"},
@@ -43,6 +48,14 @@ REPORTED_BY = {
     "no_blocks": {"stopped"},
     "no_fence_after_counter": {"TSan"},
     "no_fence_before_counter": {"TSan"},
+    "no_such_peer": {"stopped"},
+    "part_of_a_cluster": {"stopped"},
+    "peer_out_of_bounds": {"stopped"},
+    "peer_read_after_arrival": {"outputs", "TSan"},
+    "peer_read_after_relaxed_arrival": {"TSan"},
+    "peer_read_before_barrier": {"outputs", "TSan"},
+    "peer_read_before_start": {"stopped"},
+    "peer_write_without_barrier": {"outputs", "TSan"},
     "plain_addition": {"TSan"},
     "race_between_blocks": {"outputs", "TSan"},
     "return_before_syncwarp": {"stopped"},
@@ -52,16 +65,19 @@ REPORTED_BY = {
     "too_much_shared": {"stopped"},
     "uninitialised_shared": {"outputs"},
     "waits_for_too_few_groups": {"outputs"},
+    "warps_at_two_cluster_barriers": {"stopped"},
     "writes_past_dynamic_shared": {"ASan"},
 }
 CLEAN = {
     "clean_atomic",
     "clean_blocks",
     "clean_buffer_reuse",
+    "clean_cluster",
     "clean_copy",
     "clean_last_block",
     "clean_ldmatrix",
     "clean_much_shared",
+    "clean_peer_write",
     "clean_product",
     "clean_shared_copy",
     "clean_shuffle",
@@ -71,22 +87,42 @@ CLEAN = {
     "clean_vectors",
     "clean_whole_warp",
 }
+TRIPLE = r"\(\d+, \d+, \d+\)"
 # Sentences, after the kernel's name and, but for launches that are refused, the place of the thread.
 SENTENCES = {
+    "arrival_without_wait": r"divergent cluster barrier: exits before it is passed; \d+ of 128 threads have arrived",
     "barrier_in_one_warp": r"divergent barrier: thread 0 waits in __syncthreads \(planted_pipeline.h:\d+\), thread 32 "
     r"waits in __syncthreads \(planted_pipeline.h:\d+\)",
+    "block_without_cluster_barrier": r"divergent cluster barrier: (\d+ threads of the cluster have exited|"
+    r"exits before it is passed; \d+ of 128 threads have arrived)",
+    "cluster_on_an_old_device": "clusters of blocks need compute capability 9.0",
+    "cluster_too_large": "invalid cluster size",
     "copy_in_flight_at_exit": r"exits with 1 cp.async in flight",
-    "divergent_shuffle": r"deadlock: no thread can run; thread \d+ waits in __shfl_sync \(planted_mistakes.cpp:\d+\), "
-    r"mask 0xffffffff|__shfl_sync: lanes 0x[0-9a-f]+ of its mask 0xffffffff have exited",
+    "divergent_shuffle": rf"deadlock: no thread can run; thread \d+ of block {TRIPLE} waits in __shfl_sync "
+    r"\(planted_mistakes.cpp:\d+\), mask 0xffffffff|__shfl_sync: lanes 0x[0-9a-f]+ of its mask 0xffffffff have exited",
+    "exit_while_peer_reads": r"exits while another block may access its shared memory: no cluster barrier came after "
+    r"that|access to shared memory of block \d of the cluster, which has exited",
     "misaligned_vector": r"misaligned read of 16 bytes at 0x[0-9a-f]+",
     "no_blocks": r"invalid configuration argument",
-    "return_before_syncwarp": r"deadlock: no thread can run; thread \d+ waits in __syncwarp .*, mask 0xffffffff|"
+    "no_such_peer": r"mapa: block 2 of a cluster of 2",
+    "part_of_a_cluster": "invalid cluster size",
+    "peer_out_of_bounds": r"access to 8 bytes at 0x[0-9a-f]+, outside shared memory of block \d of the cluster",
+    "peer_read_before_start": r"access to block \d of the cluster, which no cluster barrier has shown to run",
+    "return_before_syncwarp": rf"deadlock: no thread can run; thread \d+ of block {TRIPLE} waits in __syncwarp "
+    r".*, mask 0xffffffff|"
     r"__syncwarp: lanes 0x[0-9a-f]+ of its mask 0xffffffff have exited",
     "too_much_dynamic_shared": "it needs 300000 bytes of shared memory per block, this GPU offers 232448",
     "too_much_shared": "it needs 232576 bytes of shared memory per block, this GPU offers 232448",
+    "warps_at_two_cluster_barriers": r"divergent cluster barrier: threads of the block arrive in lines \d+ and \d+",
 }
-TRIPLE = r"\(\d+, \d+, \d+\)"
-REFUSED = {"no_blocks", "too_much_dynamic_shared", "too_much_shared"}
+REFUSED = {
+    "cluster_on_an_old_device",
+    "cluster_too_large",
+    "no_blocks",
+    "part_of_a_cluster",
+    "too_much_dynamic_shared",
+    "too_much_shared",
+}
 
 FLAGS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off", "-pthread"]
 FLAGS += ["-DLPD_CUDA_EMULATED", f"-I{EMULATION}", f"-I{KERNELS}"]
@@ -223,6 +259,12 @@ COUNTS: dict[str, dict[str, tuple[int, ...]]] = {
     | {"in.copied": (1, 384, 12), "shared.copied": (1, 512, 4, 4), "shared.read": (1, 512, 4, 4)},
     "ldmatrix": WRITES_OUT | {"shared.written": (1, 512, 4, 4), "shared.matrix_read": (1, 512, 32, 4)},
     "ldmatrix_swizzled": WRITES_OUT | {"shared.written": (1, 512, 4, 4), "shared.matrix_read": (1, 512, 4, 4)},
+    "cluster": {
+        "out.written": (2, 256, 8),
+        "shared.peer_written": (2, 1024, 8, 8),
+        "shared.read": (2, 256, 8, 2),
+        "shared.peer_read": (2, 512, 8, 4),
+    },
 }
 # Distinct bytes of `in` read and of `out` written where that is not 128, or is less than was asked for.
 DISTINCT = {"contiguous": (128, 128), "two_blocks": (128, 128), "broadcast": (64, 128), "atomic": (128, 4)}

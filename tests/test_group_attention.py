@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from conftest import all_backends, operators_on
 from steps import (
     BAD_ARGUMENTS,
     BAD_SEGMENTS,
@@ -28,6 +29,17 @@ from torch import Tensor
 from lpd_ext import _C, ops, reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+# From 9.0 on the blocks that share keys form clusters.
+@pytest.fixture(params=[*all_backends(), *(["emulated-sm90"] if "emulated" in all_backends() else [])])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """As everywhere, and a GPU with clusters, where every test that does not say otherwise has its keys split."""
+    with operators_on(request.param, request.node.nodeid) as device:
+        if request.param == "emulated-sm90":
+            workspace = torch.zeros(16, dtype=torch.uint8)  # clusters need none but do as if
+            monkeypatch.setattr(ops, "group_attention", partial(ops.group_attention, workspace=workspace))
+        yield device
 
 
 # ---- numerics ----
@@ -122,14 +134,15 @@ def test_empty_step(backend: torch.device, layouts: list[Layout]) -> None:
 
 
 def test_result_depends_neither_on_the_batch_nor_on_threads(backend: torch.device) -> None:
+    attend = partial(ops.group_attention, workspace=None)  # with one, keys are split as the batch has blocks
     step = make_step(RAGGED, head_dim=64)
     done = step.copy(backend)
-    together = ops.group_attention(*done.arguments())
+    together = attend(*done.arguments())
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
         again = step.copy(backend)
-        assert torch.equal(ops.group_attention(*again.arguments()), together)
+        assert torch.equal(attend(*again.arguments()), together)
     finally:
         torch.set_num_threads(threads)
     for row in step.rows():
@@ -139,7 +152,7 @@ def test_result_depends_neither_on_the_batch_nor_on_threads(backend: torch.devic
             qkv=step.qkv[own_rows],
             segments=torch.tensor([row._replace(context_start=0, query_start=row.num_context)], dtype=torch.int32),
         ).copy(backend)
-        assert torch.equal(ops.group_attention(*alone.arguments()), together[own_rows])
+        assert torch.equal(attend(*alone.arguments()), together[own_rows])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -165,7 +178,15 @@ def workspace_on(device: torch.device, step: Step) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layouts", [RAGGED, [Layout(18, 19, 141)], [Layout(70, 9, 40), Layout(3, 64, 700)]])
+@pytest.mark.parametrize(
+    "layouts",
+    [
+        RAGGED,
+        [Layout(18, 19, 141)],
+        [Layout(70, 9, 40), Layout(3, 64, 700)],
+        [Layout(17, 39, 120), Layout(1, 2, 3)],  # 56 rows, which need a second tile: 17 and 39 fill five slabs of 16
+    ],
+)
 def test_a_workspace_serves_call_after_call(backend: torch.device, layouts: list[Layout], dtype: torch.dtype) -> None:
     step = make_step(layouts, heads=2, head_dim=64, dtype=dtype)
     workspace = workspace_on(backend, step)
@@ -175,6 +196,12 @@ def test_a_workspace_serves_call_after_call(backend: torch.device, layouts: list
         check_group_attention(part, with_workspace, backend)
         outputs = [with_workspace(*part.copy(backend).arguments()) for _ in range(2)]
         assert torch.equal(*outputs)
+
+
+def test_bounds_above_what_is_there(backend: torch.device) -> None:
+    """Blocks without rows, and blocks without keys."""
+    step = replace(make_step(RAGGED, heads=1, head_dim=64), max_rows=150, max_keys=3000)
+    check_group_attention(step, partial(ops.group_attention, workspace=workspace_on(backend, step)), backend)
 
 
 def test_a_workspace_that_is_too_small_is_left_alone(backend: torch.device) -> None:

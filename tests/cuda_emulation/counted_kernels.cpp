@@ -95,6 +95,17 @@ __global__ void load_matrix_kernel(const float*, float* out) {
   out[threadIdx.x] = __uint_as_float(r[0] ^ r[1] ^ r[2] ^ r[3]);
 }
 
+// Two blocks: each writes 16 bytes per lane into the other, and reads 4 of its own and 8 back from the other.
+__global__ void exchange_in_cluster_kernel(const float*, float* out) {
+  SMEM_ARRAY(float4, vectors, 32);
+  float4* const theirs = ptx::in_block_of_cluster(vectors, 1 - blockIdx.x);
+  ptx::cluster_sync();
+  store_vector(theirs + threadIdx.x, float4{});
+  ptx::cluster_sync();
+  out[threadIdx.x] = vectors[threadIdx.x].x + sum(load_vector<float2>(theirs + threadIdx.x));
+  ptx::cluster_sync();
+}
+
 }  // namespace
 }  // namespace lpd
 
@@ -105,6 +116,7 @@ int main() {
     void (*kernel)(const float*, float*);
     unsigned blocks = 1;
     size_t shared_bytes = 0;
+    unsigned cluster = 1;
   };
   const Case cases[] = {
       {"contiguous", read_strided_kernel<1, 0>},
@@ -129,9 +141,13 @@ int main() {
       {"cp_async", copy_asynchronously_kernel},
       {"ldmatrix", load_matrix_kernel<false>, 1, 2048},
       {"ldmatrix_swizzled", load_matrix_kernel<true>, 1, 2048},
+      {"cluster", exchange_in_cluster_kernel, 2, 0, 2},
   };
   alignas(128) static float in[512], out[512];
   emulator::start_counting({{"in", in, sizeof(in)}, {"out", out, sizeof(out)}});
-  for (const Case& c : cases) launch(c.name, c.kernel, dim3(c.blocks), dim3(32), c.shared_bytes, nullptr, in, out);
+  emulator::settings().compute_capability = 90;
+  for (const Case& c : cases) {
+    launch(c.name, c.kernel, Grid(dim3(c.blocks), dim3(c.cluster)), dim3(32), c.shared_bytes, nullptr, in, out);
+  }
   std::puts(lpd_emulator_stop_counting());
 }

@@ -21,7 +21,7 @@ extern const WarpOperation kLoadMatrix, kLoadMatrixTransposed, kMmaBFloat16, kMm
 
 LPD_EMULATED_ACCESS void load_matrix_row(MatrixRow& row, const void* from) {
   if (reinterpret_cast<uintptr_t>(from) % 16 != 0) fail("ldmatrix: misaligned row %p", from);
-  if (!is_shared(from)) fail("ldmatrix: row %p is not in shared memory", from);
+  if (!is_own_shared(from)) fail("ldmatrix: row %p is not in shared memory of the block", from);
   LPD_COUNT_ACCESS(from, 16, kMatrixRead);
   row = *static_cast<const MatrixRow*>(from);
 }
@@ -33,7 +33,9 @@ namespace lpd::ptx {
 // The copy may land at any time between issue and wait: the target is spoilt now and written at the wait.
 LPD_EMULATED_ACCESS void cp_async16(void* shared, const void* global, bool valid = true) {
   if (reinterpret_cast<uintptr_t>(shared) % 16 != 0) emulator::fail("cp.async: misaligned target %p", shared);
-  if (!emulator::is_shared(shared)) emulator::fail("cp.async: target %p is not in shared memory", shared);
+  if (!emulator::is_own_shared(shared)) {
+    emulator::fail("cp.async: target %p is not in shared memory of the block", shared);
+  }
   LPD_COUNT_ACCESS(shared, 16, kCopyWrite);
   LPD_COUNT_ACCESS(valid ? global : nullptr, 16, kCopyRead);
   if (valid) {
@@ -56,6 +58,23 @@ LPD_EMULATED_ACCESS void cp_async_wait() {
     target[0] = source ? source[0] : 0;
     target[1] = source ? source[1] : 0;
   }
+}
+
+inline bool has_clusters() { return emulator::device_has_clusters(); }
+
+inline void cluster_arrive(emulator::Place place = emulator::Place::here()) { emulator::cluster_arrive(true, place); }
+inline void cluster_arrive_relaxed(emulator::Place place = emulator::Place::here()) {
+  emulator::cluster_arrive(false, place);
+}
+inline void cluster_wait(emulator::Place place = emulator::Place::here()) { emulator::cluster_wait(place); }
+inline void cluster_sync(emulator::Place place = emulator::Place::here()) {
+  emulator::cluster_arrive(true, place);
+  emulator::cluster_wait(place);
+}
+
+template <class T>
+T* in_block_of_cluster(T* own, unsigned rank) {
+  return static_cast<T*>(emulator::in_block_of_cluster(own, rank));
 }
 
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, emulator::Place place = emulator::Place::here()) {

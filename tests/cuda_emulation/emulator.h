@@ -49,17 +49,20 @@ struct Settings {
   Order order = Order::kAscending;
   uint64_t seed = 0;  // of kRandom
   int multiprocessors = 108;
+  int compute_capability = 80;       // from 90 on blocks form clusters
   size_t shared_limit = 227 * 1024;  // bytes per block, static and dynamic
 };
 
 // Of all launches that start afterwards.
 Settings& settings();
 
-// Of the running CUDA thread. By value: what kernels read through a reference would count as their memory traffic.
+// Of the running CUDA thread and its device. By value: what kernels read through a reference would count as their
+// memory traffic.
 uint3 thread_index();
 uint3 block_index();
 dim3 block_size();
 dim3 grid_size();
+bool device_has_clusters();
 unsigned lane();
 unsigned warp();
 
@@ -69,7 +72,16 @@ unsigned warp();
 // Shared memory of the running block, filled with 0xFF when it starts. `key` names one declaration.
 void* dynamic_shared();
 void* static_shared(const void* key, size_t bytes, size_t alignment);
-bool is_shared(const void* address);
+bool is_shared(const void* address);       // of any block of the cluster
+bool is_own_shared(const void* address);   // of the running block
+bool is_peer_shared(const void* address);  // of another one of its cluster
+
+// Where another block of the cluster has what lies at `address`, in shared memory, in the running one.
+void* in_block_of_cluster(void* address, unsigned rank);
+
+// Every access to what may be another block's shared memory: that block must run, and must go on running until a later
+// barrier of the cluster.
+void check_shared_access(const void* address, size_t bytes);
 
 // On the stack of a CUDA thread, or of the thread that launched: registers, local memory and parameters of a kernel.
 bool is_private(const void* address);
@@ -93,6 +105,11 @@ void rendezvous(const WarpOperation& operation, uint32_t mask, const void* in, v
 // Waits for all threads of the block that have not exited; number of them with a nonzero predicate.
 int block_barrier(int predicate, Place place);
 
+// The halves of a barrier of all threads of all blocks of the cluster, of which none may have exited. Each is something
+// that a warp does together.
+void cluster_arrive(bool orders_memory, Place place);
+void cluster_wait(Place place);
+
 // __threadfence, and what an atomic operation at `address` does to the order of other accesses.
 void fence();
 void atomic_order(const void* address);
@@ -108,10 +125,10 @@ void end_copy_group();
 bool pop_copy(uint64_t groups_in_flight, Copy* copy);  // false if no more need be done
 
 // Counting of traffic (emulator_counters.h). `site` tells one instruction of a kernel from another.
-enum class Access { kRead, kWrite, kAtomic, kCopyRead, kCopyWrite, kMatrixRead };
+enum class Access { kRead, kWrite, kAtomic, kCopyRead, kCopyWrite, kMatrixRead, kPeerRead, kPeerWrite };
 void count_access(const void* site, const void* address, size_t bytes, Access access);
 
-void run_grid(const char* name, dim3 grid, dim3 block, size_t shared_bytes, void (*body)(const void*),
+void run_grid(const char* name, dim3 grid, dim3 cluster, dim3 block, size_t shared_bytes, void (*body)(const void*),
               const void* call);
 
 }  // namespace lpd::emulator
@@ -134,6 +151,7 @@ LPD_EMULATED_ACCESS Vector load_vector(const void* from) {
   if (reinterpret_cast<uintptr_t>(from) % sizeof(Vector) != 0) {
     emulator::fail("misaligned read of %zu bytes at %p", sizeof(Vector), from);
   }
+  emulator::check_shared_access(from, sizeof(Vector));
   LPD_COUNT_ACCESS(from, sizeof(Vector), kRead);
   return *static_cast<const Vector*>(from);
 }
@@ -144,13 +162,19 @@ LPD_EMULATED_ACCESS void store_vector(void* to, Vector value) {
   if (reinterpret_cast<uintptr_t>(to) % sizeof(Vector) != 0) {
     emulator::fail("misaligned write of %zu bytes at %p", sizeof(Vector), to);
   }
+  emulator::check_shared_access(to, sizeof(Vector));
   LPD_COUNT_ACCESS(to, sizeof(Vector), kWrite);
   *static_cast<Vector*>(to) = value;
 }
 
+struct Grid {
+  dim3 blocks, cluster;
+  Grid(dim3 blocks_, dim3 cluster_ = dim3(1)) : blocks(blocks_), cluster(cluster_) {}
+};
+
 // Runs the grid to its end before it returns.
 template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+void launch(const char* name, void (*kernel)(Parameters...), Grid grid, dim3 block, size_t shared_bytes,
             void* /*stream*/, Arguments... arguments) {
   struct Call {
     void (*kernel)(Parameters...);
@@ -161,10 +185,15 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
     const Call& c = *static_cast<const Call*>(call_of_launch);
     std::apply(c.kernel, c.parameters);
   };
-  emulator::run_grid(name, grid, block, shared_bytes, body, &call);
+  emulator::run_grid(name, grid.blocks, grid.cluster, block, shared_bytes, body, &call);
 }
 
 inline int multiprocessor_count() { return emulator::settings().multiprocessors; }
+
+template <class... Parameters>
+bool can_form_clusters(void (*)(Parameters...)) {
+  return emulator::device_has_clusters();
+}
 
 }  // namespace lpd
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "emulator.h"
@@ -10,7 +11,7 @@
 namespace lpd::emulator {
 namespace {
 
-constexpr unsigned kLanes = 32, kWarps = 32;
+constexpr unsigned kLanes = 32, kWarps = 40;  // of a cluster
 constexpr uint64_t kSector = 32;
 
 struct Request {
@@ -48,6 +49,7 @@ struct Counting {
   std::vector<Range> ranges;
   std::vector<LaunchCounts> launches;
   std::vector<CountedRange> touched;  // by the launch under way
+  std::unordered_set<uint64_t> copying_blocks;
   std::array<std::unordered_map<Instruction, Requests, HashInstruction>, kWarps> pending;
 };
 
@@ -72,6 +74,8 @@ SharedCount& shared_count(LaunchCounts& counts, Access access) {
     case Access::kCopyWrite: return counts.shared_copied;
     case Access::kWrite: return counts.shared_written;
     case Access::kAtomic: return counts.shared_atomic;
+    case Access::kPeerRead: return counts.peer_read;
+    case Access::kPeerWrite: return counts.peer_written;
     default: return counts.shared_read;
   }
 }
@@ -153,7 +157,8 @@ void add(SharedCount& sum, const SharedCount& part) {
 
 SharedCount LaunchCounts::shared() const {
   SharedCount sum;
-  for (const SharedCount* part : {&shared_read, &matrix_read, &shared_copied, &shared_written, &shared_atomic}) {
+  for (const SharedCount* part :
+       {&shared_read, &matrix_read, &shared_copied, &shared_written, &shared_atomic, &peer_read, &peer_written}) {
     add(sum, *part);
   }
   return sum;
@@ -170,13 +175,15 @@ std::vector<LaunchCounts> stop_counting() {
   return std::exchange(counting.launches, {});
 }
 
-void begin_counted_grid(const char* name, dim3 grid, dim3 block) {
+void begin_counted_grid(const char* name, dim3 grid, dim3 cluster, dim3 block) {
   if (!counting_is_on) return;
   LaunchCounts launch{};
   launch.kernel = name;
   launch.grid = grid;
+  launch.cluster = cluster;
   launch.block = block;
   counting.touched.clear();
+  counting.copying_blocks.clear();
   for (const Range& range : counting.ranges) {
     launch.global.push_back({range.name, {}, {}, {}, {}, 0, 0});
     const uintptr_t begin = reinterpret_cast<uintptr_t>(range.address);
@@ -193,6 +200,7 @@ void end_counted_grid(size_t shared_bytes) {
   in_counted_grid = false;
   LaunchCounts& launch = counting.launches.back();
   launch.shared_bytes = shared_bytes;
+  launch.copying_blocks = counting.copying_blocks.size();
   const auto size = [](const std::vector<bool>& map) {
     return static_cast<uint64_t>(std::count(map.begin(), map.end(), true));
   };
@@ -223,6 +231,12 @@ void converged(unsigned warp) {
 // A null address is that of a lane that takes part in the request without accessing anything.
 void count_access(const void* site, const void* address, size_t bytes, Access access) {
   if (!in_counted_grid || is_private(address)) return;
+  if (is_peer_shared(address)) access = is_write(access) ? Access::kPeerWrite : Access::kPeerRead;
+  if (access == Access::kCopyRead && address) {
+    const uint3 block = block_index();
+    const dim3 size = grid_size();
+    counting.copying_blocks.insert((uint64_t{block.z} * size.y + block.y) * size.x + block.x);
+  }
   const unsigned me = lane();
   Requests& pending = counting.pending[warp()][{site, static_cast<uint32_t>(bytes), access}];
   const uint32_t occurrence = pending.next[me]++;

@@ -42,10 +42,12 @@ struct SharedCount {
 
 struct LaunchCounts {
   std::string kernel;
-  dim3 grid, block;
+  dim3 grid, cluster, block;
+  uint64_t copying_blocks;          // that issued a cp.async from global memory
   size_t shared_bytes;              // per block, dynamic and static
   std::vector<RangeCounts> global;  // the ranges in the order given, then "other"
   SharedCount shared_read, matrix_read, shared_copied, shared_written, shared_atomic;  // matrix_read: by ldmatrix
+  SharedCount peer_read, peer_written;  // distributed shared memory: of another block of the cluster
 
   SharedCount shared() const;  // all of them
 };
@@ -63,7 +65,7 @@ void start_counting(std::vector<Range> ranges);
 std::vector<LaunchCounts> stop_counting();
 
 // ---- For the runtime ----
-void begin_counted_grid(const char* name, dim3 grid, dim3 block);
+void begin_counted_grid(const char* name, dim3 grid, dim3 cluster, dim3 block);
 void end_counted_grid(size_t shared_bytes);
 void converged(unsigned warp);  // the lanes of this warp have met: what requests they made are complete
 

@@ -7,9 +7,13 @@
 #include "emulator.h"
 
 using lpd::emulator::Access;
-using lpd::emulator::count_access;
 
 #define LPD_SITE __builtin_return_address(0)
+
+static void report_access(const void* site, const void* address, size_t bytes, Access access) {
+  lpd::emulator::check_shared_access(address, bytes);
+  lpd::emulator::count_access(site, address, bytes, access);
+}
 
 extern "C" {
 
@@ -19,11 +23,11 @@ void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
 
-#define LPD_ACCESS(bytes)                                                                         \
-  void __tsan_read##bytes(void* p) { count_access(LPD_SITE, p, bytes, Access::kRead); }           \
-  void __tsan_write##bytes(void* p) { count_access(LPD_SITE, p, bytes, Access::kWrite); }         \
-  void __tsan_unaligned_read##bytes(void* p) { count_access(LPD_SITE, p, bytes, Access::kRead); } \
-  void __tsan_unaligned_write##bytes(void* p) { count_access(LPD_SITE, p, bytes, Access::kWrite); }
+#define LPD_ACCESS(bytes)                                                                          \
+  void __tsan_read##bytes(void* p) { report_access(LPD_SITE, p, bytes, Access::kRead); }           \
+  void __tsan_write##bytes(void* p) { report_access(LPD_SITE, p, bytes, Access::kWrite); }         \
+  void __tsan_unaligned_read##bytes(void* p) { report_access(LPD_SITE, p, bytes, Access::kRead); } \
+  void __tsan_unaligned_write##bytes(void* p) { report_access(LPD_SITE, p, bytes, Access::kWrite); }
 LPD_ACCESS(1)
 LPD_ACCESS(2)
 LPD_ACCESS(4)
@@ -33,7 +37,7 @@ LPD_ACCESS(16)
 // A struct copied at once: nvcc would move it in pieces that this cannot know; counted as words.
 static void count_words(const void* site, void* p, size_t bytes, Access access) {
   for (size_t at = 0; at < bytes; at += 4) {
-    count_access(site, static_cast<char*>(p) + at, bytes - at < 4 ? bytes - at : 4, access);
+    report_access(site, static_cast<char*>(p) + at, bytes - at < 4 ? bytes - at : 4, access);
   }
 }
 void __tsan_read_range(void* p, size_t bytes) { count_words(LPD_SITE, p, bytes, Access::kRead); }

@@ -197,16 +197,22 @@ const std::vector<Step::Sizes> kManyTiles = {{70, 9, 40}, {3, 64, 130}};
 const std::vector<Step::Sizes> kManyKeys = {{5, 3, 300}, {2, 0, 5}, {0, 7, 64}};  // split over blocks
 const std::vector<Step::Sizes> kTwoTiles = {{3, 20, 70}, {2, 0, 5}};
 
-void attend(const Step& step, int32_t first_output_row, bool has_workspace) {
+enum class Splits { kNone, kInWorkspace, kInClusters };
+
+void attend(const Step& step, int32_t first_output_row, Splits splits) {
   auto p = step.params<GroupAttentionParams>();
   p.first_output_row = first_output_row;
   p.max_keys = step.max_keys;
   p.scale = 0.2f;
-  // Zeroed where it has to be. Counters are back at zero after a launch, or the next one differs.
-  const int32_t multiprocessors = emulator::settings().multiprocessors;
-  Bytes workspace(static_cast<size_t>(group_attention_workspace_bytes(step.head_dim, multiprocessors)), 0xff);
-  std::memset(workspace.data(), 0, static_cast<size_t>(group_attention_counter_bytes(multiprocessors)));
-  if (has_workspace) {
+  const bool clusters = splits == Splits::kInClusters;
+  const int32_t multiprocessors = clusters ? 132 : 108;
+  emulator::settings().multiprocessors = multiprocessors;
+  emulator::settings().compute_capability = clusters ? 90 : 80;
+  // Zeroed where it has to be. Counters are back at zero after a launch, or the next one differs. Clusters use none.
+  Bytes workspace(static_cast<size_t>(clusters ? 1 : group_attention_workspace_bytes(step.head_dim, multiprocessors)),
+                  0xff);
+  if (!clusters) std::memset(workspace.data(), 0, static_cast<size_t>(group_attention_counter_bytes(multiprocessors)));
+  if (splits != Splits::kNone) {
     p.workspace = workspace.data();
     p.workspace_bytes = static_cast<int64_t>(workspace.size());
   }
@@ -224,9 +230,11 @@ void attend(const Step& step, int32_t first_output_row, bool has_workspace) {
 
 void group_attention() {
   if (few) {
-    attend(Step(kTwoTiles, DType::kFloat32, 32), 1, true);
-    attend(Step(kTwoTiles, DType::kFloat16, 64), 1, true);
-    attend(Step(kTwoTiles, DType::kBFloat16, 64), 1, false);
+    attend(Step(kTwoTiles, DType::kFloat32, 32), 1, Splits::kInWorkspace);
+    attend(Step(kTwoTiles, DType::kFloat16, 64), 1, Splits::kInWorkspace);
+    attend(Step(kTwoTiles, DType::kBFloat16, 64), 1, Splits::kNone);
+    attend(Step(kTwoTiles, DType::kFloat32, 32), 1, Splits::kInClusters);
+    attend(Step(kTwoTiles, DType::kFloat16, 64), 1, Splits::kInClusters);
     return;
   }
   for (DType dtype : kDTypes) {
@@ -235,7 +243,9 @@ void group_attention() {
         if (sizes != &kManyKinds && head_dim != 64) continue;
         const Step step(*sizes, dtype, head_dim);
         for (int32_t first_output_row : {1, step.first_query}) {
-          for (bool has_workspace : {false, true}) attend(step, first_output_row, has_workspace);
+          for (Splits splits : {Splits::kNone, Splits::kInWorkspace, Splits::kInClusters}) {
+            attend(step, first_output_row, splits);
+          }
         }
       }
     }

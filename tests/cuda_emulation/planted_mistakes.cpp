@@ -162,6 +162,69 @@ __global__ void last_block_sums_kernel(const float* in, float* out) {
   out[0] = total;
 }
 
+// ---- Clusters of blocks ----
+enum class InCluster {
+  kClean,
+  kReadBeforeStart,
+  kReadBeforeBarrier,
+  kReadAfterArrival,
+  kRelaxedArrival,
+  kExitBeforeBarrier,
+  kBlockWithoutBarrier,
+  kWarpsAtTwoBarriers,
+  kArrivalWithoutWait,
+  kNoSuchBlock,
+  kOutOfBounds,
+};
+
+// Each of two blocks reads what the other one has in its shared memory.
+template <InCluster kMistake>
+__global__ void read_other_block_kernel(const float* in, float* out) {
+  SMEM_ARRAY(float, values, 64);
+  const int i = thread_of_block(), block = static_cast<int>(blockIdx.x);
+  if (kMistake == InCluster::kBlockWithoutBarrier && block == 1) return;
+  if (kMistake != InCluster::kReadBeforeStart) {
+    ptx::cluster_arrive_relaxed();
+    ptx::cluster_wait();
+  }
+  values[i] = in[i] + static_cast<float>(block);
+  if (kMistake == InCluster::kWarpsAtTwoBarriers && i < 32) {
+    ptx::cluster_sync();
+  } else if (kMistake == InCluster::kReadBeforeBarrier) {
+    __syncthreads();
+  } else if (kMistake == InCluster::kReadAfterArrival) {
+    ptx::cluster_arrive();
+  } else if (kMistake == InCluster::kRelaxedArrival) {
+    ptx::cluster_arrive_relaxed();
+    ptx::cluster_wait();
+  } else if (kMistake != InCluster::kReadBeforeStart) {
+    ptx::cluster_sync();
+  }
+  const unsigned other = static_cast<unsigned>(kMistake == InCluster::kNoSuchBlock ? block + 1 : 1 - block);
+  const float* const theirs = ptx::in_block_of_cluster(values, other);
+  if (i < 32) {
+    out[32 * block + i] = load_vector<float2>(theirs + 2 * i + (kMistake == InCluster::kOutOfBounds ? 2 : 0)).y;
+  }
+  if (kMistake == InCluster::kReadAfterArrival) ptx::cluster_wait();
+  if (kMistake == InCluster::kArrivalWithoutWait) ptx::cluster_arrive();
+  if (kMistake != InCluster::kExitBeforeBarrier && kMistake != InCluster::kArrivalWithoutWait) ptx::cluster_sync();
+}
+
+// Each of two blocks writes to the other one.
+template <bool kBarrier>
+__global__ void write_other_block_kernel(const float* in, float* out) {
+  SMEM_DYN(bytes);
+  float* const values = reinterpret_cast<float*>(bytes);
+  const int i = thread_of_block(), block = static_cast<int>(blockIdx.x);
+  ptx::cluster_sync();
+  if (i < 32) {
+    store_vector(ptx::in_block_of_cluster(values, static_cast<unsigned>(1 - block)) + 2 * i, float2{in[i], in[i + 32]});
+  }
+  if (kBarrier) ptx::cluster_sync();
+  if (i < 32) out[32 * block + i] = values[i];
+  if (!kBarrier) ptx::cluster_sync();
+}
+
 // ---- Running them ----
 using Kernel = void (*)(const float*, float*);
 
@@ -185,11 +248,11 @@ void print_output(const Array<float>& out) {
   std::printf("\n");
 }
 
-void run(const char* name, Kernel kernel, unsigned blocks, size_t shared_bytes) {
+void run(const char* name, Kernel kernel, Grid grid, size_t shared_bytes) {
   Array<float> in(64), out(64);
   for (int i = 0; i < 64; ++i) in.data[i] = static_cast<float>(i % 7);
   std::memset(out.data, 0, out.bytes);
-  launch(name, kernel, dim3(blocks), dim3(64), shared_bytes, nullptr, in.data, out.data);
+  launch(name, kernel, grid, dim3(64), shared_bytes, nullptr, in.data, out.data);
   print_output(out);
 }
 
@@ -210,7 +273,14 @@ void run_product(const char* name) {
 using Run = std::function<void(const char* name)>;
 
 Run of(Kernel kernel, unsigned blocks = 1, size_t shared_bytes = 0) {
-  return [=](const char* name) { run(name, kernel, blocks, shared_bytes); };
+  return [=](const char* name) { run(name, kernel, dim3(blocks), shared_bytes); };
+}
+
+Run in_cluster(Kernel kernel, unsigned blocks = 2, unsigned cluster = 2, int compute_capability = 90) {
+  return [=](const char* name) {
+    emulator::settings().compute_capability = compute_capability;
+    run(name, kernel, Grid(dim3(blocks), dim3(cluster)), 256);
+  };
 }
 
 const std::map<std::string, Run> kKernels = {
@@ -241,6 +311,22 @@ const std::map<std::string, Run> kKernels = {
     {"clean_last_block", of(last_block_sums_kernel<true, true>, 4)},
     {"no_fence_before_counter", of(last_block_sums_kernel<false, true>, 4)},
     {"no_fence_after_counter", of(last_block_sums_kernel<true, false>, 4)},
+    {"clean_cluster", in_cluster(read_other_block_kernel<InCluster::kClean>)},
+    {"peer_read_before_start", in_cluster(read_other_block_kernel<InCluster::kReadBeforeStart>)},
+    {"peer_read_before_barrier", in_cluster(read_other_block_kernel<InCluster::kReadBeforeBarrier>)},
+    {"peer_read_after_arrival", in_cluster(read_other_block_kernel<InCluster::kReadAfterArrival>)},
+    {"peer_read_after_relaxed_arrival", in_cluster(read_other_block_kernel<InCluster::kRelaxedArrival>)},
+    {"exit_while_peer_reads", in_cluster(read_other_block_kernel<InCluster::kExitBeforeBarrier>)},
+    {"block_without_cluster_barrier", in_cluster(read_other_block_kernel<InCluster::kBlockWithoutBarrier>)},
+    {"warps_at_two_cluster_barriers", in_cluster(read_other_block_kernel<InCluster::kWarpsAtTwoBarriers>)},
+    {"arrival_without_wait", in_cluster(read_other_block_kernel<InCluster::kArrivalWithoutWait>)},
+    {"no_such_peer", in_cluster(read_other_block_kernel<InCluster::kNoSuchBlock>)},
+    {"peer_out_of_bounds", in_cluster(read_other_block_kernel<InCluster::kOutOfBounds>)},
+    {"clean_peer_write", in_cluster(write_other_block_kernel<true>)},
+    {"peer_write_without_barrier", in_cluster(write_other_block_kernel<false>)},
+    {"part_of_a_cluster", in_cluster(read_other_block_kernel<InCluster::kClean>, 3)},
+    {"cluster_too_large", in_cluster(read_other_block_kernel<InCluster::kClean>, 9, 9)},
+    {"cluster_on_an_old_device", in_cluster(read_other_block_kernel<InCluster::kClean>, 2, 2, 89)},
     {"clean_much_shared", of(copy_through_shared_kernel<64>, 1, 227 * 1024 - 256)},
     {"too_much_shared", of(copy_through_shared_kernel<64>, 1, 227 * 1024 - 128)},
     {"too_much_dynamic_shared", of(copy_through_shared_kernel<64>, 1, 300000)},

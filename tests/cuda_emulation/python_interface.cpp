@@ -33,20 +33,23 @@ std::ostream& operator<<(std::ostream& out, const lpd::emulator::RangeCounts& ra
 }
 
 std::ostream& operator<<(std::ostream& out, const lpd::emulator::LaunchCounts& launch) {
-  out << R"({"kernel": ")" << launch.kernel << R"(", "grid": )" << launch.grid << R"(, "block": )" << launch.block
+  out << R"({"kernel": ")" << launch.kernel << R"(", "grid": )" << launch.grid << R"(, "cluster": )" << launch.cluster
+      << R"(, "block": )" << launch.block << R"(, "copying_blocks": )" << launch.copying_blocks
       << R"(, "shared_bytes": )" << launch.shared_bytes << R"(, "global": {)";
   for (size_t i = 0; i < launch.global.size(); ++i) out << (i ? ", " : "") << launch.global[i];
   return out << R"(}, "shared": {"all": )" << launch.shared() << R"(, "read": )" << launch.shared_read
              << R"(, "matrix_read": )" << launch.matrix_read << R"(, "copied": )" << launch.shared_copied
-             << R"(, "written": )" << launch.shared_written << R"(, "atomic": )" << launch.shared_atomic << "}}";
+             << R"(, "written": )" << launch.shared_written << R"(, "atomic": )" << launch.shared_atomic
+             << R"(, "peer_read": )" << launch.peer_read << R"(, "peer_written": )" << launch.peer_written << "}}";
 }
 
 }  // namespace
 
 #define LPD_EXPORT extern "C" __attribute__((visibility("default")))
 
-LPD_EXPORT void lpd_emulator_configure(int order, uint64_t seed, int multiprocessors, int64_t shared_limit) {
-  lpd::emulator::settings() = {static_cast<lpd::emulator::Order>(order), seed, multiprocessors,
+LPD_EXPORT void lpd_emulator_configure(int order, uint64_t seed, int multiprocessors, int compute_capability,
+                                       int64_t shared_limit) {
+  lpd::emulator::settings() = {static_cast<lpd::emulator::Order>(order), seed, multiprocessors, compute_capability,
                                static_cast<size_t>(shared_limit)};
 }
 

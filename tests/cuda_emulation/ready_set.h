@@ -1,4 +1,4 @@
-// The threads of a block that can run.
+// The threads of a cluster that can run.
 #pragma once
 
 #include <array>
@@ -6,7 +6,7 @@
 
 namespace lpd::emulator {
 
-constexpr unsigned kMaxThreads = 1024;  // of a block
+constexpr unsigned kMaxThreads = 1024;  // of a block and, in the emulator, of a cluster of blocks
 
 class ReadySet {
  public:

@@ -1,4 +1,5 @@
-// Shared memory of the running block: one piece of dynamic memory and the static ones as they are first used.
+// Shared memory of the blocks of the running cluster: in each one piece of dynamic memory and the static ones as they
+// are first used, at the same places in all of them.
 #pragma once
 
 #include <algorithm>
@@ -18,51 +19,87 @@
 
 namespace lpd::emulator {
 
+constexpr unsigned kMaxClusterBlocks = 8;  // what every GPU that has clusters can run
+
 class SharedMemory {
  public:
-  void start_block(size_t dynamic_bytes) {
-    if (!arena_) arena_ = map_pages(kArenaBytes), used_ = kArenaBytes;
-    const size_t used = (used_ + kPage - 1) / kPage * kPage;
-    renew_pages(arena_, used);
-    std::memset(arena_, 0xff, used);
-    ASAN_POISON_MEMORY_REGION(arena_, kArenaBytes);
+  void start_cluster(unsigned blocks, size_t dynamic_bytes) {
+    if (!arenas_) {
+      arenas_ = map_pages(kMaxClusterBlocks * kArenaBytes);
+      touched_.fill(kArenaBytes);
+    }
+    blocks_ = blocks;
+    for (unsigned rank = 0; rank < blocks; ++rank) {
+      renew_pages(arena(rank), touched_[rank]);
+      std::memset(arena(rank), 0xff, touched_[rank]);
+      ASAN_POISON_MEMORY_REGION(arena(rank), kArenaBytes);
+    }
+    used_ = static_bytes_ = num_pieces_ = 0;
     dynamic_bytes_ = dynamic_bytes;
-    static_bytes_ = declarations_ = used_ = 0;
-    dynamic_ = place(dynamic_bytes, 128);
+    place(nullptr, dynamic_bytes, 128);
   }
 
-  char* dynamic() const { return dynamic_; }
-  size_t bytes() const { return dynamic_bytes_ + static_bytes_; }
-  bool contains(const void* address) const { return address >= arena_ && address < arena_ + kArenaBytes; }
+  // Nobody may look at it any more.
+  void end_block([[maybe_unused]] unsigned rank) { ASAN_POISON_MEMORY_REGION(arena(rank), kArenaBytes); }
 
-  char* declared(const void* key, size_t bytes, size_t alignment) {
-    for (unsigned i = 0; i < declarations_; ++i) {
-      if (keys_[i] == key) return places_[i];
+  char* dynamic(unsigned rank) const { return arena(rank) + pieces_[0].begin; }
+  size_t bytes() const { return dynamic_bytes_ + static_bytes_; }  // of each block
+
+  // Rank of the block that an address belongs to; -1: it is not in shared memory.
+  int block_of(const void* address) const {
+    if (address < arenas_ || address >= arenas_ + kMaxClusterBlocks * kArenaBytes) return -1;
+    return static_cast<int>((static_cast<const char*>(address) - arenas_) / static_cast<ptrdiff_t>(kArenaBytes));
+  }
+
+  char* in_block(const void* address, unsigned rank) const { return arena(rank) + offset_of(address); }
+
+  // Whether the bytes lie in one piece that the kernel has asked for.
+  bool holds(const void* address, size_t bytes) const {
+    const size_t begin = offset_of(address), end = begin + bytes;
+    return std::any_of(pieces_.begin(), pieces_.begin() + num_pieces_,
+                       [=](const Piece& piece) { return begin >= piece.begin && end <= piece.end; });
+  }
+
+  char* declared(unsigned rank, const void* key, size_t bytes, size_t alignment) {
+    for (unsigned i = 1; i < num_pieces_; ++i) {
+      if (pieces_[i].key == key) return arena(rank) + pieces_[i].begin;
     }
     static_bytes_ += (bytes + 15) / 16 * 16;
-    if (static_bytes_ > kMaxStaticBytes || declarations_ == keys_.size()) {
-      fail("more than %zu bytes or %zu declarations of static shared memory", kMaxStaticBytes, keys_.size());
+    if (static_bytes_ > kMaxStaticBytes || num_pieces_ == pieces_.size()) {
+      fail("more than %zu bytes or %zu declarations of static shared memory", kMaxStaticBytes, pieces_.size() - 1);
     }
-    keys_[declarations_] = key;
-    return places_[declarations_++] = place(bytes, std::max<size_t>(alignment, 16));
+    return arena(rank) + place(key, bytes, std::max<size_t>(alignment, 16));
   }
 
  private:
   static constexpr size_t kArenaBytes = 1 << 20, kGap = 512, kMaxStaticBytes = 48 * 1024;
 
-  char* place(size_t bytes, size_t alignment) {
-    const size_t at = (used_ + kGap + alignment - 1) / alignment * alignment;
-    used_ = at + bytes;
-    ASAN_UNPOISON_MEMORY_REGION(arena_ + at, bytes);
-    return arena_ + at;
+  struct Piece {
+    const void* key;    // names the declaration; null: dynamic memory
+    size_t begin, end;  // from the start of an arena
+  };
+
+  char* arena(unsigned rank) const { return arenas_ + rank * kArenaBytes; }
+  size_t offset_of(const void* address) const {
+    return static_cast<size_t>(static_cast<const char*>(address) - arenas_) % kArenaBytes;
   }
 
-  char* arena_ = nullptr;
-  char* dynamic_ = nullptr;
+  size_t place(const void* key, size_t bytes, size_t alignment) {
+    const size_t begin = (used_ + kGap + alignment - 1) / alignment * alignment;
+    used_ = begin + bytes;
+    pieces_[num_pieces_++] = {key, begin, used_};
+    for (unsigned rank = 0; rank < blocks_; ++rank) {
+      ASAN_UNPOISON_MEMORY_REGION(arena(rank) + begin, bytes);
+      touched_[rank] = (used_ + kPage - 1) / kPage * kPage;
+    }
+    return begin;
+  }
+
+  char* arenas_ = nullptr;
+  unsigned blocks_ = 0, num_pieces_ = 0;
   size_t used_ = 0, dynamic_bytes_ = 0, static_bytes_ = 0;
-  unsigned declarations_ = 0;
-  std::array<const void*, 64> keys_;
-  std::array<char*, 64> places_;
+  std::array<size_t, kMaxClusterBlocks> touched_;  // bytes that are not 0xFF
+  std::array<Piece, 65> pieces_;                   // dynamic memory comes first
 };
 
 }  // namespace lpd::emulator

@@ -39,9 +39,15 @@ __device__ __forceinline__ void store_vector(void* to, Vector value) {
 // Throws std::runtime_error with a sentence for the user, unless error is cudaSuccess.
 void check_cuda(cudaError_t error, const char* kernel, size_t shared_bytes);
 
+// Blocks, and how many of them, next to each other, form a cluster; without clusters a dim3 will do.
+struct Grid {
+  dim3 blocks, cluster;
+  Grid(dim3 blocks_, dim3 cluster_ = dim3(1)) : blocks(blocks_), cluster(cluster_) {}
+};
+
 // Starts the kernel on the stream (a cudaStream_t), every failure turned into a sentence.
 template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
+void launch(const char* name, void (*kernel)(Parameters...), Grid grid, dim3 block, size_t shared_bytes, void* stream,
             Arguments... arguments) {
   constexpr size_t kSharedWithoutAsking = 40 * 1024;  // of 48 KiB, which static shared memory counts towards
   if (shared_bytes > kSharedWithoutAsking) {
@@ -49,15 +55,31 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
                shared_bytes);
   }
   cudaLaunchConfig_t config{};
-  config.gridDim = grid;
+  config.gridDim = grid.blocks;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
+  cudaLaunchAttribute cluster{};
+  if (grid.cluster.x * grid.cluster.y * grid.cluster.z > 1) {
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {grid.cluster.x, grid.cluster.y, grid.cluster.z};
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+  }
   check_cuda(cudaLaunchKernelEx(&config, kernel, arguments...), name, shared_bytes);
 }
 
 // Of the current device.
 int multiprocessor_count();
+
+// Whether the current device may run the kernel in clusters of blocks: its code there must be made for 9.0 or newer, as
+// PTX for 8.0 compiled for a newer device is not. Looked up once per kernel and device.
+bool can_form_clusters(const void* kernel);
+
+template <class... Parameters>
+bool can_form_clusters(void (*kernel)(Parameters...)) {
+  return can_form_clusters(reinterpret_cast<const void*>(kernel));
+}
 
 }  // namespace lpd
 #endif

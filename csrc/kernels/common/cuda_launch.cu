@@ -1,6 +1,9 @@
 // Failures of a launch, as sentences that say what to do.
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "common/cuda.cuh"
 
@@ -44,6 +47,22 @@ void check_cuda(cudaError_t error, const char* kernel, size_t shared_bytes) {
   const std::string reason = explain(error, shared_bytes);
   cudaGetLastError();  // an error that is not sticky must not fail the next launch too
   throw std::runtime_error(std::string(kernel) + ": " + reason);
+}
+
+bool can_form_clusters(const void* kernel) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, bool> known;
+  int device = 0;
+  if (cudaGetDevice(&device) == cudaSuccess) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (const auto found = known.find({device, kernel}); found != known.end()) return found->second;
+    cudaFuncAttributes attributes;
+    if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) {
+      return known[{device, kernel}] = attributes.ptxVersion >= 90;
+    }
+  }
+  cudaGetLastError();  // the launch will say it
+  return false;
 }
 
 int multiprocessor_count() { return device_attribute(cudaDevAttrMultiProcessorCount); }

@@ -1,5 +1,6 @@
-// Instructions that CUDA C++ has no expression for: asynchronous copies, matrix fragments, tensor-core products, packed
-// conversions. Fragment layouts are those of the PTX manual, "Matrix Fragments for mma.m16n8k16".
+// Instructions that CUDA C++ has no expression for: asynchronous copies, clusters of blocks, matrix fragments,
+// tensor-core products, packed conversions. Fragment layouts are those of the PTX manual, "Matrix Fragments for
+// mma.m16n8k16".
 #pragma once
 
 #include "common/cuda.cuh"
@@ -30,6 +31,62 @@ __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commi
 template <int kGroups>
 __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kGroups) : "memory");
+}
+
+// Whether blocks may form clusters: from 9.0 on. Known at compile time, so a kernel holds the way of its architecture
+// alone; what follows must not be reached elsewhere.
+__device__ __forceinline__ constexpr bool has_clusters() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  return true;
+#else
+  return false;
+#endif
+}
+
+// The halves of a barrier of all threads of the cluster, each for whole warps. What a thread wrote before it arrived,
+// to global memory and to any block's shared memory, all see after they have waited; not so if it arrived relaxed,
+// which says no more than that it has come so far, and waits for no writes.
+__device__ __forceinline__ void cluster_arrive() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;\n" ::: "memory");
+#else
+  __trap();
+#endif
+}
+
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\n" ::: "memory");
+#else
+  __trap();
+#endif
+}
+
+__device__ __forceinline__ void cluster_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;\n" ::: "memory");
+#else
+  __trap();
+#endif
+}
+
+__device__ __forceinline__ void cluster_sync() {
+  cluster_arrive();
+  cluster_wait();
+}
+
+// Where a block of the cluster has what lies at `own`, in shared memory, in this one. It may be read and written
+// between two barriers of the cluster: the first shows that the block runs, the second that it may exit.
+template <class T>
+__device__ __forceinline__ T* in_block_of_cluster(T* own, unsigned rank) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  T* mapped;
+  asm("mapa.u64 %0, %1, %2;\n" : "=l"(mapped) : "l"(own), "r"(rank));
+  return mapped;
+#else
+  __trap();
+  return own;
+#endif
 }
 
 // Four 8x8 matrices of 16-bit elements from shared memory; lane 8i + j gives the address of row j of matrix i.

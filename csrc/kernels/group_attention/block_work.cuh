@@ -5,6 +5,7 @@
 //   keys:  cache | context | zeros up to a multiple of 16 | query rows    context rows see those before the zeros
 #pragma once
 
+#include "common/ptx.cuh"
 #include "group_attention/group_attention.h"
 #include "kv_cache/append_kv.cuh"
 
@@ -41,9 +42,11 @@ __device__ __forceinline__ int round_up(int value, int multiple) {
 }
 
 // How keys are split over blocks. blockIdx.x counts (segment, head); blockIdx.y splits of tiles of rows, tile by tile,
-// for as many tiles as max_rows fill, and last, unsplit, one that both classes' partly empty slabs may need.
+// for as many tiles as max_rows fill, and last one that both classes' partly empty slabs may need. If the blocks that
+// share a tile form a cluster, all of them take part, be there keys for them or not, and the last tile is split too.
+// Otherwise they meet in global memory, no more of them than there are tiles of keys, and the last tile is not split.
 struct KeySplits {
-  int count;           // of a tile of rows, where it has that many tiles of keys
+  int count;           // of a tile of rows
   int row_tiles;       // that are split
   unsigned* counters;  // [segments, heads, row_tiles], 0 between launches
   float* partials;     // [segments, heads, row_tiles, count, Partial<D>::kElements]
@@ -56,11 +59,11 @@ struct BlockWork {
   int row_tile;
   int context_slabs;          // of the segment
   int first_slab, num_slabs;  // of this tile
-  int shared_keys;            // cached and context: seen by all rows
-  int query_keys;             // where keys of query rows begin
-  int key_end;                // where they end
   int split, num_splits;      // of the keys of this tile
-  int first_tile, num_tiles;  // of keys, for this split
+  int shared_keys;            // where keys end that all rows see, cached and context, or this split before
+  int query_keys;             // where keys of query rows begin
+  int key_end;                // where they end, or this split before
+  int first_key, num_tiles;   // of keys, for this split
 
   __device__ __forceinline__ BlockWork(const GroupAttentionParams& p, const KeySplits& splits, const Segment& s,
                                        int tile_keys)
@@ -80,12 +83,22 @@ struct BlockWork {
     query_keys = round_up(shared_keys, kKeyGroup);
     key_end = query_keys + s.num_query;
     const bool context_only = first_slab + num_slabs <= context_slabs;
-    const int tiles = ((context_only ? shared_keys : key_end) + tile_keys - 1) / tile_keys;
-    num_splits = is_split ? min(splits.count, tiles) : 1;
-    const int each = tiles / max(num_splits, 1), rest = tiles % max(num_splits, 1);
-    first_tile = split * each + min(split, rest);
-    num_tiles = each + (split < rest ? 1 : 0);
+    const int end = context_only ? shared_keys : key_end;
+    num_splits = !is_split             ? 1
+                 : ptx::has_clusters() ? splits.count
+                                       : min(splits.count, (end + tile_keys - 1) / tile_keys);
+    const int groups = (end + kKeyGroup - 1) / kKeyGroup;  // which are not split
+    const int each = groups / max(num_splits, 1), rest = groups % max(num_splits, 1);
+    first_key = kKeyGroup * (split * each + min(split, rest));
+    const int split_end = first_key + kKeyGroup * (each + (split < rest ? 1 : 0));
+    num_tiles = (min(end, split_end) - first_key + tile_keys - 1) / tile_keys;
+    segment.cache_length = min(segment.cache_length, split_end);
+    shared_keys = min(shared_keys, split_end);
+    key_end = min(key_end, split_end);
   }
+
+  // Whether the blocks that share this tile's keys form a cluster.
+  __device__ __forceinline__ bool in_cluster() const { return ptx::has_clusters() && num_splits > 1; }
 
   // Warps that share the keys of each tile of keys.
   __device__ __forceinline__ int key_warps() const { return num_slabs == 1 ? 4 : num_slabs == 2 ? 2 : 1; }
@@ -98,9 +111,9 @@ struct BlockWork {
             min((is_context ? context.count : query.count) - skipped, kSlabRows), is_context ? shared_keys : key_end};
   }
 
-  // How many of the group's keys exist, for rows that see the first one.
-  __device__ __forceinline__ int keys_in_group(int first_key) const {
-    return (first_key < query_keys ? shared_keys : key_end) - first_key;
+  // How many keys of the group that begins at `group` exist, for rows that see the first one.
+  __device__ __forceinline__ int keys_in_group(int group) const {
+    return (group < query_keys ? shared_keys : key_end) - group;
   }
 
   __device__ __forceinline__ bool key_exists(int key) const {

@@ -18,7 +18,8 @@ struct GroupAttentionParams {
   void* output;     // [R - first_output_row, H * D], contiguous
   const Segment* segments;
   // CUDA: scratch memory that lets blocks share keys, for one launch at a time. Zeroed once by its owner; a launch
-  // leaves its counters at zero. If it is nullptr or too small, one block walks over all keys of a tile of rows.
+  // leaves its counters at zero. If it is nullptr or too small, one block walks over all keys of a tile of rows. Blocks
+  // that form clusters leave it alone, but only if it is given do they share keys.
   void* workspace;
   int64_t workspace_bytes;
   int64_t qkv_row_stride;
@@ -54,18 +55,21 @@ inline int64_t group_attention_row_tiles(int32_t max_rows) {
   return (int64_t{max_rows} + kGroupAttentionTileRows - 1) / kGroupAttentionTileRows;
 }
 
+// The least number of keys that are worth a block of a cluster, and blocks that every GPU with clusters has room for.
+constexpr int32_t kGroupAttentionClusterKeys = 32, kGroupAttentionClusterBlocks = 8;
+
 // Blocks that share the keys of one tile of rows. More than one only where one block per (segment, head, tile) leaves
-// multiprocessors idle; then as many as there are multiprocessors for and tiles of keys, but so that Q, which each of
-// them reads, adds no more than a tenth to the bytes that are read and written anyway. With many rows and few keys a
-// split costs about as much as it saves.
-inline int32_t group_attention_key_splits(const GroupAttentionParams& p, int32_t multiprocessors) {
+// multiprocessors idle; then as many as there are multiprocessors for and keys. A cluster reads Q once. Blocks that do
+// not form one each read it, so no more of them than add a tenth to the bytes that are read and written anyway: with
+// many rows and few keys a split costs about as much as it saves.
+inline int32_t group_attention_key_splits(const GroupAttentionParams& p, int32_t multiprocessors, bool clusters) {
   const int64_t blocks = int64_t{p.num_segments} * p.num_heads * group_attention_row_tiles(p.max_rows);
   if (blocks == 0) return 1;
-  const int64_t tile_keys = group_attention_tile_keys(p.dtype);
-  const int64_t key_tiles = (int64_t{p.max_keys} + kGroupAttentionSlabRows - 1 + tile_keys - 1) / tile_keys;
+  const int64_t least_keys = clusters ? kGroupAttentionClusterKeys : group_attention_tile_keys(p.dtype);
+  const int64_t with_keys = (int64_t{p.max_keys} + kGroupAttentionSlabRows - 1 + least_keys - 1) / least_keys;
   const int64_t rows_moved = 2 * int64_t{p.max_keys} + 3 * int64_t{p.max_rows};  // K and V; Q, output and appended
-  const int64_t affordable = 1 + rows_moved / (10 * int64_t{p.max_rows});
-  const int64_t splits = std::min({multiprocessors / blocks, key_tiles, affordable});
+  const int64_t affordable = clusters ? kGroupAttentionClusterBlocks : 1 + rows_moved / (10 * int64_t{p.max_rows});
+  const int64_t splits = std::min({multiprocessors / blocks, with_keys, affordable});
   return static_cast<int32_t>(std::max<int64_t>(splits, 1));
 }
 

@@ -1,6 +1,7 @@
 // group_attention on CUDA: appends this step's context K and V and attends, context and query rows alike, in one pass.
 // One block of 4 warps per (segment, head, 64 rows) and share of the keys; warps share out its rows, or, where rows are
-// few, keys. Where that leaves multiprocessors idle, blocks share the keys and the last one to arrive combines.
+// few, keys. Where that leaves multiprocessors idle, blocks share the keys: as a cluster from 9.0 on, which reads Q
+// once and combines through shared memory; before, through global memory, where the last one to arrive combines.
 // Limited by memory bandwidth for large batches (30 FLOPs per byte), by latency for one image.
 #include <stdexcept>
 #include <string>
@@ -46,22 +47,23 @@ __device__ __forceinline__ void attend(const GroupAttentionParams& p, const KeyS
   const bool active = slab_in_tile < work.num_slabs;
   const Slab slab = work.slab(slab_in_tile);
   Warp warp(work, slab.key_end, slab_in_tile, key_warp, p.scale * kLog2E, elements, smem + Layout::kScratchOffset);
-  if (Warp::kQueriesInRegisters) ring.wait_for_queries();
+  if (Warp::kQueriesInRegisters || work.in_cluster()) ring.wait_for_queries();
   if (active) warp.take_queries();
 
   for (int tile = 0; tile < work.num_tiles; ++tile) {
-    const int first_key = (work.first_tile + tile) * Layout::Shape::kKeys;
+    const int first_key = work.first_key + tile * Layout::Shape::kKeys;
     const int keys = ring.next();
     if (active) warp.score(keys, first_key);
     const int values = ring.next();
     if (active) warp.add_values(values, first_key);
   }
 
-  if (kKeyWarps > 1) __syncthreads();  // partials may lie where other warps still read V
+  const bool in_shared = kKeyWarps > 1 || work.in_cluster();
+  if (in_shared) __syncthreads();  // partials may lie where other warps still read V
   if (!active) return;
-  if (work.num_splits > 1) {
+  if (work.num_splits > 1 && !work.in_cluster()) {
     warp.write_partial(split_partial<kHeadDim>(splits, work, work.split), warp_index, slab.count);
-  } else if (kKeyWarps > 1) {
+  } else if (in_shared) {
     warp.write_partial(Partial<kHeadDim>{reinterpret_cast<float*>(smem)}, warp_index, slab.count);
   } else {
     const int64_t row_stride = int64_t{p.num_heads} * kHeadDim;
@@ -91,33 +93,45 @@ __global__ void __launch_bounds__(kThreads, TileShape<T, kHeadDim>::kBlocks)
     default: attend<T, kHeadDim, 1>(p, splits, work, smem);
   }
 
-  if (work.num_splits > 1) {
+  const Partial<kHeadDim> own{reinterpret_cast<float*>(smem)};
+  if (work.in_cluster()) {
+    ptx::cluster_sync();
+    const auto partial_of = [&](int block) { return Partial<kHeadDim>{ptx::in_block_of_cluster(own.sums, block)}; };
+    combine<T, kHeadDim>(p, work, work.num_splits, partial_of, work.split, work.num_splits);
+    ptx::cluster_arrive_relaxed();
+    ptx::cluster_wait();  // a block that has exited has no shared memory for others to read
+  } else if (work.num_splits > 1) {
     if (arrive_last(splits.counters + tile_index(splits, work), work.num_splits)) {
-      combine<T, kHeadDim>(p, work, split_partial<kHeadDim>(splits, work, 0), work.num_splits);
+      const auto partial_of = [&](int block) { return split_partial<kHeadDim>(splits, work, block); };
+      combine<T, kHeadDim>(p, work, work.num_splits, partial_of);
     }
   } else if (work.key_warps() > 1) {
     __syncthreads();
-    combine<T, kHeadDim>(p, work, Partial<kHeadDim>{reinterpret_cast<float*>(smem)}, 1);
+    combine<T, kHeadDim>(p, work, 1, [&](int) { return own; });
   }
 }
 
 template <class T, int kHeadDim>
 void launch_for(const GroupAttentionParams& p, void* stream) {
+  const auto kernel = group_attention_kernel<T, kHeadDim>;
+  const bool clusters = can_form_clusters(kernel);
   const int32_t multiprocessors = multiprocessor_count();
   const int64_t heads = int64_t{p.num_segments} * p.num_heads, row_tiles = group_attention_row_tiles(p.max_rows);
-  int32_t count = group_attention_key_splits(p, multiprocessors);
+  int32_t count = p.workspace == nullptr ? 1 : group_attention_key_splits(p, multiprocessors, clusters);
   const int64_t counter_bytes = group_attention_counter_bytes(multiprocessors);
   const int64_t partial_bytes = heads * row_tiles * count * group_attention_partial_bytes(kHeadDim);
-  if (p.workspace == nullptr || counter_bytes + partial_bytes > p.workspace_bytes) count = 1;
-  char* counters = static_cast<char*>(p.workspace);
-  const KeySplits splits{count, static_cast<int>(row_tiles), reinterpret_cast<unsigned*>(counters),
-                         reinterpret_cast<float*>(counters + counter_bytes)};
+  if (!clusters && counter_bytes + partial_bytes > p.workspace_bytes) count = 1;
+  const unsigned cluster = clusters ? count : 1;
   // Each class may leave all but one row of a slab empty.
   const int64_t slabs = (int64_t{p.max_rows} + 2 * (kSlabRows - 1)) / kSlabRows;
-  const int64_t unsplit_tiles = (slabs + kWarps - 1) / kWarps - row_tiles;
-  const dim3 grid(static_cast<unsigned>(heads), static_cast<unsigned>(row_tiles * count + unsplit_tiles));
-  launch("group_attention", group_attention_kernel<T, kHeadDim>, grid, dim3(kThreads),
-         SharedLayout<T, kHeadDim>::kBytes, stream, p, splits);
+  const int64_t all_tiles = (slabs + kWarps - 1) / kWarps, split_tiles = cluster > 1 ? all_tiles : row_tiles;
+  char* counters = static_cast<char*>(p.workspace);
+  const KeySplits splits{count, static_cast<int>(split_tiles), reinterpret_cast<unsigned*>(counters),
+                         reinterpret_cast<float*>(counters + counter_bytes)};
+  const int64_t blocks_per_head = split_tiles * count + all_tiles - split_tiles;
+  const dim3 blocks(static_cast<unsigned>(heads), static_cast<unsigned>(blocks_per_head));
+  launch("group_attention", kernel, Grid(blocks, dim3(1, cluster)), dim3(kThreads), SharedLayout<T, kHeadDim>::kBytes,
+         stream, p, splits);
 }
 
 template <class T>

@@ -1,5 +1,5 @@
 // Q, K and V of a block on their way through shared memory: a ring of slots, each for the K or the V of one tile of
-// keys, filled by cp.async while earlier ones are in use.
+// keys, filled by cp.async while earlier ones are in use. Blocks that form a cluster share out the rows of Q.
 #pragma once
 
 #include "common/ptx.cuh"
@@ -44,15 +44,28 @@ class KeyRing {
         qkv_(static_cast<const T*>(p.qkv) + work.head * p.qkv_head_stride),
         cached_(cache_offset(p, work.segment, work.head)) {
     static_assert(kThreads % Shape::kChunks == 0);
-    load_queries(rows(0));
+    if (work.in_cluster()) {
+      ptx::cluster_arrive_relaxed();
+    } else {
+      load_queries(rows(0));
+    }
 #pragma unroll 1
     for (int half = 0; half < Shape::kSlots - 1; ++half) load(half);
+    if (work.in_cluster()) {
+      ptx::cluster_wait();  // all blocks run, so their shared memory may be written
+      spread_queries(rows(0));
+      ptx::cluster_arrive();
+    }
   }
 
-  // Q arrives together with the first K.
+  // Q arrives together with the first K, or from all blocks of the cluster.
   __device__ __forceinline__ void wait_for_queries() {
-    ptx::cp_async_wait<Shape::kSlots - 2>();
-    __syncthreads();
+    if (work_.in_cluster()) {
+      ptx::cluster_wait();
+    } else {
+      ptx::cp_async_wait<Shape::kSlots - 2>();
+      __syncthreads();
+    }
   }
 
   // Waits for the next half (K of a tile, then its V), and has the slot of the one before it, which all warps have
@@ -93,10 +106,29 @@ class KeyRing {
     }
   }
 
+  // Each block of the cluster reads its share of the rows and writes it to all of them.
+  __device__ __forceinline__ void spread_queries(const T* rows) {
+    T* const to = ring_ + Shape::kQueryOffset;
+#pragma unroll 1
+    for (int row = work_.split * kRowStep + row_; row < work_.num_slabs * kSlabRows;
+         row += work_.num_splits * kRowStep) {
+      const Slab slab = work_.slab(row / kSlabRows);
+      const int in_slab = row % kSlabRows;
+      if (in_slab >= slab.count) continue;  // what comes of rows that do not exist is not written
+      const T* from = rows + (slab.first + in_slab) * p_.qkv_row_stride + chunk_ * Shape::kChunk;
+      const uint4 queries = load_vector<uint4>(from);
+      T* const own = to + Shape::at(row, chunk_);
+#pragma unroll 1
+      for (int block = 0; block < work_.num_splits; ++block) {
+        store_vector(ptx::in_block_of_cluster(own, block), queries);
+      }
+    }
+  }
+
   // Starts the copy of one half; an empty group after the last one keeps the count of groups in flight.
   __device__ __forceinline__ void load(int half) {
     if (half < 2 * work_.num_tiles) {
-      const int first_key = (work_.first_tile + half / 2) * Shape::kKeys;
+      const int first_key = work_.first_key + half / 2 * Shape::kKeys;
       const T* cache = this->cache(half % 2) + chunk_ * Shape::kChunk;
       T* to = ring_ + slot(half);
       if (first_key + Shape::kKeys <= work_.segment.cache_length) {  // as most tiles are
@@ -127,7 +159,7 @@ class KeyRing {
 
   // Context rows of the half go on into the cache. Their keys are numbered as cache positions are.
   __device__ __forceinline__ void append(int arrived, int half) {
-    const int first_key = (work_.first_tile + half / 2) * Shape::kKeys;
+    const int first_key = work_.first_key + half / 2 * Shape::kKeys;
     const int begin = max(work_.segment.cache_length - first_key, 0);
     const int end = min(work_.shared_keys - first_key, Shape::kKeys);
     T* cache = this->cache(half % 2) + chunk_ * Shape::kChunk;

@@ -1,5 +1,5 @@
 // Results of warps that saw only part of a row's keys, and their combination. They lie in shared memory where the keys
-// were split over the warps of one block, in the workspace where they were split over blocks.
+// were split over the warps of one block or over the blocks of a cluster, in the workspace where over other blocks.
 #pragma once
 
 #include "group_attention/block_work.cuh"
@@ -32,24 +32,24 @@ __device__ __forceinline__ Partial<kHeadDim> split_partial(const KeySplits& spli
   return {splits.partials + (tile_index(splits, work) * splits.count + split) * Partial<kHeadDim>::kElements};
 }
 
-// Writes the tile's rows from the partials of num_blocks blocks, `first` being block 0's. Always in the same order, so
-// that the result does not depend on which block came last.
-template <class T, int kHeadDim>
-__device__ __forceinline__ void combine(const GroupAttentionParams& p, const BlockWork& work, Partial<kHeadDim> first,
-                                        int num_blocks) {
+// Writes the tile's rows, or one of `shares` equal parts of them, from the partials of num_blocks blocks. Always in the
+// same order, so that the result does not depend on which block came last.
+template <class T, int kHeadDim, class PartialOf>
+__device__ __forceinline__ void combine(const GroupAttentionParams& p, const BlockWork& work, int num_blocks,
+                                        const PartialOf& partial_of, int share = 0, int shares = 1) {
   constexpr int kColumns = 4;  // per thread: one access to shared memory, without a bank conflict
   constexpr int kChunks = kHeadDim / kColumns;
   const int key_warps = work.key_warps(), warp_rows = kTileRows / key_warps;
 #pragma unroll 1
-  for (int i = threadIdx.x; i < work.num_slabs * kSlabRows * kChunks; i += kThreads) {
+  for (int i = share * kThreads + threadIdx.x; i < work.num_slabs * kSlabRows * kChunks; i += shares * kThreads) {
     const int row = i / kChunks, column = i % kChunks * kColumns, in_slab = row % kSlabRows;
     const Slab slab = work.slab(row / kSlabRows);
     if (in_slab >= slab.count) continue;
     float top = kMinusInfinity, total = 0.0f;
     float4 sums = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 1
+#pragma unroll 4  // partials come from far: as many are under way at a time
     for (int part = 0; part < num_blocks * key_warps; ++part) {
-      const Partial<kHeadDim> partial{first.sums + part / key_warps * Partial<kHeadDim>::kElements};
+      const Partial<kHeadDim> partial = partial_of(part / key_warps);
       const int warp_row = part % key_warps * warp_rows + row;
       const float2 statistics = load_vector<float2>(partial.row_statistics(warp_row));
       const float new_top = fmaxf(top, statistics.x), reference = softmax_reference(new_top);

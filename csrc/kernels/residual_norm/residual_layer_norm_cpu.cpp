@@ -1,5 +1,5 @@
-// residual_layer_norm on the CPU: each row is read from memory once; the statistics passes hit L1. Limited by
-// bandwidth: 4E bytes of x read and written, delta read, normed written.
+// residual_layer_norm on the CPU: each row is read from memory once; the other passes hit L1. Limited by bandwidth: 4E
+// bytes of x read and written, delta read, normed written.
 #include "common/cpu_kernels.h"
 #include "common/layer_norm_row.h"
 

@@ -1,5 +1,5 @@
-// embed_rows on the CPU: gather two table rows, add into the output row, normalise it in place. Limited by bandwidth:
-// two table rows read, 4E bytes written.
+// embed_rows on the CPU: gather two table rows, add into the output row, normalise it in place. Limited by bandwidth,
+// two table rows read and 4E bytes written, and by the wait for the beginning of a row.
 #include "common/cpu_kernels.h"
 #include "common/layer_norm_row.h"
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,8 @@ from lpd_tools.plain_decode import attend_in_two_calls, call_block, decode_plain
 
 LOGITS_TOLERANCE = 2e-5  # of the largest logit
 _TIE = 1e-4  # of the largest logit: where the best two are closer, rounding decides
-PUBLISHED, NEXT_TOKEN, TWO_CALLS, COMPILED = "published style", "next token", "two SDPA calls", "torch.compile"
+PUBLISHED, NEXT_TOKEN, TWO_CALLS, COMPILED = "published", "next token", "two calls", "compiled"
+BASELINES = (PUBLISHED, TWO_CALLS, COMPILED, NEXT_TOKEN)
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,14 @@ class Decode:
     orders: Tensor  # int64 [B, N]
 
     @classmethod
-    def at_random(cls, shape: Shape, batch: int, device: torch.device, dtype: torch.dtype) -> Decode:
+    def at_random(
+        cls, shape: Shape, batch: int, device: torch.device, dtype: torch.dtype, depth: int | None = None
+    ) -> Decode:
+        """depth: of the model, where another than the shape's own is wanted."""
         torch.manual_seed(0)
+        config = shape.config if depth is None else replace(shape.config, depth=depth)
         with torch.device(device):
-            model = LPDModel(shape.config).to(dtype).eval().requires_grad_(False)
+            model = LPDModel(config).to(dtype).eval().requires_grad_(False)
         sizes = [shape.group_sizes] * batch
         orders = make_orders(
             "locality", sizes, shape.grid, torch.arange(batch), repulsion_threshold=shape.repulsion_threshold
@@ -77,7 +82,7 @@ class Decode:
 
 
 def baselines(decode: Decode) -> dict[str, Callable[[], Tensor]]:
-    """Plain torch: the published style, two SDPA calls per step, the published style compiled, one token per step."""
+    """Plain torch: published style, two SDPA calls per step, the published style compiled, one token per step."""
     compiled = torch.compile(call_block, dynamic=True)
     one_by_one = [1] * decode.model.config.num_tokens
     return {
@@ -227,25 +232,27 @@ def products_alone(model: LPDModel, request: DecodeRequest) -> Callable[[], None
     return run
 
 
-def time_on_cpu(decode: Decode, repeats: int) -> list[dict[str, Any]]:
-    """Rows of our decodes and of all baselines, in one interleaved run; next-token decoding is timed once.
+def time_on_cpu(decode: Decode, repeats: int, chosen: Sequence[str] = BASELINES) -> list[dict[str, Any]]:
+    """Rows of our decodes and of the chosen baselines, in one interleaved run; next-token decoding is timed once.
 
     Raises RuntimeError if float32 does not compute what the published style does.
     """
-    models, plain = ours_on_cpu(decode), baselines(decode)
+    models = ours_on_cpu(decode)
+    plain = {name: run for name, run in baselines(decode).items() if name in chosen}
     difference = check_equal(decode, models["float32"])
     rounded = distance(decode, models["int8"])
     runs: dict[str, Callable[[], Any]] = {
         name: partial(generate, model, decode.request()) for name, model in models.items()
     }
-    runs["float32, its products alone"] = products_alone(models["float32"], decode.request())
-    runs["int8, its products alone"] = products_alone(models["int8"], decode.request())
+    runs["float32, GEMMs alone"] = products_alone(models["float32"], decode.request())
+    runs["int8, GEMMs alone"] = products_alone(models["int8"], decode.request())
     runs |= {name: run for name, run in plain.items() if name != NEXT_TOKEN}
     cpu = torch.device("cpu")
-    timed = dict(zip(runs, interleaved(list(runs.values()), repeats, cpu), strict=True))
-    start = time.perf_counter()
-    plain[NEXT_TOKEN]()
-    timed[NEXT_TOKEN] = Times([time.perf_counter() - start] * 2)
+    timed = dict(zip(runs, interleaved(list(runs.values()), repeats, cpu, warm_up=1), strict=True))
+    if NEXT_TOKEN in plain:
+        start = time.perf_counter()
+        plain[NEXT_TOKEN]()
+        timed[NEXT_TOKEN] = Times([time.perf_counter() - start] * 2)
     notes = {
         "float32": f"logits differ by {difference:.1e} of the largest",
         "int8": f"KL {rounded['kl']:.1e} nats, argmax {rounded['agreement']:.1%}, cosine of the last block "
@@ -264,10 +271,12 @@ def time_on_cpu(decode: Decode, repeats: int) -> list[dict[str, Any]]:
     ]
 
 
-def time_on_cuda(decode: Decode, repeats: int) -> list[dict[str, Any]]:
-    """Rows of our decodes, as one graph and eagerly, and of the published style."""
+def time_on_cuda(decode: Decode, repeats: int, chosen: Sequence[str] = (PUBLISHED,)) -> list[dict[str, Any]]:
+    """Rows of our decodes, as one graph and eagerly, and of the published style, the one baseline there."""
+    if PUBLISHED not in chosen:
+        raise ValueError(f"baseline must be {PUBLISHED!r} on device cuda, got {list(chosen)}")
     runs = ours_on_cuda(decode) | {PUBLISHED: decode.plain}
-    times_of = interleaved(list(runs.values()), repeats, decode.orders.device, in_graph=False)
+    times_of = interleaved(list(runs.values()), repeats, decode.orders.device, in_graph=False, warm_up=1)
     timed = dict(zip(runs, times_of, strict=True))
     return [
         {"operator": name, "seconds": times.seconds, "ratios": {PUBLISHED: timed[PUBLISHED].median / times.median}}

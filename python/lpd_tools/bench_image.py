@@ -79,7 +79,7 @@ def time_images(batch: int, repeats: int) -> list[dict[str, Any]]:
         fast = LPDPipeline(models["int8"], tokenizer, defaults, decoder_dtype=torch.bfloat16)
         runs["tokens in int8, pixels in bfloat16"] = partial(draw, fast)
     runs[PLAIN] = draw_plain
-    timed = dict(zip(runs, interleaved(list(runs.values()), repeats, _CPU), strict=True))
+    timed = dict(zip(runs, interleaved(list(runs.values()), repeats, _CPU, warm_up=1), strict=True))
     rows = [_row(name, times.seconds, timed[PLAIN]) for name, times in timed.items()]
     return rows + ([] if batch > 1 else _cold_processes(models["int8"], tokenizer, defaults, repeats))
 

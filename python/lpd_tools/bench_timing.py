@@ -35,18 +35,20 @@ class Times:
         return low, high
 
 
-def interleaved(functions: list[Function], repeats: int, device: torch.device, in_graph: bool = True) -> list[Times]:
-    """Time the functions in turn, `repeats` times each after two rounds of warm-up.
+def interleaved(
+    functions: list[Function], repeats: int, device: torch.device, in_graph: bool = True, warm_up: int = 2
+) -> list[Times]:
+    """Time the functions in turn, `repeats` times each after `warm_up` rounds.
 
     On CUDA several calls are recorded in a graph, so that short kernels are not hidden by the host; in_graph=False: one
     call, for functions that cannot be recorded.
     """
     measure = _gpu_timer(functions, in_graph) if device.type == "cuda" else [_clocked(run) for run in functions]
     seconds: list[list[float]] = [[] for _ in functions]
-    for repeat in range(repeats + 2):
+    for repeat in range(repeats + warm_up):
         for timed, record in zip(measure, seconds, strict=True):
             elapsed = timed()
-            if repeat >= 2:
+            if repeat >= warm_up:
                 record.append(elapsed)
     return [Times(record) for record in seconds]
 

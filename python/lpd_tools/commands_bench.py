@@ -16,7 +16,7 @@ from rich.table import Table
 
 from lpd_ext import _C
 from lpd_tools.bench_cases import SHAPES, Case, cases
-from lpd_tools.bench_decode import Decode, time_on_cpu, time_on_cuda
+from lpd_tools.bench_decode import BASELINES, PUBLISHED, Decode, time_on_cpu, time_on_cuda
 from lpd_tools.bench_image import time_decoders, time_images
 from lpd_tools.bench_timing import Times, copy_bandwidth, interleaved, machine
 from lpd_tools.checks import check_device, check_output
@@ -41,6 +41,10 @@ def bench(
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Images (twice as many sequences); default 1.")] = None,
     repeats: Annotated[int, typer.Option(min=3, help="Timed calls of each operator, interleaved.")] = 30,
     decodes: Annotated[int, typer.Option(min=2, help="Timed runs of each decode and decoder, interleaved.")] = 3,
+    baseline: Annotated[
+        list[str] | None, typer.Option(help=f"Of decodes; default all: {', '.join(BASELINES)}.")
+    ] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="Layers of the decodes' lpd_l; default its 24.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSON file to write the figures to.")] = None,
 ) -> None:
     """Time our code against plain torch, interleaved in one run; medians, and half the span of the middle half."""
@@ -58,6 +62,10 @@ def bench(
             raise ValueError(f"shape must be one of {', '.join(SHAPES)}, got {name!r}")
         if step is not None and step >= SHAPES[name].steps:
             raise ValueError(f"step must be below the {SHAPES[name].steps} steps of {name}, got {step}")
+    against = baseline or ([PUBLISHED] if place.type == "cuda" else list(BASELINES))
+    for name in against:
+        if name not in BASELINES:
+            raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, got {name!r}")
     console = Console()
     dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
     results = []
@@ -78,12 +86,14 @@ def bench(
                 console.print(_table(title, rows))
                 results += [about | row for row in rows]
             if Part.decode in parts:
-                decode = Decode.at_random(SHAPES[name], images, place, dtype)
+                decode = Decode.at_random(SHAPES[name], images, place, dtype, depth)
                 timed = time_on_cuda if place.type == "cuda" else time_on_cpu
                 with console.status(f"Timing decodes of {name}, B = {images}"):
-                    rows = timed(decode, decodes)
-                console.print(_ratio_table(f"Decode of {name}, B = {images}", rows))
-                results += [about | row for row in rows]
+                    rows = timed(decode, decodes, against)
+                layers = decode.model.config.depth
+                title = f"Decode of {name}, {layers} layers, B = {images}"
+                _print_ratios(console, title, rows)
+                results += [about | {"depth": layers} | row for row in rows]
     for chosen, title, measure in (
         (Part.tokenizer, "Tokens to pixels, 256 px", time_decoders),
         (Part.image, "From a label to a PNG", time_images),
@@ -92,7 +102,7 @@ def bench(
             for images in batch or [1]:
                 with console.status(f"Timing: {title}, B = {images}"):
                     rows = measure(images, decodes)
-                console.print(_ratio_table(f"{title}, B = {images}", rows))
+                _print_ratios(console, f"{title}, B = {images}", rows)
                 results += [{"batch": images} | row for row in rows]
     described = machine(place) | {"copy GB/s": round(bandwidth * 1e-9, 1)}
     console.print(", ".join(f"{key} {value}" for key, value in described.items()), style="dim")
@@ -125,19 +135,22 @@ def _row(name: str, ours: Times, plain: Times) -> dict[str, Any]:
     }
 
 
-def _ratio_table(title: str, rows: list[dict[str, Any]]) -> Table:
+def _print_ratios(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
     """Rows with their times, and how many times as long each of the baselines among them takes."""
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     baselines = list(dict.fromkeys(name for row in rows for name in row["ratios"]))
-    for column in ("", "time", "spread", *(f"{name} /" for name in baselines), "note"):
-        table.add_column(column, justify="left" if column in ("", "note") else "right")
+    for column in ("", "time", "spread", *(f"{name} /" for name in baselines)):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for row in rows:
         times = Times(row["seconds"])
         low, high = times.middle_half
         ratios = [f"{row['ratios'][name]:.2f}x" if name in row["ratios"] else "" for name in baselines]
         spread = f"±{(high - low) / 2 / times.median:.0%}"
-        table.add_row(row["operator"], _text(times.median), spread, *ratios, row.get("note", ""))
-    return table
+        table.add_row(row["operator"], _text(times.median), spread, *ratios)
+    console.print(table)
+    for row in rows:
+        if "note" in row:
+            console.print(f"{row['operator']}: {row['note']}", style="dim")
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:

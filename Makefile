@@ -57,8 +57,10 @@ format: lint-tools  ## Rewrite sources in the house style
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files $(SOURCES))
 
-bench: setup  ## Time the operators against plain torch in the same run
-	GOMP_SPINCOUNT=0 $(BIN)/lpd bench
+bench: setup bench-cpp  ## Time kernels, operators, decodes and images; JSON in build/bench, and the README's tables
+	GOMP_SPINCOUNT=0 $(BIN)/lpd bench --part operators --part decode --part tokenizer --part image \
+	  --output build/bench/python.json
+	$(BIN)/lpd bench-tables build/bench/python.json build/bench/cpu.json
 
 bench-cpp:  ## Time the CPU kernels, of every instruction set, against what the processor does at best (needs libbenchmark-dev)
 	cmake -S . -B build/bench -DLPD_BENCHMARKS=ON -DLPD_CUDA=OFF

@@ -90,6 +90,11 @@ def cases(shape: Shape, step_index: int, batch: int, device: torch.device, dtype
     _, num_context, _, num_query, cached, _ = step.segments[0].tolist()
     end = cached + num_context
     per_sequence = num_context * end + num_query * (end + num_query)
+    at = torch.arange(cached, end + num_query, device=device)
+    seen = torch.zeros(num_context + num_query, end + num_query, dtype=dtype, device=device)
+    seen[:num_context, end:] = float("-inf")
+    plain_shape = (sequences, heads, 1 + num_tokens, head_dim)
+    k_plain, v_plain = random(*plain_shape), random(*plain_shape)
     moved = 4 * (num_context + num_query) + 2 * num_context + 2 * cached  # rows of D: q, out, new and appended K, V
     return [
         Case(
@@ -97,6 +102,12 @@ def cases(shape: Shape, step_index: int, batch: int, device: torch.device, dtype
             lambda: ops.group_attention(qkv, k_cache, v_cache, step.segments, *sizes),
             lambda: two_calls(qkv, k_cache, v_cache, num_context, num_query, cached),
             gigabytes=1e-9 * element * sequences * width * moved,
+            gigaflops=4e-9 * sequences * width * per_sequence,
+        ),
+        Case(
+            "  to a dense mask",
+            lambda: ops.group_attention(qkv, k_cache, v_cache, step.segments, *sizes),
+            lambda: masked_call(qkv, k_plain, v_plain, at, seen),
             gigaflops=4e-9 * sequences * width * per_sequence,
         ),
         Case(
@@ -158,6 +169,15 @@ def two_calls(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, num_context: int, n
     first = attend(q1, k_cache[:, :, :end], v_cache[:, :, :end])
     second = attend(q2, torch.cat([k_cache[:, :, :end], k2], 2), torch.cat([v_cache[:, :, :end], v2], 2))
     return torch.cat([part.transpose(1, 2).flatten(0, 1).flatten(1) for part in (first, second)])
+
+
+def masked_call(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, at: Tensor, seen: Tensor) -> Tensor:
+    """What published code does: write all rows' K and V by index, then one SDPA call with a dense mask."""
+    sequences, keys = len(k_cache), seen.shape[1]
+    q, k, v = qkv.unflatten(0, (sequences, len(at))).permute(2, 0, 3, 1, 4)
+    k_cache[:, :, at], v_cache[:, :, at] = k, v
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return attend(q, k_cache[:, :, :keys], v_cache[:, :, :keys], attn_mask=seen).transpose(1, 2).flatten(2)
 
 
 def sort_based(

@@ -92,6 +92,16 @@ def _recorded(run: Function) -> Function:
     return graph.replay
 
 
+def time_text(seconds: float) -> str:
+    """Three digits in the unit that suits: 35.2 µs, 4.81 ms, 4.04 s."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size or unit == "µs":
+            break
+    value = seconds / size
+    digits = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{digits}f} {unit}"
+
+
 def copy_bandwidth(device: torch.device, repeats: int) -> float:
     """Bytes per second, read and written, of a copy too large for any cache."""
     source = torch.zeros((1 << 30) if device.type == "cuda" else (1 << 27), dtype=torch.uint8, device=device)

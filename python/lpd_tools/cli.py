@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lpd_tools.bench_tables import bench_tables
 from lpd_tools.bundle import Bundling, bundle
 from lpd_tools.cache_tokens import TokenCaching, cache_tokens
 from lpd_tools.commands_bench import bench
@@ -105,6 +106,7 @@ app.command()(sample)
 app.command()(orders)
 app.command()(info)
 app.command()(bench)
+app.command()(bench_tables)
 add_command(app, "train-judge", JudgeTraining, run_train_judge, "Train a classifier that judges images.")
 add_command(app, "train-tokenizer", TokenizerTraining, run_train_tokenizer, "Train the VQ tokenizer.")
 add_command(app, "cache-tokens", TokenCaching, run_cache_tokens, "Encode the data set once, for training.")

@@ -18,7 +18,7 @@ from lpd_ext import _C
 from lpd_tools.bench_cases import SHAPES, Case, cases
 from lpd_tools.bench_decode import BASELINES, PUBLISHED, Decode, time_on_cpu, time_on_cuda
 from lpd_tools.bench_image import time_decoders, time_images
-from lpd_tools.bench_timing import Times, copy_bandwidth, interleaved, machine
+from lpd_tools.bench_timing import Times, copy_bandwidth, interleaved, machine, time_text
 from lpd_tools.checks import check_device, check_output
 
 _FIRST_SHAPE = next(iter(SHAPES))
@@ -146,7 +146,7 @@ def _print_ratios(console: Console, title: str, rows: list[dict[str, Any]]) -> N
         low, high = times.middle_half
         ratios = [f"{row['ratios'][name]:.2f}x" if name in row["ratios"] else "" for name in baselines]
         spread = f"±{(high - low) / 2 / times.median:.0%}"
-        table.add_row(row["operator"], _text(times.median), spread, *ratios)
+        table.add_row(row["operator"], time_text(times.median), spread, *ratios)
     console.print(table)
     for row in rows:
         if "note" in row:
@@ -162,22 +162,12 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
         low, high = ours.middle_half
         table.add_row(
             row["operator"],
-            _text(ours.median),
+            time_text(ours.median),
             f"±{(high - low) / 2 / ours.median:.0%}",
             f"{row['GB/s']:.1f}" if "GB/s" in row else "",
             f"{row['share']:.0%}" if "share" in row else "",
             f"{row['GFLOP/s']:.0f}" if "GFLOP/s" in row else "",
-            _text(plain.median),
+            time_text(plain.median),
             f"{row['ratio']:.{1 if row['ratio'] < 100 else 0}f}x",
         )
     return table
-
-
-def _text(seconds: float) -> str:
-    """Three digits in the unit that suits: 35.2 µs, 4.81 ms, 4.04 s."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= size or unit == "µs":
-            break
-    value = seconds / size
-    digits = 2 if value < 10 else 1 if value < 100 else 0
-    return f"{value:.{digits}f} {unit}"

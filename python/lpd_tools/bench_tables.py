@@ -1,0 +1,90 @@
+"""`lpd bench-tables`: the JSON files of `lpd bench` and of the C++ microbenchmarks as the README's tables."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lpd_tools.bench_timing import time_text
+
+_FIRST_SHAPE = "L-256-20 step 15"
+
+
+def bench_tables(
+    files: Annotated[list[Path], typer.Argument(help="Files written by lpd bench --output or --benchmark_out.")],
+) -> None:
+    """Print Markdown tables of benchmark results."""
+    for file in files:
+        for line in tables_of(file):
+            typer.echo(line)
+
+
+def tables_of(file: Path) -> list[str]:
+    """Lines of the tables of one file; FileNotFoundError, or ValueError if it is no file of benchmark results."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if "benchmarks" in content:
+            return _cpp_table(content)
+        described = ", ".join(f"{key} {value}" for key, value in content["machine"].items())
+        rows = content["results"]
+        operators = [row for row in rows if "plain_seconds" in row]
+        return [described, "", *_operator_table(operators), *_ratio_table([row for row in rows if "ratios" in row])]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{str(file)!r} is no file of benchmark results: {error!r}") from error
+
+
+def _operator_table(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    lines = _head("operator", "shape", "time", "GB/s", "GFLOP/s", "plain torch", "ratio")
+    for row in rows:
+        lines.append(
+            _line(
+                row["operator"].strip(),
+                f"{row['shape']} step {row['step']}, B = {row['batch']}",
+                _median(row["seconds"]),
+                f"{row['GB/s']:.1f}" if "GB/s" in row else "",
+                f"{row['GFLOP/s']:.0f}" if "GFLOP/s" in row else "",
+                _median(row["plain_seconds"]),
+                f"{row['ratio']:.1f}x",
+            )
+        )
+    return [*lines, ""]
+
+
+def _ratio_table(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    baselines = list(dict.fromkeys(name for row in rows for name in row["ratios"]))
+    lines = _head("what", "B", "time", *(f"{name} / this" for name in baselines))
+    for row in rows:
+        ratios = (f"{row['ratios'][name]:.2f}x" if name in row["ratios"] else "" for name in baselines)
+        lines.append(_line(row["operator"], str(row["batch"]), _median(row["seconds"]), *ratios))
+    return [*lines, ""]
+
+
+def _cpp_table(content: dict[str, Any]) -> list[str]:
+    lines = _head("kernel, instruction set and shape", "time", "share of the peak", "")
+    for run in content["benchmarks"]:
+        name = run["name"].removesuffix("/manual_time")
+        if _FIRST_SHAPE in name or name.startswith("locality_order"):
+            rate = next((f"{run[unit]:.1f} {unit}" for unit in ("GF/s", "GB/s") if unit in run), "")
+            share = f"{run['share']:.0%}" if "share" in run else ""
+            lines.append(_line(name.replace("/", ", "), time_text(1e-6 * run["median_us"]), share, rate))
+    return [*lines, ""]
+
+
+def _head(*columns: str) -> list[str]:
+    return [_line(*columns), "|" + "---|" * len(columns)]
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _median(seconds: list[float]) -> str:
+    return time_text(statistics.median(seconds))

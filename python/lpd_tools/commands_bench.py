@@ -149,7 +149,7 @@ def _print_ratios(console: Console, title: str, rows: list[dict[str, Any]]) -> N
         table.add_row(row["operator"], time_text(times.median), spread, *ratios)
     console.print(table)
     for row in rows:
-        if "note" in row:
+        if row.get("note"):
             console.print(f"{row['operator']}: {row['note']}", style="dim")
 
 

@@ -112,13 +112,6 @@ def cpu_backend(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         yield device
 
 
-@pytest.fixture(params=_C.available_cpu_isas())
-def cpu_isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Instruction set in use; for operators that the CPU alone has (ops.CPU_OPERATORS)."""
-    with _operators_on(f"cpu-{request.param}", request.node.nodeid):
-        yield request.param
-
-
 @pytest.fixture
 def on_cuda_kernels(request: pytest.FixtureRequest) -> bool:
     """Whether `backend` or `host_backend` stands for the CUDA kernels, on a GPU or emulated."""

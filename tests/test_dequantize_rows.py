@@ -97,7 +97,7 @@ def assert_gelu_as_accurate(found: Tensor, y: Tensor, floor: Tensor | float = 0.
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("width", [1, 7, 16, 129, 1024])
 @pytest.mark.parametrize("rows", [0, 1, 7])
-def test_means_what_it_should(rows: int, width: int, bias: bool, cpu_isa: str) -> None:
+def test_means_what_it_should(rows: int, width: int, bias: bool, cpu_backend: torch.device) -> None:
     args = random_arguments(rows, width, bias)
     assert_as_accurate(run(args), args)
 
@@ -106,7 +106,7 @@ def test_means_what_it_should(rows: int, width: int, bias: bool, cpu_isa: str) -
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("width", [1, 7, 16, 129, 1024])
 @pytest.mark.parametrize("rows", [0, 1, 7])
-def test_gelu_and_its_bytes(rows: int, width: int, bias: bool, levels: int, cpu_isa: str) -> None:
+def test_gelu_and_its_bytes(rows: int, width: int, bias: bool, levels: int, cpu_backend: torch.device) -> None:
     args = random_arguments(rows, width, bias)
     activated, *result = run_gelu(args, levels)
     y = meaning(to_double(args))
@@ -115,13 +115,13 @@ def test_gelu_and_its_bytes(rows: int, width: int, bias: bool, levels: int, cpu_
     assert all(map(torch.equal, result, ops.quantize_rows(activated, levels)))
 
 
-def test_gelu_is_accurate_everywhere(cpu_isa: str) -> None:
+def test_gelu_is_accurate_everywhere(cpu_backend: torch.device) -> None:
     y = torch.cat([torch.linspace(-12, 12, 100_001), torch.logspace(-30, 30, 1001), -torch.logspace(-30, 30, 1001)])
     args = y[None], torch.tensor([[1.0, 0.0]]), torch.zeros(len(y)), None
     assert_gelu_as_accurate(run_gelu(args)[0], y[None])
 
 
-def test_gelu_levels_default_to_a_whole_byte(cpu_isa: str) -> None:
+def test_gelu_levels_default_to_a_whole_byte(cpu_backend: torch.device) -> None:
     args = random_arguments(3, 20)
     for found, wanted in zip(ops.gelu_quantize_rows(*cloned(args)), run_gelu(args, 255)[1:], strict=True):
         assert found.equal(wanted)
@@ -146,7 +146,7 @@ def test_twins(bias: bool) -> None:
 
 
 @pytest.mark.parametrize("with_gelu", [False, True])
-def test_strided_rows(with_gelu: bool, cpu_isa: str) -> None:
+def test_strided_rows(with_gelu: bool, cpu_backend: torch.device) -> None:
     """Rows of a larger buffer: same bits as contiguous ones, and nothing around them is touched."""
     args = random_arguments(7, 129)
     buffer = torch.full((14, 140), 77.0)
@@ -162,7 +162,7 @@ def test_strided_rows(with_gelu: bool, cpu_isa: str) -> None:
     assert buffer.eq(77.0).all()
 
 
-def test_rows_and_threads_do_not_matter(cpu_isa: str) -> None:
+def test_rows_and_threads_do_not_matter(cpu_backend: torch.device) -> None:
     args = random_arguments(300, 1024)
     expected, expected_gelu = run(args), run_gelu(args)
     threads = torch.get_num_threads()
@@ -180,7 +180,7 @@ def test_rows_and_threads_do_not_matter(cpu_isa: str) -> None:
 
 @pytest.mark.parametrize("argument", ["scale", "product", "bias", "column_sum"])
 @pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_not_a_number_is_kept(value: float, argument: str, cpu_isa: str) -> None:
+def test_not_a_number_is_kept(value: float, argument: str, cpu_backend: torch.device) -> None:
     """A row whose activations were not finite (its scale is NaN) must reach the sampler as such."""
     args = random_arguments(3, 129)
     if argument == "scale":
@@ -287,7 +287,7 @@ WRONG: dict[str, tuple[Callable[[Arguments], Arguments], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_errors_name_the_argument_and_write_nothing(name: str, cpu_isa: str) -> None:
+def test_errors_name_the_argument_and_write_nothing(name: str, cpu_backend: torch.device) -> None:
     spoil, message = WRONG[name]
     args = spoil(random_arguments(4, 24))
     before = args[0].clone()
@@ -298,7 +298,7 @@ def test_errors_name_the_argument_and_write_nothing(name: str, cpu_isa: str) -> 
 
 
 @pytest.mark.parametrize("levels", [0, -1, 256, 2**32 + 127])
-def test_wrong_levels_write_nothing(levels: int, cpu_isa: str) -> None:
+def test_wrong_levels_write_nothing(levels: int, cpu_backend: torch.device) -> None:
     args = random_arguments(4, 24)
     before = args[0].clone()
     with pytest.raises(RuntimeError, match=rf"levels must be in \[1, 255\], got {levels}"):
@@ -307,7 +307,7 @@ def test_wrong_levels_write_nothing(levels: int, cpu_isa: str) -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_opcheck(bias: bool, cpu_isa: str) -> None:
+def test_opcheck(bias: bool, cpu_backend: torch.device) -> None:
     args = random_arguments(4, 24, bias)
     torch.library.opcheck(torch.ops.lpd_ext.dequantize_rows.default, cloned(args))
     torch.library.opcheck(torch.ops.lpd_ext.gelu_quantize_rows.default, (*cloned(args), 127))
@@ -323,7 +323,7 @@ def test_fake_tensors_tell_shapes_and_dtypes() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # of inductor's own imports
-def test_compiles_without_a_graph_break(cpu_isa: str) -> None:
+def test_compiles_without_a_graph_break(cpu_backend: torch.device) -> None:
     def both(first: Arguments, second: Arguments) -> tuple[Tensor, Tensor]:
         ops.dequantize_rows(*first)
         return ops.gelu_quantize_rows(*second, 127)

@@ -69,20 +69,22 @@ def assert_quantized(x: Tensor, result: Quantized, levels: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [1, 7, 16, 129, 1024])
 @pytest.mark.parametrize("rows", [0, 1, 7])
-def test_bytes_are_the_nearest(rows: int, width: int, dtype: torch.dtype, levels: int, cpu_isa: str) -> None:
+def test_bytes_are_the_nearest(
+    rows: int, width: int, dtype: torch.dtype, levels: int, cpu_backend: torch.device
+) -> None:
     x = random_rows(rows, width, dtype)
     assert_quantized(x, ops.quantize_rows(x, levels), levels)
 
 
 @pytest.mark.parametrize("levels", [127, 255])
 @pytest.mark.parametrize("kind", ROWS)
-def test_rows_of_every_kind(kind: str, levels: int, cpu_isa: str) -> None:
+def test_rows_of_every_kind(kind: str, levels: int, cpu_backend: torch.device) -> None:
     for width in (1, 7, 129):
         x = ROWS[kind](random_rows(5, width))
         assert_quantized(x, ops.quantize_rows(x, levels), levels)
 
 
-def test_ends_of_the_range_and_zero(cpu_isa: str) -> None:
+def test_ends_of_the_range_and_zero(cpu_backend: torch.device) -> None:
     """Steps without rounding: what is expected can be written down."""
     x = torch.tensor([[-3.0, 0.0, 1.0, 252.0], [0.0, 0.0, 2.0, 510.0], [-255.0, -254.0, -1.0, 0.0]])
     quantized, quantization = ops.quantize_rows(x)
@@ -93,14 +95,14 @@ def test_ends_of_the_range_and_zero(cpu_isa: str) -> None:
     assert quantization.tolist() == [[1.0, 3.0]]
 
 
-def test_levels_default_to_a_whole_byte(cpu_isa: str) -> None:
+def test_levels_default_to_a_whole_byte(cpu_backend: torch.device) -> None:
     x = random_rows(3, 20)
     for found, wanted in zip(ops.quantize_rows(x), ops.quantize_rows(x, 255), strict=True):
         assert found.equal(wanted)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_as_the_twin_but_for_ties(dtype: torch.dtype, cpu_isa: str) -> None:
+def test_as_the_twin_but_for_ties(dtype: torch.dtype, cpu_backend: torch.device) -> None:
     for width in (1, 7, 129, 1024):
         x = random_rows(50, width, dtype)
         quantized, quantization = ops.quantize_rows(x)
@@ -126,7 +128,7 @@ def test_twin(kind: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_strided_rows(dtype: torch.dtype, cpu_isa: str) -> None:
+def test_strided_rows(dtype: torch.dtype, cpu_backend: torch.device) -> None:
     x = random_rows(7, 129, dtype)
     buffer = torch.full((14, 140), 99.0, dtype=dtype)  # a value that would widen the range
     buffer[::2, 3:132] = x
@@ -138,7 +140,7 @@ def test_strided_rows(dtype: torch.dtype, cpu_isa: str) -> None:
     assert same_row[0].equal(ops.quantize_rows(x)[0][:1].expand(5, -1))
 
 
-def test_rows_and_threads_do_not_matter(cpu_isa: str) -> None:
+def test_rows_and_threads_do_not_matter(cpu_backend: torch.device) -> None:
     x = random_rows(300, 1024)
     expected = ops.quantize_rows(x)
     threads = torch.get_num_threads()
@@ -155,7 +157,7 @@ def test_rows_and_threads_do_not_matter(cpu_isa: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_not_a_number_shows_in_the_scale_of_its_row(
-    value: float, dtype: torch.dtype, column: int, cpu_isa: str
+    value: float, dtype: torch.dtype, column: int, cpu_backend: torch.device
 ) -> None:
     x = random_rows(3, 129, dtype)
     expected = ops.quantize_rows(x)
@@ -167,7 +169,7 @@ def test_not_a_number_shows_in_the_scale_of_its_row(
     assert reference.quantize_rows(x)[1][:, 0].isnan().tolist() == [False, True, False]
 
 
-def test_a_range_beyond_float32_is_no_silent_zero(cpu_isa: str) -> None:
+def test_a_range_beyond_float32_is_no_silent_zero(cpu_backend: torch.device) -> None:
     """high - low overflows: what the bytes stand for is then no finite number."""
     x = torch.tensor([[-3e38, 0.0, 3e38]])
     for quantized, quantization in (ops.quantize_rows(x), reference.quantize_rows(x)):
@@ -235,20 +237,20 @@ WRONG: dict[str, tuple[Callable[[Tensor], tuple[Tensor, int]], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_errors_name_the_argument(name: str, cpu_isa: str) -> None:
+def test_errors_name_the_argument(name: str, cpu_backend: torch.device) -> None:
     spoil, message = WRONG[name]
     with pytest.raises(RuntimeError, match=message):
         ops.quantize_rows(*spoil(random_rows(4, 24)))
 
 
-def test_no_columns(cpu_isa: str) -> None:
+def test_no_columns(cpu_backend: torch.device) -> None:
     quantized, quantization = ops.quantize_rows(torch.empty(3, 0))
     assert quantized.shape == (3, 0)
     assert quantization.tolist() == [[1.0, 0.0]] * 3
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_opcheck(dtype: torch.dtype, cpu_isa: str) -> None:
+def test_opcheck(dtype: torch.dtype, cpu_backend: torch.device) -> None:
     for x in (random_rows(4, 24, dtype), random_rows(8, 30, dtype)[::2, 2:26], random_rows(0, 24, dtype)):
         torch.library.opcheck(torch.ops.lpd_ext.quantize_rows.default, (x, 127))
 
@@ -261,7 +263,7 @@ def test_fake_tensors_tell_shapes_and_dtypes() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # of inductor's own imports
-def test_compiles_without_a_graph_break(cpu_isa: str) -> None:
+def test_compiles_without_a_graph_break(cpu_backend: torch.device) -> None:
     x = random_rows(4, 24)
     found = torch.compile(ops.quantize_rows, fullgraph=True)(x, 127)
     assert all(map(torch.equal, found, ops.quantize_rows(x, 127)))

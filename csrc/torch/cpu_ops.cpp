@@ -25,7 +25,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lpd_ext, m) {
 namespace {
 
 using namespace lpd::checks;
-using lpd::execution::execute;
+using lpd::execution::execute_on_cpu;
 using Quantized = std::tuple<Tensor, Tensor>;
 
 // ---- quantize_rows, dequantize_rows, gelu_quantize_rows ----
@@ -57,7 +57,7 @@ Quantized quantize_rows(const Tensor& x, int64_t levels) {
   const Quantized result = empty_quantized(x);
   params.quantized = static_cast<uint8_t*>(std::get<0>(result).mutable_data_ptr());
   params.quantization = quantization_data(std::get<1>(result));
-  execute(x, params, nullptr, lpd::cpu_kernels().quantize_rows, params.num_rows, 0.2 * params.width);
+  execute_on_cpu(params, lpd::cpu_kernels().quantize_rows, params.num_rows, 0.2 * params.width);
   return result;
 }
 
@@ -84,7 +84,7 @@ lpd::DequantizeRowsParams dequantize_params(const Tensor& product, const Tensor&
 void dequantize_rows(const Tensor& product, const Tensor& quantization, const Tensor& column_sum,
                      const OptionalTensor& bias) {
   const lpd::DequantizeRowsParams params = dequantize_params(product, quantization, column_sum, bias);
-  execute(product, params, nullptr, lpd::cpu_kernels().dequantize_rows, params.num_rows, 0.3 * params.width);
+  execute_on_cpu(params, lpd::cpu_kernels().dequantize_rows, params.num_rows, 0.3 * params.width);
 }
 
 Quantized gelu_quantize_rows(const Tensor& product, const Tensor& quantization, const Tensor& column_sum,
@@ -95,8 +95,7 @@ Quantized gelu_quantize_rows(const Tensor& product, const Tensor& quantization, 
   const Quantized result = empty_quantized(product);
   params.quantized = static_cast<uint8_t*>(std::get<0>(result).mutable_data_ptr());
   params.quantization = quantization_data(std::get<1>(result));
-  execute(product, params, nullptr, lpd::cpu_kernels().gelu_quantize_rows, params.rows.num_rows,
-          1.0 * params.rows.width);
+  execute_on_cpu(params, lpd::cpu_kernels().gelu_quantize_rows, params.rows.num_rows, 1.0 * params.rows.width);
   return result;
 }
 
@@ -125,10 +124,9 @@ Tensor group_norm_scale_shift(const Tensor& x, const Tensor& weight, const Tenso
   params.partials = static_cast<float*>(partials.mutable_data_ptr());
   params.scale_shift = static_cast<float*>(result.mutable_data_ptr());
   const double numbers = static_cast<double>(channels);
-  execute(x, params, nullptr, lpd::cpu_kernels().group_norm_partials, batch * chunks,
-          0.25 * numbers * lpd::kGroupNormChunk);
-  execute(x, params, nullptr, lpd::cpu_kernels().group_norm_scale_shift, batch * num_groups,
-          2.0 * numbers / static_cast<double>(num_groups) * static_cast<double>(chunks));
+  execute_on_cpu(params, lpd::cpu_kernels().group_norm_partials, batch * chunks, 0.25 * numbers * lpd::kGroupNormChunk);
+  execute_on_cpu(params, lpd::cpu_kernels().group_norm_scale_shift, batch * num_groups,
+                 2.0 * numbers / static_cast<double>(num_groups) * static_cast<double>(chunks));
   return result;
 }
 
@@ -167,10 +165,10 @@ void conv3x3(const Tensor& x, const Tensor& weight, const Tensor& bias, const Op
   params.workspace = static_cast<float*>(workspace.mutable_data_ptr());
   constexpr double kAlwaysSplit = 1e9;
   if (params.plan.splits == 0) {
-    execute(x, params, nullptr, lpd::cpu_kernels().conv3x3_weights, params.plan.panels,
-            40.0 * static_cast<double>(channels));
+    execute_on_cpu(params, lpd::cpu_kernels().conv3x3_weights, params.plan.panels,
+                   40.0 * static_cast<double>(channels));
   }
-  execute(x, params, nullptr, lpd::cpu_kernels().conv3x3, params.plan.workers, kAlwaysSplit);
+  execute_on_cpu(params, lpd::cpu_kernels().conv3x3, params.plan.workers, kAlwaysSplit);
 }
 
 }  // namespace

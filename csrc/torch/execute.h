@@ -38,6 +38,13 @@ inline bool on_cuda_kernels(const Tensor& t) {
 inline bool values_readable(const Tensor& t) { return t.is_cpu(); }
 
 // `cost` is the CPU's work for one item in roughly nanoseconds.
+template <class Params>
+void execute_on_cpu(const Params& params, void (*kernel)(const Params&, int64_t, int64_t), int64_t items, double cost) {
+  constexpr double kMinNanosecondsPerThread = 40e3;  // less work than this does not pay for waking a thread
+  const int64_t grain = std::max<int64_t>(1, static_cast<int64_t>(kMinNanosecondsPerThread / std::max(cost, 1.0)));
+  torch::stable::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) { kernel(params, begin, end); });
+}
+
 template <class Params, class Launcher>
 void execute([[maybe_unused]] const Tensor& on, const Params& params, [[maybe_unused]] Launcher launch,
              void (*kernel)(const Params&, int64_t, int64_t), int64_t items, double cost) {
@@ -50,9 +57,7 @@ void execute([[maybe_unused]] const Tensor& on, const Params& params, [[maybe_un
     return launch(params, torch::stable::accelerator::getCurrentStream(device).nativeHandle());
   }
 #endif
-  constexpr double kMinNanosecondsPerThread = 40e3;  // less work than this does not pay for waking a thread
-  const int64_t grain = std::max<int64_t>(1, static_cast<int64_t>(kMinNanosecondsPerThread / std::max(cost, 1.0)));
-  torch::stable::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) { kernel(params, begin, end); });
+  execute_on_cpu(params, kernel, items, cost);
 }
 
 }  // namespace lpd::execution

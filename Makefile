@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 SOURCES := $(foreach suffix,h cpp cu cuh,'csrc/**.$(suffix)' 'tests/**.$(suffix)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test emulated lint format bench cuda-all cuda-table test-gpu bench-gpu clean
+.PHONY: help setup demo test emulated lint format bench bench-cpp cuda-all cuda-table test-gpu bench-gpu clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -59,6 +59,11 @@ format: lint-tools  ## Rewrite sources in the house style
 
 bench: setup  ## Time the operators against plain torch in the same run
 	GOMP_SPINCOUNT=0 $(BIN)/lpd bench
+
+bench-cpp:  ## Time the CPU kernels, of every instruction set, against what the processor does at best (needs libbenchmark-dev)
+	cmake -S . -B build/bench -DLPD_BENCHMARKS=ON -DLPD_CUDA=OFF
+	cmake --build build/bench --target lpd_bench_cpu --parallel
+	build/bench/csrc/bench/lpd_bench_cpu --benchmark_min_time=0.05 --benchmark_out=build/bench/cpu.json
 
 cuda-all:  ## Compile the CUDA kernels for every architecture and check the machine code (needs nvcc, no GPU)
 	LPD_CUDA=ON LPD_CUDA_ARCHITECTURES= $(MAKE) test-build

@@ -7,7 +7,7 @@ namespace {
 void embed_rows(benchmark::State& state) {
   const Shape& shape = kShapes[state.range(0)];
   const int64_t rows = 2 * state.range(1) * (shape.num_context + shape.num_query);
-  const int64_t contents = kVocab + 1002, positions = 1 + int64_t{shape.height} * shape.width;
+  const int64_t contents = kVocab + kClasses, positions = 1 + shape.schedule().height * shape.schedule().width;
   const DeviceArray<int64_t> content_ids(random_ids<int64_t>(rows, contents));
   const DeviceArray<int64_t> position_ids(random_ids<int64_t>(rows, positions));
   const DeviceArray<uint16_t> content(random_bf16(contents * kWidth));

@@ -25,9 +25,11 @@ struct Candidates {
   int32_t* ids;        // set once a filter runs
   int count;
   float max;
-  float mean;    // of the whole row; not finite where some logit is not
-  float scale;   // log2(e) / temperature
-  double total;  // of block_sums, added in order
+  float mean;                // of the whole row; not finite where some logit is not
+  float scale;               // log2(e) / temperature
+  double total;              // of block_sums, added in order
+  const char* next_rows[2];  // logits of the token that comes next
+  int64_t element;           // of them, in bytes
 };
 
 int block_end(const Candidates& c, int begin) { return c.count - begin < kBlock ? c.count : begin + kBlock; }
@@ -85,7 +87,9 @@ bool mix_row(const T* conditional, const T* unconditional, float guidance, Candi
   return std::isfinite(sum) || settle_infinities(conditional, c);  // no infinity or NaN leaves the sum finite
 }
 
-// Fills the weights, the block sums and their total.
+// Fills the weights, the block sums and their total. Exponentials leave the memory idle, so the next token's logits are
+// fetched into L2 meanwhile. AVX-512, L-256-20 step 19, no filters: at B = 16 878 us instead of 1,488; at B = 1, whose
+// logits stay in cache, 54 instead of 56.
 void weigh(Candidates& c) {
   const Vec top = broadcast(c.max), scale = broadcast(c.scale);
   c.total = 0.0;
@@ -93,6 +97,9 @@ void weigh(Candidates& c) {
     const int end = block_end(c, begin);
     Vec sum = broadcast(0.0f);
     for (int i = begin; i < end; i += Vec::kWidth) {
+      if (Vec::kWidth > 1) {  // else it would be an element at a time
+        for (const char* row : c.next_rows) __builtin_prefetch(row + i * c.element, 0, 2);
+      }
       const Vec weight = exp2_nonpositive((load(c.logits + i) - top) * scale);
       store(c.weights + i, weight);
       sum = sum + weight;
@@ -242,11 +249,16 @@ int first_maximum(const Candidates& c) {
 }
 
 template <class T>
+const T* logits_row(const SampleTokensParams& p, int32_t row) {
+  return row < 0 ? nullptr : static_cast<const T*>(p.logits) + row * p.logits_stride;
+}
+
+template <class T>
 int64_t sample_token(const SampleTokensParams& p, int64_t m, Candidates& c) {
-  const auto row = [&](int32_t index) { return static_cast<const T*>(p.logits) + index * p.logits_stride; };
-  const T* unconditional = p.unconditional_row[m] < 0 ? nullptr : row(p.unconditional_row[m]);
+  const T* conditional = logits_row<T>(p, p.conditional_row[m]);
+  const T* unconditional = logits_row<T>(p, p.unconditional_row[m]);
   c.count = p.vocab_size;
-  if (!mix_row(row(p.conditional_row[m]), unconditional, p.guidance[m], c)) return -1;
+  if (!mix_row(conditional, unconditional, p.guidance[m], c)) return -1;
   if (p.temperature[m] == 0.0f) return first_maximum(c);
 
   c.scale = 1.44269504f / p.temperature[m];
@@ -274,7 +286,16 @@ void sample_token_range(const SampleTokensParams& p, int64_t begin, int64_t end)
   candidates.weights = candidates.logits + padded;
   candidates.ids = reinterpret_cast<int32_t*>(candidates.weights + padded);
   candidates.block_sums = reinterpret_cast<double*>(candidates.ids + padded);
-  for (int64_t m = begin; m < end; ++m) p.tokens[m] = sample_token<T>(p, m, candidates);
+  candidates.element = sizeof(T);
+  for (int64_t m = begin; m < end; ++m) {
+    const int64_t next = m + 1 < end ? m + 1 : m;
+    const int32_t next_rows[2] = {p.conditional_row[next], p.unconditional_row[next]};
+    for (int i = 0; i < 2; ++i) {
+      candidates.next_rows[i] =
+          reinterpret_cast<const char*>(logits_row<T>(p, next_rows[i] < 0 ? next_rows[0] : next_rows[i]));
+    }
+    p.tokens[m] = sample_token<T>(p, m, candidates);
+  }
   std::free(scratch);  // nothing in between throws; a destructor would add a weak reference to the unit
 }
 

@@ -1,0 +1,52 @@
+#include "cpu_bench.h"
+
+namespace lpd::bench {
+namespace {
+
+Work make(const Shape& shape, int32_t batch, int32_t top_k, float top_p) {
+  const int64_t tokens = int64_t{batch} * shape.num_query;
+  const auto count = static_cast<size_t>(tokens);
+  struct Data {
+    Floats logits;
+    std::vector<int32_t> conditional_row, unconditional_row, top_k;
+    std::vector<float> top_p, guidance, temperature;
+    std::vector<int64_t> seed, position, drawn;
+  };
+  auto data = std::make_shared<Data>();
+  data->logits = random_floats(2 * tokens * kVocab);
+  for (int32_t m = 0; m < tokens; ++m) {
+    data->conditional_row.push_back(m);
+    data->unconditional_row.push_back(static_cast<int32_t>(tokens) + m);
+    data->seed.push_back(m);
+  }
+  data->position = data->drawn = data->seed;
+  data->top_k.assign(count, top_k);
+  data->top_p.assign(count, top_p);
+  data->guidance.assign(count, 4.8f);
+  data->temperature.assign(count, 1.0f);
+  SampleTokensParams p{};
+  p.logits = data->logits.data();
+  p.conditional_row = data->conditional_row.data();
+  p.unconditional_row = data->unconditional_row.data();
+  p.guidance = data->guidance.data();
+  p.temperature = data->temperature.data();
+  p.top_k = top_k > 0 ? data->top_k.data() : nullptr;
+  p.top_p = top_p < 1 ? data->top_p.data() : nullptr;
+  p.seed = data->seed.data();
+  p.position = data->position.data();
+  p.tokens = data->drawn.data();
+  p.logits_stride = kVocab;
+  p.num_tokens = tokens;
+  p.vocab_size = kVocab;
+  p.dtype = DType::kFloat32;
+  Work work = make_work(cpu_kernels().sample_tokens, p, std::move(data), tokens);
+  work.bytes = static_cast<double>(tokens) * 2 * 4 * kVocab;
+  return work;
+}
+
+}  // namespace
+
+Work sample_tokens_work(const Shape& shape, int32_t batch) { return make(shape, batch, 0, 1.0f); }
+Work sample_tokens_filtered_work(const Shape& shape, int32_t batch) { return make(shape, batch, 900, 0.95f); }
+
+}  // namespace lpd::bench

@@ -105,10 +105,10 @@ def host_backend(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         yield device
 
 
-@pytest.fixture(params=[name for name in _backends() if name.startswith("cpu-")])
+@pytest.fixture(params=[name for name in all_backends() if name.startswith("cpu-")])
 def cpu_backend(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """`backend` for the operators that only the CPU has kernels for."""
-    with _operators_on(request.param, request.node.nodeid) as device:
+    with operators_on(request.param, request.node.nodeid) as device:
         yield device
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,21 @@ def peaks_of(machine: Mapping[str, Any], dtype: str) -> Peaks:
     return Peaks("measured", machine["bytes"], machine[dtype], machine[FLOAT32])
 
 
+def measured_series(measured: Mapping[Point, Measured], dtype: str) -> list[Series]:
+    """The series of one format, without the points that are not measured yet; none of fewer than two."""
+    kept = [
+        replace(series, points=tuple(point for point in series.points if point in measured))
+        for series in all_series(dtype)
+    ]
+    return [series for series in kept if len(series.points) > 1]
+
+
 def draw(measured: Mapping[Point, Measured], machine: Mapping[str, Any], path: Path) -> None:
     """A picture of two rows, seconds and memory, and a column for each of B, T, N and the parameters."""
     figure = Figure(figsize=(14, 6.4), layout="constrained")
     rows = figure.subplots(2, len(_AXES), sharex="col", sharey="row")
     for dtype in DTYPES:
-        for series in all_series(dtype):
+        for series in measured_series(measured, dtype):
             column = _AXES.index(series.axis)
             at = [series.along(point) for point in series.points]
             style = {"color": _COLOURS[dtype], "marker": "o", "markersize": 4, "linewidth": 1.5}
@@ -49,10 +59,11 @@ def draw(measured: Mapping[Point, Measured], machine: Mapping[str, Any], path: P
             counted = [point.work().resident_bytes / 1e6 for point in series.points]
             rows[1][column].plot(at, held, label=label, **style)
             rows[1][column].plot(at, counted, color=_COLOURS[dtype], linestyle=":", linewidth=1)
-            rows[1][column].set_xticks(at if len(at) > 4 or series.axis != "B" else rows[1][column].get_xticks())
     for column, axis in enumerate(_AXES):
+        ticks = {one.along(point) for one in all_series(FLOAT32) if one.axis == axis for point in one.points}
         for row in rows:
             row[column].set(xscale="log", yscale="log")
+            row[column].set_xticks(sorted(ticks - {16}))  # too near 20
             row[column].grid(color="0.9")
             row[column].set_axisbelow(True)
             row[column].xaxis.set_minor_locator(NullLocator())
@@ -85,34 +96,28 @@ def tables(measured: Mapping[Point, Measured], machine: Mapping[str, Any]) -> st
 def exponents_table(measured: Mapping[Point, Measured], machine: Mapping[str, Any]) -> str:
     """Each series' exponents at its last points, measured and counted."""
     rows = []
-    for series, other in zip(all_series(FLOAT32), all_series(INT8), strict=True):
-        cells = []
-        for one, dtype in ((series, FLOAT32), (other, INT8)):
-            last = one.points[-one.fitted :]
-            at = [one.along(point) for point in last]
+    for dtype in DTYPES:
+        for series in measured_series(measured, dtype):
+            last = series.points[-series.fitted :]
+            at = [series.along(point) for point in last]
             bound = [least_seconds(point.work(), peaks_of(machine, dtype)) for point in last]
             counted = [float(point.work().resident_bytes) for point in last]
-            cells += [
+            fits = (
                 exponent(at, [measured[point].seconds for point in last]),
                 exponent(at, bound),
                 exponent(at, [measured[point].peak_mb for point in last]),
                 exponent(at, counted),
-            ]
-        rows.append([f"{series.title}: {series.axis} = {_values(series)}", *(f"{cell:.2f}" for cell in cells)])
-    head = ["fitted over", *(f"{dtype}: {name}" for dtype in DTYPES for name in ("time", "counted", "MB", "counted"))]
-    return _markdown(head, rows)
-
-
-def _values(series: Series) -> str:
-    last = series.points[-series.fitted :]
-    return ", ".join(_short(series.along(point), None) for point in last)
+            )
+            values = ", ".join(_short(value, None) for value in at)
+            rows.append([f"{series.title}, {dtype}", f"{series.axis} = {values}", *(f"{fit:.2f}" for fit in fits)])
+    return _markdown(["", "fitted over", "time", "least time", "memory", "counted memory"], rows)
 
 
 def work_table(measured: Mapping[Point, Measured], machine: Mapping[str, Any]) -> str:
     """What lpd_l has to do in the decodes measured, and how near to the least time they came."""
     rows = []
     done = set()
-    for series in all_series(FLOAT32):
+    for series in measured_series(measured, FLOAT32):
         for point in series.points:
             if point in done or point.depth == 4:
                 continue

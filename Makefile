@@ -62,6 +62,9 @@ bench: setup bench-cpp  ## Time kernels, operators, decodes and images; JSON in 
 	  --output build/bench/python.json
 	$(BIN)/lpd bench-tables build/bench/python.json build/bench/cpu.json
 
+bench-check: setup  ## Fail if a ratio fell a quarter below the committed one (ARGS=--write: write this processor's)
+	GOMP_SPINCOUNT=0 $(BIN)/lpd bench-check $(ARGS)
+
 bench-cpp:  ## Time the CPU kernels, of every instruction set, against what the processor does at best (needs libbenchmark-dev)
 	cmake -S . -B build/bench -DLPD_BENCHMARKS=ON -DLPD_CUDA=OFF
 	cmake --build build/bench --target lpd_bench_cpu --parallel

@@ -38,6 +38,8 @@ COMMANDS = [
     "bundle",
     "evaluate",
     "curves",
+    "growth",
+    "bench-check",
 ]
 
 

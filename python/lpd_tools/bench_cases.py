@@ -105,7 +105,7 @@ def cases(shape: Shape, step_index: int, batch: int, device: torch.device, dtype
             gigaflops=4e-9 * sequences * width * per_sequence,
         ),
         Case(
-            "  to a dense mask",
+            "attention, dense mask",
             lambda: ops.group_attention(qkv, k_cache, v_cache, step.segments, *sizes),
             lambda: masked_call(qkv, k_plain, v_plain, at, seen),
             gigaflops=4e-9 * sequences * width * per_sequence,

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lpd_tools.bench_check import BenchCheck, check
 from lpd_tools.bench_tables import bench_tables
 from lpd_tools.bundle import Bundling, bundle
 from lpd_tools.cache_tokens import TokenCaching, cache_tokens
@@ -19,6 +20,7 @@ from lpd_tools.commands_orders import orders
 from lpd_tools.commands_sample import sample
 from lpd_tools.curves import Curves, draw_curves
 from lpd_tools.evaluate import Evaluation, evaluate
+from lpd_tools.growth import Growth, measure_growth
 from lpd_tools.judge import JudgeTraining, train_judge
 from lpd_tools.settings import add_command
 from lpd_tools.train import LPDTraining, train
@@ -76,6 +78,10 @@ def run_curves(config: Curves) -> None:
     say(f"wrote {draw_curves(config)}")
 
 
+def run_growth(config: Growth) -> None:
+    say(f"wrote {measure_growth(config)}")
+
+
 def run_evaluate(config: Evaluation) -> None:
     results = evaluate(config)
     for table in result_tables(results):
@@ -114,3 +120,5 @@ add_command(app, "train", LPDTraining, run_train, "Train the LPD transformer on 
 add_command(app, "bundle", Bundling, run_bundle, "Put a trained model, its tokenizer and defaults in a folder.")
 add_command(app, "evaluate", Evaluation, run_evaluate, "Measure a model on Fashion-MNIST.")
 add_command(app, "curves", Curves, run_curves, "Draw the logs of the training programs.")
+add_command(app, "growth", Growth, run_growth, "Measure how time and memory grow with batch, steps, tokens and model.")
+add_command(app, "bench-check", BenchCheck, check, "Compare a few benchmark ratios with the committed ones.")

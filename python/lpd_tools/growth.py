@@ -1,0 +1,216 @@
+"""How the time and the memory of a decode grow with the batch, the steps, the tokens and the model: `lpd growth`.
+
+Every point is measured in a process of its own and appended to a CSV file at once, so the program can be stopped and
+started again. Weights are drawn at random, guidance is on.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lpd_ext.linear import pack
+from lpd_ext.model import LPDConfig
+from lpd_ext.quantize import quantize
+from lpd_ext.schedule import group_sizes
+from lpd_tools.bench_timing import interleaved, machine
+from lpd_tools.decode_work import FLOAT32, INT8, DecodeWork, count
+from lpd_tools.progress import track
+from lpd_tools.settings import setting
+
+_CPU = torch.device("cpu")
+DTYPES = (FLOAT32, INT8)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What `lpd growth` writes, and how long it may measure."""
+
+    out: str = setting("docs", "folder of growth.csv, growth_machine.json and growth.png")
+    threads: int = setting(2, "threads of each decode")
+    minutes: float = setting(1e9, "start no further point after this time; run the command again to go on")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One decode: a model of V = 16384, its number format, and what is drawn."""
+
+    dim: int
+    depth: int
+    heads: int
+    dtype: str
+    batch: int
+    steps: int
+    num_tokens: int
+
+    @property
+    def config(self) -> LPDConfig:
+        side = round(self.num_tokens**0.5)
+        return LPDConfig(self.dim, self.depth, self.heads, vocab_size=16384, num_classes=1000, grid=(side, side))
+
+    def work(self) -> DecodeWork:
+        return count(self.config, self.batch, group_sizes(self.num_tokens, self.steps), self.dtype)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row of the CSV file."""
+
+    point: Point
+    seconds: float
+    runs: int
+    peak_mb: float
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points that differ in one size only, drawn in one panel and fitted at the last points."""
+
+    title: str
+    axis: str  # of the panel: B, T, N or parameters
+    along: Callable[[Point], float]
+    points: tuple[Point, ...]
+    fitted: int = 3
+    shallow: bool = False  # fewer blocks than the model that it is named after
+
+
+def _lpd_l(dtype: str, batch: int = 1, steps: int = 20, num_tokens: int = 256, depth: int = 24) -> Point:
+    return Point(1024, depth, 16, dtype, batch, steps, num_tokens)
+
+
+def all_series(dtype: str) -> list[Series]:
+    """The curves of one number format."""
+    sizes = ((256, 24), (512, 24), (1024, 24), (1280, 36))
+    return [
+        Series(
+            "lpd_l with 4 blocks",
+            "B",
+            lambda p: p.batch,
+            tuple(_lpd_l(dtype, batch=b, depth=4) for b in (1, 2, 4, 8, 16, 32, 64)),
+            shallow=True,
+        ),
+        Series("lpd_l", "B", lambda p: p.batch, tuple(_lpd_l(dtype, batch=b) for b in (1, 2, 4, 8))),
+        Series("lpd_l", "T", lambda p: p.steps, tuple(_lpd_l(dtype, steps=t) for t in (8, 16, 20, 32, 64, 128, 256))),
+        Series(
+            "lpd_l", "N", lambda p: p.num_tokens, tuple(_lpd_l(dtype, num_tokens=n) for n in (64, 256, 1024)), fitted=2
+        ),
+        Series(
+            "E = 256, 512, lpd_l, lpd_xl",
+            "parameters",
+            lambda p: p.work().parameters,
+            tuple(Point(dim, depth, dim // 64, dtype, 1, 20, 256) for dim, depth in sizes),
+        ),
+    ]
+
+
+def all_points() -> list[Point]:
+    """Every point once, short ones of a series first."""
+    return list(dict.fromkeys(p for dtype in DTYPES for series in all_series(dtype) for p in series.points))
+
+
+def read_points(path: Path) -> dict[Point, Measured]:
+    """What the CSV file holds; a last line that a stopped program left unfinished is dropped."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    measured = {}
+    for row in rows:
+        if any(row.get(name) in (None, "") for name in _columns()):
+            continue
+        sizes = {f.name: row[f.name] if f.name == "dtype" else int(row[f.name]) for f in fields(Point)}
+        point = Point(**sizes)  # type: ignore[arg-type]
+        measured[point] = Measured(point, float(row["seconds"]), int(row["runs"]), float(row["peak_mb"]))
+    return measured
+
+
+def _columns() -> list[str]:
+    return [f.name for f in fields(Point)] + ["seconds", "runs", "peak_mb"]
+
+
+def append_point(path: Path, measured: Measured) -> None:
+    """Add a row to the CSV file, with the header if it is new."""
+    text = path.read_text() if path.exists() else ""
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if not text:
+            writer.writerow(_columns())
+        elif not text.endswith("\n"):  # a stopped program left half a line
+            file.write("\n")
+        writer.writerow([*astuple(measured.point), f"{measured.seconds:.5g}", measured.runs, f"{measured.peak_mb:.1f}"])
+
+
+def measure_points(
+    path: Path, points: Iterable[Point], measure: Callable[[Point], Measured], minutes: float = 1e9
+) -> dict[Point, Measured]:
+    """Measure what the CSV file lacks and append it; returns all that the file then holds."""
+    done = read_points(path)
+    start = time.monotonic()
+    for point in track([p for p in points if p not in done], "Measuring"):
+        if time.monotonic() - start > 60 * minutes:
+            break
+        done[point] = measure(point)
+        append_point(path, done[point])
+    return done
+
+
+def measure_in_a_process(point: Point, threads: int) -> Measured:
+    """The point, measured in a process of its own; RuntimeError with its last words if it fails."""
+    argument = json.dumps(asdict(point) | {"threads": threads})
+    environment = os.environ | {"GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", "lpd_tools.growth_point", argument]
+    # Python looks for modules in the current folder first: in a checkout it would find sources that are not built.
+    process = subprocess.run(command, env=environment, cwd=sys.prefix, capture_output=True, text=True)
+    if process.returncode:
+        raise RuntimeError(f"{point} could not be measured: {process.stderr.strip()[-500:]}")
+    return Measured(point, **json.loads(process.stdout))
+
+
+def exponent(x: Sequence[float], y: Sequence[float]) -> float:
+    """The power of x that y follows: least squares on logarithms."""
+    slope, _ = np.polyfit(np.log(np.asarray(x)), np.log(np.asarray(y)), 1)
+    return float(slope)
+
+
+def machine_peaks(threads: int) -> dict[str, Any]:
+    """This machine, with operations per second of large products in either format and bytes per second of reading."""
+    torch.set_num_threads(threads)
+    described = machine(_CPU) | {"cores": os.cpu_count()}
+    x = torch.randn(2048, 2048)
+    with torch.inference_mode():
+        product = pack(torch.nn.Sequential(torch.nn.Linear(2048, 2048)))
+        rounded = quantize(torch.nn.Sequential(torch.nn.Linear(2048, 2048)))
+        words = torch.zeros(1 << 27, dtype=torch.int64)
+        times = interleaved([lambda: product(x), lambda: rounded(x), words.sum], 7, _CPU)
+    operations = 2 * 2048**3
+    described |= {name: operations / taken.median for name, taken in zip(DTYPES, times, strict=False)}
+    return described | {"bytes": 8 * words.numel() / times[2].median}
+
+
+def measure_growth(config: Growth) -> Path:
+    """Measures what is missing, then draws the picture and writes the page's tables; returns the folder."""
+    from lpd_tools.growth_report import draw, tables  # matplotlib only where it is needed
+
+    folder = Path(config.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    described = folder / "growth_machine.json"
+    if not described.exists():
+        described.write_text(json.dumps(machine_peaks(config.threads), indent=1) + "\n")
+    measured = measure_points(
+        folder / "growth.csv", all_points(), lambda p: measure_in_a_process(p, config.threads), config.minutes
+    )
+    peaks = json.loads(described.read_text())
+    draw(measured, peaks, folder / "growth.png")
+    (folder / "growth_tables.md").write_text(tables(measured, peaks) + "\n")
+    return folder

@@ -1,0 +1,80 @@
+"""One point of `lpd growth`, in a process of its own: `python -m lpd_tools.growth_point '{"dim": ...}'` prints JSON."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+_LONG_ENOUGH = 1.2  # seconds: then the first decode is the time; shorter ones get three more
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def measure(
+    dim: int, depth: int, heads: int, dtype: str, batch: int, steps: int, num_tokens: int, threads: int
+) -> dict[str, Any]:
+    """Seconds of a decode (median), their number, and the peak of resident megabytes beyond `import torch`.
+
+    The peak is that of decoding: making the weights, at random, needs more for a moment.
+    """
+    import torch  # here, so that what has been imported before the first reading of memory is known
+
+    before = _resident("VmRSS")
+    from lpd_ext.linear import pack
+    from lpd_ext.model import LPDConfig, LPDModel
+    from lpd_ext.quantize import quantize
+    from lpd_ext.sampler import DecodeRequest, generate
+    from lpd_ext.schedule import group_sizes
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    side = round(num_tokens**0.5)
+    config = LPDConfig(dim, depth, heads, vocab_size=16384, num_classes=1000, grid=(side, side))
+    with torch.device("meta"):
+        model = LPDModel(config)
+    model = model.to_empty(device="cpu").eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            parameter.uniform_(-0.035, 0.035)  # the spread of a fresh model's weights
+        else:
+            parameter.fill_(float("norm" in name or "_ln" in name) if name.endswith("weight") else 0.0)
+    (quantize if dtype == "int8" else pack)(model)
+    request = DecodeRequest(
+        labels=[b % config.num_classes for b in range(batch)],
+        group_sizes=[group_sizes(num_tokens, steps)] * batch,
+        orders=torch.stack([torch.randperm(num_tokens) for _ in range(batch)]),
+        guidance_scale=[4.8] * batch,
+        temperature=[1.0] * batch,
+        top_k=[0] * batch,
+        top_p=[1.0] * batch,
+        seeds=list(range(batch)),
+    )
+    ctypes.CDLL(None).malloc_trim(0)  # what packing freed goes back to the system
+    _CLEAR.write_text("5")  # and the peak starts anew
+
+    def clocked() -> float:
+        start = time.perf_counter()
+        generate(model, request)
+        return time.perf_counter() - start
+
+    seconds = [clocked()]
+    if seconds[0] < _LONG_ENOUGH:
+        seconds = [clocked() for _ in range(3)]
+    megabytes = (_resident("VmHWM") - before) / 1e6
+    return {"seconds": statistics.median(seconds), "runs": len(seconds), "peak_mb": megabytes}
+
+
+def _resident(field: str) -> int:
+    """Bytes resident now (VmRSS) or at most (VmHWM)."""
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(field + ":"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"{_STATUS} has no {field}")
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(**json.loads(sys.argv[1]))))

@@ -31,6 +31,7 @@ COMMANDS = [
     "orders",
     "info",
     "bench",
+    "bench-tables",
     "train-judge",
     "train-tokenizer",
     "cache-tokens",

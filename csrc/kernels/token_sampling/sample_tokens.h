@@ -9,9 +9,8 @@ namespace lpd {
 
 // Token m mixes rows conditional_row[m] (c) and unconditional_row[m] (u) of the logits: u + guidance[m] * (c - u), or c
 // alone where unconditional_row[m] is -1. Where c is -inf the mixed logit is -inf, whatever u is: a token that the
-// conditional branch excludes stays excluded. Logits of +inf share all the probability. The uniform number of token m
-// is word 0 of Philox(seed[m], position[m], draw 0, domain tokens); the token is the first whose inclusive cumulative
-// weight, in the order of the ids, exceeds it. A token of weight 0 (below e^-86 of the largest) is never drawn.
+// conditional branch excludes stays excluded. Logits of +inf share all the probability. A token of weight 0
+// (below e^-86 of the largest) is never drawn.
 //
 // The draw descends the binary tree over token ids from the top bit down. At level l it goes right if
 // u_l * (left + right) >= left, with the weights left and right of the two halves, and u_l from word l % 4 of

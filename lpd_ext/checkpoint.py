@@ -112,7 +112,10 @@ def _load_part_by_part(
     faults: list[str] = []
 
     def load(module: nn.Module, prefix: str, part: dict[str, Tensor]) -> None:
-        missing, unexpected = module.load_state_dict(part, strict=False, assign=True)
+        try:
+            missing, unexpected = module.load_state_dict(part, strict=False, assign=True)
+        except RuntimeError as error:
+            raise RuntimeError(f"{prefix or 'model'}: {error}") from error
         faults.extend(f"{prefix}{name} is missing" for name in missing if prefix or not name.startswith(_BLOCKS))
         faults.extend(f"{prefix}{name} is unexpected" for name in unexpected)
 
@@ -121,7 +124,9 @@ def _load_part_by_part(
         del rest
         for i, block in enumerate(model.blocks):
             load(block, prefix := f"{_BLOCKS}{i}.", _read_part(path, prefix, dtype))
-        faults.extend(f"{name} is unexpected" for name in _read_part(path, f"{_BLOCKS}{config.depth}.", dtype))
+        known = tuple(f"{_BLOCKS}{i}." for i in range(config.depth))
+        names = (name for name in read_state_dict(path) if name.startswith(_BLOCKS))
+        faults.extend(f"{name} is unexpected" for name in names if not name.startswith(known))
         if faults:
             raise RuntimeError("; ".join(faults))
     except RuntimeError as error:

@@ -70,7 +70,10 @@ class DecodingLinear(nn.Module, ABC):
         elif weights["weight"].shape != shape:
             errors.append(f"{prefix}weight: expected shape {list(shape)}, got {list(weights['weight'].shape)}")
         else:
-            self.pack(**weights)
+            try:
+                self.pack(**weights)
+            except ValueError as error:
+                errors.append(f"{prefix}weight: {error}")
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -88,7 +91,9 @@ class PackedLinear(DecodingLinear):
 
     def pack(self, **weights: Tensor) -> None:
         weight = weights.pop("weight")
-        if weights or not can_pack(weight.device, weight.dtype):
+        if weights:
+            raise ValueError(f"cannot pack weights with {', '.join(weights)}: they are int8")
+        if not can_pack(weight.device, weight.dtype):
             raise ValueError(f"cannot pack weights of {weight.dtype} on {weight.device}: unpack the model first")
         # Neither a parameter nor a buffer: .to() and its like cannot move or cast what is packed.
         self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _TYPICAL_ROWS)
@@ -102,11 +107,12 @@ class PackedLinear(DecodingLinear):
         return {"weight": self.weight}
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        # Detached: oneDNN's operator has no derivative, and would leave its part out of a gradient with a warning only.
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x.detach(), self._packed, self.bias, "none", [], "")
         return out
 
     def mlp(self, x: Tensor, fc2: nn.Module) -> Tensor:
-        hidden = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "gelu", [], "none")
+        hidden = torch.ops.mkldnn._linear_pointwise(x.detach(), self._packed, self.bias, "gelu", [], "none")
         out: Tensor = fc2(hidden)
         return out
 

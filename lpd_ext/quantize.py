@@ -30,8 +30,11 @@ class Int8Linear(DecodingLinear):
 
     def pack(self, **weights: Tensor) -> None:
         weight, scale = weights["weight"].detach(), weights.get("weight_scale")
-        if weight.dtype != torch.int8:
+        if weight.is_floating_point() and scale is None:
             weight, scale = quantize_weight(weight)
+        if weight.dtype != torch.int8:
+            beside = "" if scale is None else " beside a weight_scale"
+            raise ValueError(f"weights must be int8 or floats of their own scale, got {weight.dtype}{beside}")
         if scale is None or scale.dtype != torch.float32 or scale.shape != weight.shape[:1]:
             found = None if scale is None else f"{scale.dtype} {list(scale.shape)}"
             raise ValueError(f"weight_scale must be float32 [{len(weight)}] beside an int8 weight, got {found}")

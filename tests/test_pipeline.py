@@ -19,8 +19,7 @@ from lpd_ext.sampler import DecodeRequest
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
 
 
-@pytest.fixture(scope="module")
-def pipe() -> LPDPipeline:
+def small_pipeline() -> LPDPipeline:
     torch.manual_seed(0)
     model = LPDModel(LPDConfig(64, depth=2, heads=2, vocab_size=40, num_classes=3, grid=(4, 6))).eval()
     tokenizer = VQTokenizer(
@@ -29,6 +28,11 @@ def pipe() -> LPDPipeline:
     ).eval()  # fmt: skip
     defaults = SamplingDefaults(num_inference_steps=4, guidance_scale=2.0, guidance_schedule="constant")
     return LPDPipeline(model, tokenizer, defaults, ["boot", "bag", "coat"])
+
+
+@pytest.fixture(scope="module")
+def pipe() -> LPDPipeline:
+    return small_pipeline()
 
 
 def test_output_types(pipe: LPDPipeline) -> None:

@@ -190,7 +190,8 @@ def test_no_layer_is_held_twice(tmp_path: Path) -> None:
     save_file(weights, path, metadata={"heads": "16", "grid": "16x16"})
     size = sum(value.numel() * 4 for value in weights.values())
     assert size > 300e6
-    done = subprocess.run([sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", PEAK, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     # Beyond the weights: one of the six blocks as it was read.
     assert size < int(done.stdout) * 1024 < 1.25 * size

@@ -101,7 +101,7 @@ def _cold_processes(
             for title, arguments in commands.items():
                 code = ["import torch"] if arguments is None else [_COLD, str(folder / "image.png"), *arguments]
                 start = time.perf_counter()
-                subprocess.run([sys.executable, "-c", *code], check=True)
+                subprocess.run([sys.executable, "-c", *code], check=True, cwd=folder)
                 seconds[title].append(time.perf_counter() - start)
     return [_row(title, taken[1:], None) for title, taken in seconds.items()]
 

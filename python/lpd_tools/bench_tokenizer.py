@@ -41,7 +41,9 @@ def decode_rows(batch: int, repeats: int, config: TokenizerConfig | None = None)
     tokens = torch.randint(tokenizer.config.codebook_size, (batch, 16, 16))
     features = F.embedding(tokens, tokenizer.codes()).permute(0, 3, 1, 2).contiguous()
     shared = copy.deepcopy(tokenizer)  # the plain decoder keeps its weights in torch's layout
-    channels_last = copy.deepcopy(tokenizer).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    channels_last = copy.deepcopy(tokenizer)
+    for weight in channels_last.parameters():
+        weight.data = weight.data.contiguous(memory_format=torch.channels_last) if weight.ndim == 4 else weight.data
     runs: dict[str, Callable[[], Tensor]] = {
         "decode, plain in channels_last": lambda: channels_last.decode_features(
             features.contiguous(memory_format=torch.channels_last)

@@ -129,8 +129,8 @@ def read_points(path: Path) -> dict[Point, Measured]:
     for row in rows:
         if any(row.get(name) in (None, "") for name in _columns()):
             continue
-        sizes = {f.name: row[f.name] if f.name == "dtype" else int(row[f.name]) for f in fields(Point)}
-        point = Point(**sizes)  # type: ignore[arg-type]
+        sizes: dict[str, Any] = {f.name: row[f.name] if f.name == "dtype" else int(row[f.name]) for f in fields(Point)}
+        point = Point(**sizes)
         measured[point] = Measured(point, float(row["seconds"]), int(row["runs"]), float(row["peak_mb"]))
     return measured
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lpd_tools import bench_check
-from lpd_tools.bench_check import BenchCheck, Ratio, Verdict, check, judge, read_ratios, write_ratios
+from lpd_tools.bench import check as bench_check
+from lpd_tools.bench.check import BenchCheck, Ratio, Verdict, check, judge, read_ratios, write_ratios
 
 RATIOS = [Ratio(name, lambda: (lambda: None, lambda: None)) for name in ("attention", "decode")]
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from lpd_tools.bench_tables import tables_of
+from lpd_tools.bench.tables import tables_of
 
 
 def test_tables_of_python_results(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lpd_tools import bench_tokenizer
+from lpd_tools.bench import tokenizer as bench_tokenizer
 
 from lpd_ext.tokenizer import TokenizerConfig
 

@@ -10,10 +10,10 @@ import torch
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
-from lpd_tools.data import from_pixels, load_fashion_mnist, to_images
-from lpd_tools.evaluate import Evaluation, dependency_loss, evaluate, generate, reconstruct
-from lpd_tools.judge import Judge, grey, load_judge, predict
-from lpd_tools.metrics import centre_psnr
+from lpd_tools.data.fashion_mnist import from_pixels, load_fashion_mnist, to_images
+from lpd_tools.evaluation.evaluate import Evaluation, dependency_loss, evaluate, generate, reconstruct
+from lpd_tools.evaluation.metrics import centre_psnr
+from lpd_tools.training.judge import Judge, grey, load_judge, predict
 
 from lpd_ext.pipeline import LPDPipeline
 

@@ -20,8 +20,9 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 from lpd_tools import __main__ as entry
-from lpd_tools import bench_timing, commands_sample
+from lpd_tools.bench import timing as bench_timing
 from lpd_tools.cli import FriendlyGroup, app
+from lpd_tools.commands import sample as commands_sample
 from typer.testing import CliRunner, Result
 
 from lpd_ext import __version__, ops
@@ -122,7 +123,7 @@ def test_bench_prints_and_writes_figures() -> None:
 
 
 def test_bench_names_the_commit_of_a_checkout(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_timing, "__file__", str(elsewhere / "lib" / "lpd_tools" / "bench_timing.py"))
+    monkeypatch.setattr(bench_timing, "__file__", str(elsewhere / "lib" / "lpd_tools" / "bench" / "timing.py"))
     assert bench_timing.version() == __version__
     (elsewhere / ".git").mkdir()
     (elsewhere / "lpd_ext").mkdir()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lpd_tools.decode_work import Peaks, StepWork, bound_by_bytes, count, least_seconds, linear_parameters
+from lpd_tools.bench.decode_work import Peaks, StepWork, bound_by_bytes, count, least_seconds, linear_parameters
 
 from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.quantize import quantize

@@ -12,7 +12,7 @@ pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 
 import typer
-from lpd_tools.commands_orders import orders
+from lpd_tools.commands.orders import orders
 from lpd_tools.draw_orders import draw_orders, step_grid
 from typer.testing import CliRunner
 

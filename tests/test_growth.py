@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from lpd_tools import growth, growth_report
-from lpd_tools.growth import Measured, Point, all_points, append_point, exponent, measure_points, read_points
+from lpd_tools.bench import growth, growth_report
+from lpd_tools.bench.growth import Measured, Point, all_points, append_point, exponent, measure_points, read_points
 
 POINTS = [Point(64, 1, 1, "float32", batch, 2, 16) for batch in (1, 2, 4)]
 MACHINE = {"threads": 2, "bytes": 3e10, "float32": 2e11, "int8": 7e11}

@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
-from lpd_tools.bench_cases import Shape
-from lpd_tools.bench_decode import PUBLISHED, Decode, check_equal, time_on_cpu
-from lpd_tools.plain_decode import Attention, attend_in_two_calls, attend_with_mask, decode_plain
+from lpd_tools.bench.cases import Shape
+from lpd_tools.bench.decode import PUBLISHED, Decode, check_equal, time_on_cpu
+from lpd_tools.bench.plain_decode import Attention, attend_in_two_calls, attend_with_mask, decode_plain
 from test_sampler import random_model, request_for
 
 from lpd_ext.model import LPDConfig

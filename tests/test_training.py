@@ -19,19 +19,19 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from lpd_tools import train as lpd_training
-from lpd_tools import train_tokenizer as tokenizer_training
-from lpd_tools.bundle import Bundling, bundle
-from lpd_tools.cache_tokens import TokenCaching, cache_tokens, check_tokenizer, file_hash, load_token_cache
-from lpd_tools.checkpointing import (
+from lpd_tools.data.fashion_mnist import load_fashion_mnist, to_images
+from lpd_tools.data.token_cache import TokenCaching, cache_tokens, check_tokenizer, file_hash, load_token_cache
+from lpd_tools.evaluation.evaluate import Evaluation, evaluate
+from lpd_tools.training import tokenizer as tokenizer_training
+from lpd_tools.training import transformer as lpd_training
+from lpd_tools.training.bundle import Bundling, bundle
+from lpd_tools.training.checkpointing import (
     append_csv,
     load_state,
 )
-from lpd_tools.curves import Curves, draw_curves, read_log
-from lpd_tools.data import load_fashion_mnist, to_images
-from lpd_tools.evaluate import Evaluation, evaluate
-from lpd_tools.train import LPDTraining, batch_loss, make_batch, nats_per_token, parameter_groups, train
-from lpd_tools.train_tokenizer import CodebookAverages, TokenizerTraining, train_tokenizer
+from lpd_tools.training.curves import Curves, draw_curves, read_log
+from lpd_tools.training.tokenizer import CodebookAverages, TokenizerTraining, train_tokenizer
+from lpd_tools.training.transformer import LPDTraining, batch_loss, make_batch, nats_per_token, parameter_groups, train
 
 from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.tokenizer import VQTokenizer
@@ -131,12 +131,12 @@ def test_cached_tokens_are_those_of_the_images(cache_path: Path) -> None:
     tokenizer = VQTokenizer.from_file(tokenizer_path)
     images = to_images(load_fashion_mnist("train", DATA).pixels[50:58])
     with torch.no_grad():
-        assert torch.equal(cache.train_tokens[50:58, 0], tokenizer.encode(images).flatten(1))
-        assert torch.equal(cache.train_tokens[50:58, 1], tokenizer.encode(images.flip(3)).flatten(1))
-    assert cache.test_tokens.shape == (300, 256)
+        assert torch.equal(cache.train.tokens(torch.arange(50, 58)), tokenizer.encode(images).flatten(1))
+        assert torch.equal(cache.train.tokens(torch.arange(50, 58), 1), tokenizer.encode(images.flip(3)).flatten(1))
+    assert cache.test.encoded.shape == (300, 1, 256)
     assert (cache.grid, cache.vocab_size) == ((16, 16), 16)
     assert cache.tokenizer_hash == file_hash(tokenizer_path)
-    assert torch.equal(cache.test_labels, load_fashion_mnist("test", DATA).labels)
+    assert torch.equal(cache.test.labels, load_fashion_mnist("test", DATA).labels)
     with pytest.raises(FileNotFoundError, match="cache-tokens"):
         load_token_cache(cache_path.with_name("none"))
 
@@ -155,8 +155,8 @@ def test_large_vocabularies_fit_the_cache(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(VQTokenizer, "encode", lambda self, images: torch.full((len(images), 2, 2), 2**15))
     path = tmp_path / "tokens"
     cache = load_token_cache(cache_tokens(TokenCaching(str(tmp_path / "tokenizer.safetensors"), str(path), str(DATA))))
-    assert cache.train_tokens.unique().tolist() == [2**15]
-    assert cache.test_tokens.unique().tolist() == [2**15]
+    assert cache.train.encoded.unique().tolist() == [2**15]
+    assert cache.test.encoded.unique().tolist() == [2**15]
     assert {p.name for p in tmp_path.iterdir()} == {"tokenizer.safetensors", "tokens"}
 
 
@@ -269,8 +269,8 @@ def test_batches_are_a_function_of_seed_and_step(cache_path: Path, tmp_path: Pat
     # 2,000 labels dropped with p = 0.1: four standard deviations are 0.027.
     assert dropped == pytest.approx(0.1, abs=0.027)
     kept = batches[0].labels >= 0
-    assert torch.equal(batches[0].labels[kept], cache.train_labels[index][kept])
-    views = cache.train_tokens[index]
+    assert torch.equal(batches[0].labels[kept], cache.train.labels[index][kept])
+    views = cache.train.encoded[index].long()
     mirrored = [(batch.tokens == views[:, 1]).all(1).float().mean().item() for batch in batches]
     assert sum(mirrored) / 20 == pytest.approx(0.5, abs=0.045)
 

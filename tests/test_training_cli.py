@@ -12,14 +12,14 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from lpd_tools.bundle import Bundling
-from lpd_tools.cache_tokens import TokenCaching
 from lpd_tools.cli import app
-from lpd_tools.curves import Curves
-from lpd_tools.evaluate import Evaluation
-from lpd_tools.judge import JudgeTraining
-from lpd_tools.train import LPDTraining
-from lpd_tools.train_tokenizer import TokenizerTraining
+from lpd_tools.data.token_cache import TokenCaching
+from lpd_tools.evaluation.evaluate import Evaluation
+from lpd_tools.training.bundle import Bundling
+from lpd_tools.training.curves import Curves
+from lpd_tools.training.judge import JudgeTraining
+from lpd_tools.training.tokenizer import TokenizerTraining
+from lpd_tools.training.transformer import LPDTraining
 from typer.testing import CliRunner, Result
 
 from lpd_ext.pipeline import LPDPipeline

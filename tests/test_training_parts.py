@@ -17,7 +17,9 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from lpd_tools.checkpointing import (
+from lpd_tools.data.fashion_mnist import centre_grey, epoch_batches, load_fashion_mnist, read_idx, to_images
+from lpd_tools.evaluation.metrics import centre_psnr, frechet_distance, psnr
+from lpd_tools.training.checkpointing import (
     append_csv,
     autocast_dtype,
     drop_rows_after,
@@ -26,9 +28,7 @@ from lpd_tools.checkpointing import (
     save_state,
     update_ema,
 )
-from lpd_tools.data import centre_grey, epoch_batches, load_fashion_mnist, read_idx, to_images
-from lpd_tools.judge import JudgeTraining, augment, grey, load_judge, predict, train_judge
-from lpd_tools.metrics import centre_psnr, frechet_distance, psnr
+from lpd_tools.training.judge import JudgeTraining, augment, grey, load_judge, predict, train_judge
 
 DATA = Path(__file__).parent / "data" / "fashion_mnist"
 

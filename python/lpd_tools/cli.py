@@ -10,21 +10,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lpd_tools.bench_check import BenchCheck, check
-from lpd_tools.bench_tables import bench_tables
-from lpd_tools.bundle import Bundling, bundle
-from lpd_tools.cache_tokens import TokenCaching, cache_tokens
-from lpd_tools.commands_bench import bench
-from lpd_tools.commands_info import info
-from lpd_tools.commands_orders import orders
-from lpd_tools.commands_sample import sample
-from lpd_tools.curves import Curves, draw_curves
-from lpd_tools.evaluate import Evaluation, evaluate
-from lpd_tools.growth import Growth, measure_growth
-from lpd_tools.judge import JudgeTraining, train_judge
+from lpd_tools.bench.check import BenchCheck, check
+from lpd_tools.bench.growth import Growth, measure_growth
+from lpd_tools.bench.tables import bench_tables
+from lpd_tools.commands.bench import bench
+from lpd_tools.commands.info import info
+from lpd_tools.commands.orders import orders
+from lpd_tools.commands.sample import sample
+from lpd_tools.data.token_cache import TokenCaching, cache_tokens
+from lpd_tools.evaluation.evaluate import Evaluation, evaluate
 from lpd_tools.settings import add_command
-from lpd_tools.train import LPDTraining, train
-from lpd_tools.train_tokenizer import TokenizerTraining, train_tokenizer
+from lpd_tools.training.bundle import Bundling, bundle
+from lpd_tools.training.curves import Curves, draw_curves
+from lpd_tools.training.judge import JudgeTraining, train_judge
+from lpd_tools.training.tokenizer import TokenizerTraining, train_tokenizer
+from lpd_tools.training.transformer import LPDTraining, train
 
 
 class FriendlyGroup(typer.core.TyperGroup):

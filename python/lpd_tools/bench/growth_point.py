@@ -1,4 +1,4 @@
-"""One point of `lpd growth`, in a process of its own: `python -m lpd_tools.growth_point '{"dim": ...}'` prints JSON."""
+"""One point of `lpd growth`, in a process of its own; run with a point as JSON, it prints JSON."""
 
 from __future__ import annotations
 

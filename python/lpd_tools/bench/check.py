@@ -28,9 +28,9 @@ from lpd_ext.model import LPDConfig
 from lpd_ext.quantize import quantize
 from lpd_ext.sampler import generate
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
-from lpd_tools.bench_cases import SHAPES, Shape, cases
-from lpd_tools.bench_decode import Decode
-from lpd_tools.bench_timing import Function, interleaved, machine
+from lpd_tools.bench.cases import SHAPES, Shape, cases
+from lpd_tools.bench.decode import Decode
+from lpd_tools.bench.timing import Function, interleaved, machine
 from lpd_tools.progress import track
 from lpd_tools.settings import setting
 

@@ -121,7 +121,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def version() -> str:
     """The version, with the commit when the command belongs to a checkout or is run in one (as `make bench` does)."""
-    for folder in (Path(__file__).parents[2], Path.cwd()):
+    for folder in (Path(__file__).parents[3], Path.cwd()):
         if (folder / ".git").exists() and (folder / "lpd_ext" / "_C.pyi").exists():
             command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
             try:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lpd_ext.model import Block, LPDModel
-from lpd_tools.bench_cases import sort_based
+from lpd_tools.bench.cases import sort_based
 
 attend = F.scaled_dot_product_attention
 

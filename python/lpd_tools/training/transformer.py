@@ -15,8 +15,11 @@ from torch import Tensor
 from lpd_ext.checkpoint import save_model
 from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.schedule import group_sizes
-from lpd_tools.cache_tokens import TokenCache, load_token_cache
-from lpd_tools.checkpointing import (
+from lpd_tools.data.fashion_mnist import epoch_batches, step_generator
+from lpd_tools.data.token_cache import TokenCache, load_token_cache
+from lpd_tools.progress import track
+from lpd_tools.settings import setting
+from lpd_tools.training.checkpointing import (
     append_csv,
     autocast_dtype,
     check_ranges,
@@ -27,9 +30,6 @@ from lpd_tools.checkpointing import (
     save_state,
     update_ema,
 )
-from lpd_tools.data import epoch_batches, step_generator
-from lpd_tools.progress import track
-from lpd_tools.settings import setting
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ def random_orders(batch: int, num_tokens: int, generator: torch.Generator) -> Te
 def make_batch(cache: TokenCache, index: Tensor, config: LPDTraining, step: int) -> Batch:
     """The batch of training images `index` [B] at `step`, all its random choices made from (seed, step)."""
     generator = step_generator(config.seed, step)
-    size, num_tokens = len(index), cache.train_tokens.shape[2]
-    view = torch.randint(0, 2, (size,), generator=generator)
+    size, num_tokens = len(index), cache.num_tokens
+    view = torch.randint(0, cache.train.views, (size,), generator=generator)
     dropped = torch.rand(size, generator=generator) < config.label_drop
     table = int(torch.randint(len(config.decoding_steps), (), generator=generator))
     return Batch(
-        tokens=cache.train_tokens[index, view],
-        labels=cache.train_labels[index].masked_fill(dropped, -1),
+        tokens=cache.train.tokens(index, view),
+        labels=cache.train.labels[index].masked_fill(dropped, -1),
         orders=random_orders(size, num_tokens, generator),
         group_sizes=group_sizes(num_tokens, config.decoding_steps[table]),
     )
@@ -131,9 +131,9 @@ def check_settings(config: LPDTraining, cache: TokenCache) -> None:
         raise ValueError("decoding_steps must name at least one number of steps")
     check_ranges(
         config,
-        decoding_steps=(1, cache.train_tokens.shape[2]),
-        batch_size=(1, len(cache.train_labels)),
-        evaluate_images=(1, len(cache.test_labels)),
+        decoding_steps=(1, cache.num_tokens),
+        batch_size=(1, len(cache.train)),
+        evaluate_images=(1, len(cache.test)),
         evaluate_every=(1, math.inf),
         save_every_s=(0, math.inf),
         steps=(1, math.inf),
@@ -162,8 +162,7 @@ def train(config: LPDTraining) -> Path:
     settings = fixed_settings(config, tokenizer_sha256=cache.tokenizer_hash, tokens_sha256=cache.content_hash())
     dtype = autocast_dtype(config.precision)
     torch.manual_seed(config.seed)
-    classes = int(cache.train_labels.max()) + 1
-    model = LPDModel(LPDConfig(config.dim, config.depth, config.heads, cache.vocab_size, classes, cache.grid))
+    model = LPDModel(LPDConfig(config.dim, config.depth, config.heads, cache.vocab_size, cache.num_classes, cache.grid))
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), betas=(0.9, 0.95), fused=True)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     start, seconds = 0, 0.0
@@ -173,7 +172,7 @@ def train(config: LPDTraining) -> Path:
         optimizer.load_state_dict(state["optimizer"])
         average, start, seconds = state["average"], int(state["step"]), float(state["seconds"])
     drop_rows_after(out / "log.csv", start)
-    batches = epoch_batches(len(cache.train_labels), config.batch_size, config.seed, start)
+    batches = epoch_batches(len(cache.train), config.batch_size, config.seed, start)
     saved_at = time.monotonic()
     begun = saved_at - seconds
     total, counted = 0.0, 0
@@ -220,7 +219,7 @@ def train(config: LPDTraining) -> Path:
 
 def validate(model: LPDModel, average: dict[str, Tensor], cache: TokenCache, config: LPDTraining) -> dict[str, float]:
     """Nats per token of the averaged weights on test images, at 10 steps and at one token per step."""
-    count, num_tokens = config.evaluate_images, cache.test_tokens.shape[1]
+    count, num_tokens = config.evaluate_images, cache.num_tokens
     dtype = autocast_dtype(config.precision)
     copy = LPDModel(model.config)
     copy.load_state_dict(average)
@@ -230,8 +229,8 @@ def validate(model: LPDModel, average: dict[str, Tensor], cache: TokenCache, con
         with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
             row[f"test_nats_{steps}_steps"] = nats_per_token(
                 copy,
-                cache.test_tokens[:count],
-                cache.test_labels[:count],
+                cache.test.tokens(torch.arange(count)),
+                cache.test.labels[:count],
                 orders,
                 group_sizes(num_tokens, steps),
             )

@@ -15,10 +15,10 @@ from rich.progress import track
 from rich.table import Table
 
 from lpd_ext import _C
-from lpd_tools.bench_cases import SHAPES, Case, cases
-from lpd_tools.bench_decode import BASELINES, PUBLISHED, Decode, time_on_cpu, time_on_cuda
-from lpd_tools.bench_image import time_decoders, time_images
-from lpd_tools.bench_timing import Times, copy_bandwidth, interleaved, machine, time_text
+from lpd_tools.bench.cases import SHAPES, Case, cases
+from lpd_tools.bench.decode import BASELINES, PUBLISHED, Decode, time_on_cpu, time_on_cuda
+from lpd_tools.bench.image import time_decoders, time_images
+from lpd_tools.bench.timing import Times, copy_bandwidth, interleaved, machine, time_text
 from lpd_tools.checks import check_device, check_output
 
 _FIRST_SHAPE = next(iter(SHAPES))

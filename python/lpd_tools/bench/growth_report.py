@@ -12,8 +12,8 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from lpd_ext.model import LPDConfig
 from lpd_ext.schedule import group_sizes
-from lpd_tools.decode_work import BFLOAT16, FLOAT32, INT8, Peaks, bound_by_bytes, count, least_seconds
-from lpd_tools.growth import DTYPES, Measured, Point, Series, all_series, exponent
+from lpd_tools.bench.decode_work import BFLOAT16, FLOAT32, INT8, Peaks, bound_by_bytes, count, least_seconds
+from lpd_tools.bench.growth import DTYPES, Measured, Point, Series, all_series, exponent
 
 _COLOURS = {FLOAT32: "tab:blue", INT8: "tab:orange"}
 _AXES = ("B", "T", "N", "parameters")

@@ -24,8 +24,8 @@ from lpd_ext.linear import pack
 from lpd_ext.model import LPDConfig
 from lpd_ext.quantize import quantize
 from lpd_ext.schedule import group_sizes
-from lpd_tools.bench_timing import interleaved, machine
-from lpd_tools.decode_work import FLOAT32, INT8, DecodeWork, count
+from lpd_tools.bench.decode_work import FLOAT32, INT8, DecodeWork, count
+from lpd_tools.bench.timing import interleaved, machine
 from lpd_tools.progress import track
 from lpd_tools.settings import setting
 
@@ -169,7 +169,7 @@ def measure_in_a_process(point: Point, threads: int) -> Measured:
     """The point, measured in a process of its own; RuntimeError with its last words if it fails."""
     argument = json.dumps(asdict(point) | {"threads": threads})
     environment = os.environ | {"GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "lpd_tools.growth_point", argument]
+    command = [sys.executable, "-m", "lpd_tools.bench.growth_point", argument]
     # Python looks for modules in the current folder first: in a checkout it would find sources that are not built.
     process = subprocess.run(command, env=environment, cwd=sys.prefix, capture_output=True, text=True)
     if process.returncode:
@@ -200,7 +200,7 @@ def machine_peaks(threads: int) -> dict[str, Any]:
 
 def measure_growth(config: Growth) -> Path:
     """Measures what is missing, then draws the picture and writes the page's tables; returns the folder."""
-    from lpd_tools.growth_report import draw, tables  # matplotlib only where it is needed
+    from lpd_tools.bench.growth_report import draw, tables  # matplotlib only where it is needed
 
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -22,9 +22,9 @@ from lpd_ext.orders import make_orders
 from lpd_ext.plan import plan_decoding
 from lpd_ext.quantize import quantize
 from lpd_ext.sampler import DecodeRequest, generate
-from lpd_tools.bench_cases import Shape
-from lpd_tools.bench_timing import Times, interleaved
-from lpd_tools.plain_decode import attend_in_two_calls, call_block, decode_plain, guidance_of
+from lpd_tools.bench.cases import Shape
+from lpd_tools.bench.plain_decode import attend_in_two_calls, call_block, decode_plain, guidance_of
+from lpd_tools.bench.timing import Times, interleaved
 
 LOGITS_TOLERANCE = 2e-5  # of the largest logit
 _TIE = 1e-4  # of the largest logit: where the best two are closer, rounding decides

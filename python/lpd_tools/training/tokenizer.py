@@ -13,18 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
-from lpd_tools.cache_tokens import file_hash
-from lpd_tools.checkpointing import (
-    append_csv,
-    autocast_dtype,
-    check_ranges,
-    drop_rows_after,
-    fixed_settings,
-    learning_rate,
-    load_state,
-    save_state,
-)
-from lpd_tools.data import (
+from lpd_tools.data.fashion_mnist import (
     FASHION_MNIST_DIR,
     LabelledImages,
     centre_grey,
@@ -34,10 +23,21 @@ from lpd_tools.data import (
     step_generator,
     to_images,
 )
-from lpd_tools.judge import Judge, load_judge, predict
-from lpd_tools.metrics import centre_psnr
+from lpd_tools.data.token_cache import file_hash
+from lpd_tools.evaluation.metrics import centre_psnr
 from lpd_tools.progress import track
 from lpd_tools.settings import setting
+from lpd_tools.training.checkpointing import (
+    append_csv,
+    autocast_dtype,
+    check_ranges,
+    drop_rows_after,
+    fixed_settings,
+    learning_rate,
+    load_state,
+    save_state,
+)
+from lpd_tools.training.judge import Judge, load_judge, predict
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
 from lpd_ext.sampler import GuidanceSchedule
 from lpd_ext.state_files import complete_file
 from lpd_ext.tokenizer import VQTokenizer
-from lpd_tools.cache_tokens import check_tokenizer, file_hash
-from lpd_tools.data import CLASS_NAMES
+from lpd_tools.data.fashion_mnist import CLASS_NAMES
+from lpd_tools.data.token_cache import check_tokenizer, file_hash
 from lpd_tools.settings import setting
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lpd_tools.bench_timing import time_text
+from lpd_tools.bench.timing import time_text
 
 _FIRST_SHAPE = "L-256-20 step 15"
 

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
-from lpd_tools import bench_tokenizer
-from lpd_tools.bench_cases import SHAPES
-from lpd_tools.bench_decode import Decode, ours_on_cpu
-from lpd_tools.bench_timing import Times, interleaved
+from lpd_tools.bench import tokenizer as bench_tokenizer
+from lpd_tools.bench.cases import SHAPES
+from lpd_tools.bench.decode import Decode, ours_on_cpu
+from lpd_tools.bench.timing import Times, interleaved
 
 _CPU = torch.device("cpu")
 PLAIN = "plain torch"

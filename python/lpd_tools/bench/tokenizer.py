@@ -1,6 +1,6 @@
 """Tokens to pixels on the CPU: the fast decoder and its convolutions against plain torch in the same run.
 
-`python -m lpd_tools.bench_tokenizer [B]` prints the rows that docs/performance_tokenizer.md shows.
+`python -m lpd_tools.bench.tokenizer [B]` prints the rows that docs/performance_tokenizer.md shows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from lpd_ext import ops
 from lpd_ext.fast_decoder import FastDecoder
 from lpd_ext.tokenizer import NORM_GROUPS, TokenizerConfig, VQTokenizer
-from lpd_tools.bench_timing import Times, interleaved, machine
+from lpd_tools.bench.timing import Times, interleaved, machine
 
 CPU = torch.device("cpu")
 # (C, K, side in pixels, nearest x2) of the 3x3 convolutions that take most of a decode at 256 px.

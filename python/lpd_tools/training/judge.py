@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lpd_ext.state_files import complete_file
-from lpd_tools.checkpointing import append_csv, autocast_dtype, learning_rate
-from lpd_tools.data import (
+from lpd_tools.data.fashion_mnist import (
     FASHION_MNIST_DIR,
     LabelledImages,
     centre_grey,
@@ -24,6 +23,7 @@ from lpd_tools.data import (
 )
 from lpd_tools.progress import track
 from lpd_tools.settings import setting
+from lpd_tools.training.checkpointing import append_csv, autocast_dtype, learning_rate
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from lpd_ext.checkpoint import CONFIG_FILE, read_config
 from lpd_ext.state_files import complete_file
 from lpd_ext.tokenizer import VQTokenizer
-from lpd_tools.data import FASHION_MNIST_DIR, load_fashion_mnist, to_images
+from lpd_tools.data.fashion_mnist import FASHION_MNIST_DIR, load_fashion_mnist, to_images
 from lpd_tools.progress import track
 from lpd_tools.settings import setting
 
@@ -30,20 +30,44 @@ class TokenCaching:
 
 
 @dataclass(frozen=True)
-class TokenCache:
-    """Tokens int64 of a data set: train [images, 2, N] (the image and its mirror image), test [images, N]."""
+class TokenSplit:
+    """Encoded images of a train or test set: tokens [images, views, N] and labels int64 [images]."""
 
-    train_tokens: Tensor
-    train_labels: Tensor
-    test_tokens: Tensor
-    test_labels: Tensor
+    encoded: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def views(self) -> int:
+        """2 where each image has its mirror image beside it, else 1."""
+        return self.encoded.shape[1]
+
+    def tokens(self, index: Tensor, view: Tensor | int = 0) -> Tensor:
+        """Tokens int64 [B, N], in raster order, of the images `index` [B]; view 1 is mirrored left to right."""
+        return self.encoded[index, view].long()
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """The tokens of a data set, train images with their mirror images, and what they were made with."""
+
+    train: TokenSplit
+    test: TokenSplit
     grid: tuple[int, int]
     vocab_size: int
+    num_classes: int
     tokenizer_hash: str
+
+    @property
+    def num_tokens(self) -> int:
+        """N = h * w."""
+        return self.grid[0] * self.grid[1]
 
     def content_hash(self) -> str:
         """SHA-256 of the training tokens and labels, in hexadecimal."""
-        parts = (self.train_tokens, self.train_labels)
+        parts = (self.train.encoded, self.train.labels)
         return hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in parts)).hexdigest()
 
 
@@ -95,17 +119,17 @@ def load_token_cache(path: str | Path) -> TokenCache:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            train, test = (file.get_tensor(f"{split}.tokens").long() for split in ("train", "test"))
+            encoded = [file.get_tensor(f"{split}.tokens") for split in ("train", "test")]
             labels = [file.get_tensor(f"{split}.labels").long() for split in ("train", "test")]
         vocab_size, tokenizer_hash = int(metadata["vocab_size"]), metadata["tokenizer_sha256"]
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"path {str(path)!r} is no whole token cache: {error}") from error
+    train, test = (TokenSplit(e.flatten(2), kind) for e, kind in zip(encoded, labels, strict=True))
     return TokenCache(
-        train_tokens=train.flatten(2),
-        train_labels=labels[0],
-        test_tokens=test[:, 0].flatten(1),
-        test_labels=labels[1],
-        grid=(train.shape[2], train.shape[3]),
+        train=train,
+        test=test,
+        grid=(encoded[0].shape[2], encoded[0].shape[3]),
         vocab_size=vocab_size,
+        num_classes=int(train.labels.max()) + 1,
         tokenizer_hash=tokenizer_hash,
     )

@@ -16,13 +16,13 @@ from lpd_ext.orders import make_orders
 from lpd_ext.pipeline import LPDPipeline, bundled_model
 from lpd_ext.schedule import group_sizes
 from lpd_ext.tokenizer import VQTokenizer
-from lpd_tools.cache_tokens import check_tokenizer
-from lpd_tools.data import FASHION_MNIST_DIR, LabelledImages, from_pixels, load_fashion_mnist, to_images
-from lpd_tools.judge import Judge, grey, judge_features, load_judge, predict
-from lpd_tools.metrics import centre_psnr, frechet_distance
+from lpd_tools.data.fashion_mnist import FASHION_MNIST_DIR, LabelledImages, from_pixels, load_fashion_mnist, to_images
+from lpd_tools.data.token_cache import check_tokenizer
+from lpd_tools.evaluation.metrics import centre_psnr, frechet_distance
 from lpd_tools.progress import track
 from lpd_tools.settings import setting
-from lpd_tools.train import nats_per_token
+from lpd_tools.training.judge import Judge, grey, judge_features, load_judge, predict
+from lpd_tools.training.transformer import nats_per_token
 
 
 @dataclass(frozen=True)

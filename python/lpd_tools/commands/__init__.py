@@ -1,0 +1,1 @@
+"""Commands of `lpd` that are more than one function call."""

@@ -1,0 +1,1 @@
+"""Data sets: images, and the tokens they are encoded to once."""

@@ -1,0 +1,1 @@
+"""Training: the transformer, the tokenizer, the judge, and their state on disk."""

@@ -36,7 +36,7 @@ demo: setup  ## Draw a labelled grid of images with the bundled model
 # What the tests run on: the library as users install it, and the CUDA kernels compiled for the CPU beside it.
 .PHONY: test-build
 test-build: torch
-	LPD_WERROR=$(LPD_WERROR) $(BIN)/pip install --quiet '.[tools,test]'
+	LPD_WERROR=$(LPD_WERROR) $(BIN)/pip install --quiet '.[tools,train,test]'
 
 test: test-build emulated  ## Build, then run the whole test suite
 	LPD_REQUIRE="$(LPD_REQUIRE) emulated" GOMP_SPINCOUNT=0 $(BIN)/pytest $(PYTEST_ARGS)

@@ -19,7 +19,9 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from lpd_tools.data.token_cache import TokenCaching, cache_tokens, check_tokenizer, load_token_cache
+from lpd_tools.data.token_cache import check_tokenizer, load_token_cache
+from lpd_tools.data.token_caching import TokenCaching, cache_tokens
+from lpd_tools.data.token_shards import ShardEntry, file_hash, read_index, write_index
 from lpd_tools.evaluation.evaluate import Evaluation, evaluate
 from lpd_tools.training import tokenizer as tokenizer_training
 from lpd_tools.training import transformer as lpd_training
@@ -120,8 +122,8 @@ def cache_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = VQTokenizer(config.sizes())
     torch.nn.init.normal_(model.quantize.embedding.weight)
     model.save(folder / "tokenizer.safetensors")
-    caching = TokenCaching(str(folder / "tokenizer.safetensors"), str(folder / "tokens.safetensors"), str(DATA))
-    return cache_tokens(caching)
+    data = f"fashion-mnist:{DATA}"
+    return cache_tokens(TokenCaching(str(folder / "tokenizer.safetensors"), str(folder / "tokens"), data, workers=0))
 
 
 def test_another_tokenizer_is_refused(cache_path: Path, tmp_path: Path) -> None:
@@ -169,14 +171,18 @@ def test_resuming_with_other_settings_is_refused(cache_path: Path, tmp_path: Pat
     train(dataclasses.replace(config, steps=1))
     with pytest.raises(ValueError, match=r"learning_rate is 0\.5, but the training in .* began with 0\.0015"):
         train(dataclasses.replace(config, learning_rate=0.5))
-    tensors = load_file(cache_path)
-    tensors["train.tokens"] = tensors["train.tokens"].flip(0)
-    with safe_open(cache_path, "pt") as file:
-        save_file(tensors, tmp_path / "others", metadata=file.metadata())
+    shutil.copytree(cache_path, tmp_path / "others")
+    shard = tmp_path / "others" / "train-00000.safetensors"
+    tensors = load_file(shard)
+    tensors["tokens"] = tensors["tokens"].flip(0)
+    save_file(tensors, shard)
+    settings, class_names, entries = read_index(cache_path)
+    entries["train"] = [ShardEntry(shard.name, 200, shard.stat().st_size, file_hash(shard))]
+    write_index(tmp_path / "others", settings, class_names, entries)
     with pytest.raises(ValueError, match="tokens_sha256 is"):
         train(dataclasses.replace(config, tokens=str(tmp_path / "others")))
     longer = dataclasses.replace(config, steps=2, decay_steps=1, evaluate_every=1, evaluate_images=7, save_every_s=9.0)
-    shutil.copy(cache_path, tmp_path / "moved")
+    shutil.copytree(cache_path, tmp_path / "moved")
     train(dataclasses.replace(longer, tokens=str(tmp_path / "moved")))
     assert read_log(tmp_path / "run" / "log.csv")["step"] == [1, 2]
     train_tokenizer(tokenizer_config(tmp_path / "vq", steps=1))

@@ -25,7 +25,7 @@ from lpd_tools.data.fashion_mnist import load_fashion_mnist, to_images
 from lpd_tools.data.token_cache import TokenSplit, file_hash, load_token_cache
 from lpd_tools.data.token_caching import TokenCaching, cache_tokens, run_caching
 from lpd_tools.data.token_check import TokenCheck, check_tokens
-from lpd_tools.data.token_shards import Shard, narrow_type, read_index, write_index
+from lpd_tools.data.token_shards import Shard, ShardEntry, narrow_type, read_index, write_index, write_shard
 
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
 
@@ -109,6 +109,27 @@ def test_tokens_are_stored_narrow_and_come_back_whole(vocab_size: int, dtype: to
     tokens = torch.tensor([0, 2**15, vocab_size - 1]).view(3, 1, 1, 1).to(dtype)
     split = TokenSplit([Shard(tokens, torch.zeros(3).int(), torch.arange(3).int())], 1, 1)
     assert split.tokens(torch.arange(3)).flatten().tolist() == [0, 2**15, vocab_size - 1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's count of resident pages")
+def test_loading_reads_no_tokens(copied: Path) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    settings, names, entries = read_index(copied)
+    path = copied / "train-00000.safetensors"
+    rows = 200_000
+    tokens = torch.zeros(rows, 2, 8, 8, dtype=torch.uint16)  # 51 MB
+    tokens[-1] = 7
+    write_shard(path, Shard(tokens, torch.zeros(rows).int(), torch.arange(rows).int()), settings, [])
+    del tokens
+    entries["train"] = [ShardEntry(path.name, rows, path.stat().st_size, file_hash(path))]
+    write_index(copied, settings, names, entries)
+    before = resident()
+    cache = load_token_cache(copied)
+    # The labels take 3 MB, as they are stored and as int64, and a little is read ahead.
+    assert resident() - before < 20e6
+    assert cache.train.tokens(torch.tensor([0, rows - 1]), 1).tolist() == [[0] * 64, [7] * 64]
 
 
 # stopped and resumed

@@ -46,7 +46,7 @@ def open_folders(location: str, options: dict[str, str]) -> DataSet:
 
     Raises FileNotFoundError for a missing root, ValueError for folders that are no data set.
     """
-    root = Path(location)
+    root, share = Path(location), check_share(options["held_out"])
     if not root.is_dir():
         raise FileNotFoundError(f"data: there is no folder {location!r}")
     # A lone folder `train` of pictures is a class of that name.
@@ -56,7 +56,7 @@ def open_folders(location: str, options: dict[str, str]) -> DataSet:
             raise ValueError(f"data: {location!r} has a folder train but neither val nor test beside it")
         splits, names = _given_splits(root, test)
     else:
-        splits, names = _held_out_splits(root, check_share(options["held_out"]))
+        splits, names = _held_out_splits(root, share)
     sources = []
     for files in splits:
         labels = torch.tensor([label for label, _ in files], dtype=torch.int64)

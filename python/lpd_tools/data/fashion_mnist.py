@@ -79,22 +79,6 @@ def load_fashion_mnist(split: str, data_dir: str | Path = FASHION_MNIST_DIR) -> 
     return LabelledImages(pixels, labels.long())
 
 
-def to_images(pixels: Tensor) -> Tensor:
-    """Tokenizer input float32 [B, 3, 32, 32] in [-1, 1] of grey pixels uint8 [B, 28, 28]."""
-    padded = F.pad(pixels, (BORDER,) * 4)
-    return (padded.float() / 127.5 - 1).unsqueeze(1).expand(-1, 3, -1, -1)
-
-
-def centre_grey(images: Tensor) -> Tensor:
-    """Grey centre float [B, 1, 28, 28] of images [B, 3, 32, 32] in [-1, 1]."""
-    return images[:, :, BORDER:-BORDER, BORDER:-BORDER].mean(1, keepdim=True)
-
-
-def from_pixels(pixels: Tensor) -> Tensor:
-    """Grey centre float [B, 1, 28, 28] in [-1, 1] of pixels uint8 [B, 32, 32, 3]."""
-    return centre_grey(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
-
-
 class FashionMNISTSource(ImageSource):
     """Fashion-MNIST as grey 32x32 pictures: the 28x28 of the files with a black border."""
 
@@ -123,6 +107,22 @@ def open_fashion_mnist(location: str, options: dict[str, str]) -> DataSet:
     folder = location or FASHION_MNIST_DIR
     train, test = (FashionMNISTSource(load_fashion_mnist(split, folder), split) for split in ("train", "test"))
     return DataSet("fashion-mnist", train, test, default_image_size=28 + 2 * BORDER)
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """Tokenizer input float32 [B, 3, 32, 32] in [-1, 1] of grey pixels uint8 [B, 28, 28]."""
+    padded = F.pad(pixels, (BORDER,) * 4)
+    return (padded.float() / 127.5 - 1).unsqueeze(1).expand(-1, 3, -1, -1)
+
+
+def centre_grey(images: Tensor) -> Tensor:
+    """Grey centre float [B, 1, 28, 28] of images [B, 3, 32, 32] in [-1, 1]."""
+    return images[:, :, BORDER:-BORDER, BORDER:-BORDER].mean(1, keepdim=True)
+
+
+def from_pixels(pixels: Tensor) -> Tensor:
+    """Grey centre float [B, 1, 28, 28] in [-1, 1] of pixels uint8 [B, 32, 32, 3]."""
+    return centre_grey(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
 
 
 def epoch_batches(count: int, batch_size: int, seed: int, start_step: int = 0) -> Iterator[Tensor]:

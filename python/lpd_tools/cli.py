@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import typer
@@ -23,6 +24,8 @@ from lpd_tools.settings import add_command
 from lpd_tools.training.bundle import Bundling, bundle
 from lpd_tools.training.curves import Curves, draw_curves
 from lpd_tools.training.judge import JudgeTraining, train_judge
+from lpd_tools.training.replay import Replay, replay
+from lpd_tools.training.stopping import TrainingStopped
 from lpd_tools.training.tokenizer import TokenizerTraining, train_tokenizer
 from lpd_tools.training.transformer import LPDTraining, train
 
@@ -33,6 +36,9 @@ class FriendlyGroup(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except TrainingStopped as stop:
+            say(str(stop))
+            raise typer.Exit(0) from stop
         except (typer.Exit, typer.Abort, BrokenPipeError):  # a reader like `head` may leave early; that is no mistake
             raise
         except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
@@ -50,8 +56,9 @@ console = Console()
 
 
 def say(text: str) -> None:
-    """One line as it is: paths may hold brackets and be longer than the terminal is wide."""
-    console.print(text, markup=False, soft_wrap=True)
+    """One line as it is (paths may hold brackets and be longer than the terminal is wide), of torchrun's first process."""
+    if os.environ.get("RANK", "0") == "0":
+        console.print(text, markup=False, soft_wrap=True)
 
 
 def run_train_judge(config: JudgeTraining) -> None:
@@ -68,6 +75,10 @@ def run_cache_tokens(config: TokenCaching) -> None:
 
 def run_train(config: LPDTraining) -> None:
     say(f"wrote {train(config)}")
+
+
+def run_replay(config: Replay) -> None:
+    say(str(replay(config)))
 
 
 def run_bundle(config: Bundling) -> None:
@@ -117,6 +128,7 @@ add_command(app, "train-judge", JudgeTraining, run_train_judge, "Train a classif
 add_command(app, "train-tokenizer", TokenizerTraining, run_train_tokenizer, "Train the VQ tokenizer.")
 add_command(app, "cache-tokens", TokenCaching, run_cache_tokens, "Encode the data set once, for training.")
 add_command(app, "train", LPDTraining, run_train, "Train the LPD transformer on cached tokens.")
+add_command(app, "replay", Replay, run_replay, "Compute again the step in which a training found no finite loss.")
 add_command(app, "bundle", Bundling, run_bundle, "Put a trained model, its tokenizer and defaults in a folder.")
 add_command(app, "evaluate", Evaluation, run_evaluate, "Measure a model on Fashion-MNIST.")
 add_command(app, "curves", Curves, run_curves, "Draw the logs of the training programs.")

@@ -1,4 +1,4 @@
-"""Tiny trainings for the tests: their data, their settings, and `lpd` in processes of its own, torchrun's among them."""
+"""Tiny trainings for the tests: their data, their settings, and `lpd` in processes of its own or torchrun's."""
 
 from __future__ import annotations
 

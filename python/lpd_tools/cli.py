@@ -56,7 +56,7 @@ console = Console()
 
 
 def say(text: str) -> None:
-    """One line as it is (paths may hold brackets and be longer than the terminal is wide), of torchrun's first process."""
+    """One line as it is: paths may hold brackets and be longer than the terminal is wide. Once under torchrun."""
     if os.environ.get("RANK", "0") == "0":
         console.print(text, markup=False, soft_wrap=True)
 

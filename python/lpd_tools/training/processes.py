@@ -53,7 +53,10 @@ class Processes:
 
 @contextmanager
 def processes(device: str = "") -> Iterator[Processes]:
-    """Joins the processes that torchrun started (gloo on CPUs, NCCL on GPUs), if it did, and leaves them at the end."""
+    """Joins the processes that torchrun started (gloo on CPUs, NCCL on GPUs), if it did, and leaves them at the end.
+
+    Where the caller has made a process group, that one is used, and left as it is.
+    """
     chosen = check_device(device)
     if "LOCAL_RANK" not in os.environ:
         yield Processes(0, 1, chosen)
@@ -61,11 +64,14 @@ def processes(device: str = "") -> Iterator[Processes]:
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    ours = not dist.is_initialized()
+    if ours:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), chosen)
     finally:
-        dist.destroy_process_group()
+        if ours:
+            dist.destroy_process_group()
 
 
 def parallelise(network: nn.Module, blocks: Sequence[nn.Module], group: Processes, parallel: str) -> nn.Module:

@@ -15,6 +15,8 @@ pytest.importorskip("matplotlib")
 from lpd_tools.cli import app
 from lpd_tools.data.token_cache import TokenCaching
 from lpd_tools.evaluation.evaluate import Evaluation
+from lpd_tools.evaluation.generate import Generation
+from lpd_tools.evaluation.measure import Measurement
 from lpd_tools.training.bundle import Bundling
 from lpd_tools.training.curves import Curves
 from lpd_tools.training.judge import JudgeTraining
@@ -31,6 +33,8 @@ CONFIGS = {
     "cache-tokens": TokenCaching,
     "train": LPDTraining,
     "bundle": Bundling,
+    "generate": Generation,
+    "measure": Measurement,
     "evaluate": Evaluation,
     "curves": Curves,
 }

@@ -73,7 +73,7 @@ def test_ten_steps_cost_little(pipe: LPDPipeline) -> None:
 
 
 def test_few_steps_draw_what_the_model_believes_less(pipe: LPDPipeline) -> None:
-    """Self-consistency sees what drawing at once ignores: images of 2 steps look worse to the model than those of 32."""
+    """Self-consistency sees what drawing at once ignores: 2 steps give images less likely to the model than 32."""
     labels = torch.arange(20) % 10
 
     def nats(steps: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,7 +192,7 @@ def test_other_settings_are_refused(change: dict[str, Any], message: str, model:
 
 def test_another_model_is_refused(model: Path, tmp_path: Path) -> None:
     folder = generate(generation(model, tmp_path / "run"))
-    other = save_small_model(tmp_path / "other", CLASSES)
+    other = Path(shutil.copytree(model, tmp_path / "other"))
     generate(generation(other, folder))  # the same weights in another folder
     data = bytearray((other / "tokenizer.safetensors").read_bytes())
     data[-1] ^= 1
@@ -232,6 +233,9 @@ def test_foreign_and_damaged_folders_are_refused(model: Path, tmp_path: Path) ->
     with pytest.raises(ValueError, match="out must be a folder"):
         generate(generation(model, tmp_path / "file"))
     folder = generate(generation(model, tmp_path / "run"))
+    (folder / "1" / "04.png").unlink()
+    with pytest.raises(ValueError, match="holds 11 images of 12: call `lpd generate` again"):
+        open_images(str(folder))
     (folder / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"manifest\.json' is not readable"):
         generate(generation(model, folder))

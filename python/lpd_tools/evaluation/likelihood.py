@@ -31,11 +31,12 @@ def dependency_loss(
     """
     model.eval()
     parts = []
+    tokens, labels, orders = (values.to(model.pos_embed.device) for values in (tokens, labels, orders))
     for part in torch.arange(len(tokens)).split(batch_size):
         logits = model(tokens[part], labels[part], orders[part], group_sizes)
         in_order = tokens[part].gather(1, orders[part])
         nats = F.cross_entropy(logits.float().transpose(1, 2), in_order, reduction="none")
-        parts.append(nats.double().sum(1))
+        parts.append(nats.double().sum(1).cpu())
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
 
 

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lpd_ext.state_files import complete_file
+from lpd_tools.checks import check_device
 from lpd_tools.data.fashion_mnist import CLASS_NAMES, FASHION_MNIST_DIR
 from lpd_tools.data.token_cache import file_hash
 from lpd_tools.evaluation.features import Extractor, Features, extract, make_extractor
-from lpd_tools.evaluation.images import ImageSet, open_images
+from lpd_tools.evaluation.images import MANIFEST_FILE, ImageSet, open_images, read_manifest
 from lpd_tools.evaluation.metrics import (
     Statistics,
     frechet_distance,
@@ -26,7 +26,6 @@ from lpd_tools.evaluation.metrics import (
 )
 from lpd_tools.evaluation.provenance import provenance
 from lpd_tools.evaluation.reference import Reference, ReferenceFeatures, open_reference, reference_features
-from lpd_tools.evaluation.samples import MANIFEST_FILE, read_manifest
 from lpd_tools.settings import setting
 
 ENOUGH_IMAGES = 2000
@@ -50,6 +49,7 @@ class Measurement:
     size: int = setting(0, "side to bring all images to (0: that of the generated images)")
     data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
     batch_size: int = setting(100, "images per batch of the feature networks")
+    device: str = setting("", "cpu, cuda or cuda:<index> (empty: cuda if there is one)")
     seed: int = setting(0, "seed of the samples drawn for the floor, the kernel distance and the inception score")
     k: int = setting(3, "neighbours of precision and recall")
     out: str = setting("", "JSON file to write")
@@ -82,7 +82,8 @@ def chosen_extractors(config: Any) -> list[Extractor]:
     """The extractors that `features`, or else the given files, ask for; ValueError naming what is missing."""
     given = [kind for kind in ("judge", "inception") if getattr(config, kind)]
     kinds = list(config.features) or given or ["efficientnet"]
-    return [make_extractor(kind, config.judge, config.inception) for kind in dict.fromkeys(kinds)]
+    device = check_device(config.device)
+    return [make_extractor(kind, config.judge, config.inception, device) for kind in dict.fromkeys(kinds)]
 
 
 def compare(
@@ -133,7 +134,7 @@ def compare(
     results["sha256"] = {
         kind: file_hash(path) for kind in ("judge", "inception") if (path := getattr(config, kind, ""))
     }
-    results["made_with"] = provenance(torch.device("cpu"))
+    results["made_with"] = provenance(check_device(config.device))
     return results
 
 

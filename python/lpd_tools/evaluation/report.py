@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +32,8 @@ def measures_table(results: Mapping[str, Any]) -> Table:
     rows = list(dict.fromkeys(row for values in measures.values() for row in values))
     images = results["images"]
     title = f"{images['generated']} images x {images['repeats']} against {images['reference']} of the reference"
+    if images["repeats"] > 1:
+        title += f" (mean of {images['repeats']} repeats ± half of its 95 % interval)"
     table = Table("measure", *rows, title=title)
     for name, values in measures.items():
         table.add_row(name, *(spread(values[row]) if row in values else "-" for row in rows))
@@ -61,19 +62,17 @@ def nats_table(by_order: Mapping[str, Any], title: str) -> Table:
 
 
 def spread(value: Mapping[str, Any], factor: float = 1) -> str:
-    """A mean with its standard deviation and 95 % interval, where there are repeats."""
+    """A mean, with half of its 95 % interval where there are repeats."""
     mean = number(factor * value["mean"])
-    if "sd" not in value:
+    if "interval95" not in value:
         return mean
-    low, high = (number(factor * bound) for bound in value["interval95"])
-    return f"{mean} (sd {number(factor * value['sd'])}; {low} to {high})"
+    low, high = value["interval95"]
+    return f"{mean} ± {number(factor * (high - low) / 2)}"
 
 
 def number(value: float) -> str:
-    """Three digits after the point, of small numbers three that count."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:.3f}"
-    return f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.3g}"
+    """Two digits after the point, of small numbers three that count."""
+    return f"{value:.3g}" if 0 < abs(value) < 1 else f"{value:.2f}"
 
 
 def picture(images: ImageSet, class_names: Sequence[str]) -> Image.Image:

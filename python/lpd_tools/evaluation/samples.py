@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lpd_ext.state_files import complete_file
-from lpd_tools.evaluation.images import NPZ_FILE
+from lpd_tools.evaluation.images import MANIFEST_FILE, NPZ_FILE, read_manifest
 
-MANIFEST_FILE = "manifest.json"
 FORMATS = ("png", "npz")
 _PARTS = "parts"
 
@@ -121,20 +120,6 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Begins a folder of images."""
     with complete_file(folder / MANIFEST_FILE) as temporary:
         temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder of generated images; FileNotFoundError, or ValueError for a damaged one."""
-    path = folder / MANIFEST_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"out: {str(folder)!r} has no {MANIFEST_FILE}: `lpd generate` did not write it")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"out: {str(path)!r} is not readable: {error}") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("settings"), dict):
-        raise ValueError(f"out: {str(path)!r} is no manifest of generated images")
-    return manifest
 
 
 def remove_unfinished(folder: Path) -> None:

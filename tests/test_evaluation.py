@@ -34,7 +34,7 @@ from lpd_tools.evaluation.images import centre_crop, in_memory, open_images
 from lpd_tools.evaluation.likelihood import dependency_loss, self_consistency
 from lpd_tools.evaluation.measure import Measurement, measure
 from lpd_tools.evaluation.metrics import frechet_distance, kernel_distance, precision_recall
-from lpd_tools.evaluation.reference import balanced_sample
+from lpd_tools.evaluation.reference import balanced_sample, open_reference
 from typer.testing import CliRunner
 
 from lpd_ext.orders import random_order
@@ -166,7 +166,7 @@ def test_efficientnet_reads_photographs_as_it_was_trained_to() -> None:
 
 def test_judge_reads_the_grey_centre() -> None:
     see = JudgeFeatures(DATA / "judge.safetensors")
-    images = open_images("fashion-mnist:test", data_dir=FASHION)
+    images = fashion_images()
     assert images.labels is not None
     seen = extract(see, images, 128)
     assert seen.values.shape == (300, 128)
@@ -388,7 +388,7 @@ def test_evaluate_measures_a_model(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("seed_*/*/*.png")} == files
     pipe = LPDPipeline.from_pretrained(model)
     raster = results["nats_per_reference_image"]["raster"]
-    real = open_images("fashion-mnist:test", data_dir=FASHION).subset(range(6), "real")
+    real = fashion_images().subset(range(6), "real")
     orders = torch.arange(16).expand(6, -1)
     assert real.labels is not None
     nats = dependency_loss(pipe.model, tokens_of(pipe, real), real.labels, orders, [1] * 16)
@@ -436,3 +436,25 @@ def test_npz_of_a_folder_that_generate_wrote(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "fortran.npz", "w") as archive, archive.open("arr_0.npy", "w") as file:
         np.lib.format.write_array(file, np.asfortranarray(noise(3)))
     np.testing.assert_array_equal(open_images(str(tmp_path / "fortran.npz")).read([2])[0].numpy(), noise(3)[2])
+
+
+def test_data_sets_by_name(tmp_path: Path) -> None:
+    """A data set's test split is the reference and its training split the floor, unless another is named."""
+    reference = open_reference(FASHION, "", (32, 32))
+    assert reference.images is not None
+    assert reference.more is not None
+    assert (len(reference.images), len(reference.more)) == (300, 200)
+    pixels = load_fashion_mnist("test", DATA / "fashion_mnist").pixels
+    np.testing.assert_array_equal(reference.images.read([7])[0, 2:-2, 2:-2, 1].numpy(), pixels[7].numpy())
+    folder = save_images(tmp_path / "mine" / "all", noise(3, 40))
+    other = open_reference(FASHION, str(folder), (32, 32)).more
+    assert other is not None
+    assert (len(other), other.size) == (3, (32, 32))
+    save_images(tmp_path / "set" / "train" / "bag", noise(2, 16, 1))
+    save_images(tmp_path / "set" / "val" / "bag", noise(4, 20, 2))
+    own = open_reference(f"folder:{tmp_path / 'set'}", "", (16, 16))
+    assert own.images is not None
+    assert own.more is not None
+    assert (own.images.read(range(4)).shape, len(own.more)) == ((4, 16, 16, 3), 2)
+    with pytest.raises(FileNotFoundError, match="no folder 'nowhere'"):
+        open_reference("folder:nowhere", "", (16, 16))

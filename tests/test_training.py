@@ -19,8 +19,9 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from lpd_tools.data.fashion_mnist import load_fashion_mnist, to_images
-from lpd_tools.data.token_cache import TokenCaching, cache_tokens, check_tokenizer, file_hash, load_token_cache
+from lpd_tools.data.token_cache import check_tokenizer, load_token_cache
+from lpd_tools.data.token_caching import TokenCaching, cache_tokens
+from lpd_tools.data.token_shards import ShardEntry, file_hash, read_index, write_index
 from lpd_tools.evaluation.evaluate import Evaluation, evaluate
 from lpd_tools.training import tokenizer as tokenizer_training
 from lpd_tools.training import transformer as lpd_training
@@ -121,43 +122,8 @@ def cache_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = VQTokenizer(config.sizes())
     torch.nn.init.normal_(model.quantize.embedding.weight)
     model.save(folder / "tokenizer.safetensors")
-    caching = TokenCaching(str(folder / "tokenizer.safetensors"), str(folder / "tokens.safetensors"), str(DATA))
-    return cache_tokens(caching)
-
-
-def test_cached_tokens_are_those_of_the_images(cache_path: Path) -> None:
-    cache = load_token_cache(cache_path)
-    tokenizer_path = cache_path.with_name("tokenizer.safetensors")
-    tokenizer = VQTokenizer.from_file(tokenizer_path)
-    images = to_images(load_fashion_mnist("train", DATA).pixels[50:58])
-    with torch.no_grad():
-        assert torch.equal(cache.train.tokens(torch.arange(50, 58)), tokenizer.encode(images).flatten(1))
-        assert torch.equal(cache.train.tokens(torch.arange(50, 58), 1), tokenizer.encode(images.flip(3)).flatten(1))
-    assert cache.test.encoded.shape == (300, 1, 256)
-    assert (cache.grid, cache.vocab_size) == ((16, 16), 16)
-    assert cache.tokenizer_hash == file_hash(tokenizer_path)
-    assert torch.equal(cache.test.labels, load_fashion_mnist("test", DATA).labels)
-    with pytest.raises(FileNotFoundError, match="cache-tokens"):
-        load_token_cache(cache_path.with_name("none"))
-
-
-def test_damaged_and_foreign_caches_are_refused(cache_path: Path, tmp_path: Path) -> None:
-    damaged = tmp_path / "cut"
-    damaged.write_bytes(cache_path.read_bytes()[:-1])
-    for path in (damaged, cache_path.with_name("tokenizer.safetensors")):
-        with pytest.raises(ValueError, match=f"{path.name}' is no whole token cache"):
-            load_token_cache(path)
-
-
-def test_large_vocabularies_fit_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = VQTokenizer(dataclasses.replace(tokenizer_config(tmp_path).sizes(), codebook_size=2**15 + 1))
-    tokenizer.save(tmp_path / "tokenizer.safetensors")
-    monkeypatch.setattr(VQTokenizer, "encode", lambda self, images: torch.full((len(images), 2, 2), 2**15))
-    path = tmp_path / "tokens"
-    cache = load_token_cache(cache_tokens(TokenCaching(str(tmp_path / "tokenizer.safetensors"), str(path), str(DATA))))
-    assert cache.train.encoded.unique().tolist() == [2**15]
-    assert cache.test.encoded.unique().tolist() == [2**15]
-    assert {p.name for p in tmp_path.iterdir()} == {"tokenizer.safetensors", "tokens"}
+    data = f"fashion-mnist:{DATA}"
+    return cache_tokens(TokenCaching(str(folder / "tokenizer.safetensors"), str(folder / "tokens"), data, workers=0))
 
 
 def test_another_tokenizer_is_refused(cache_path: Path, tmp_path: Path) -> None:
@@ -205,14 +171,18 @@ def test_resuming_with_other_settings_is_refused(cache_path: Path, tmp_path: Pat
     train(dataclasses.replace(config, steps=1))
     with pytest.raises(ValueError, match=r"learning_rate is 0\.5, but the training in .* began with 0\.0015"):
         train(dataclasses.replace(config, learning_rate=0.5))
-    tensors = load_file(cache_path)
-    tensors["train.tokens"] = tensors["train.tokens"].flip(0)
-    with safe_open(cache_path, "pt") as file:
-        save_file(tensors, tmp_path / "others", metadata=file.metadata())
+    shutil.copytree(cache_path, tmp_path / "others")
+    shard = tmp_path / "others" / "train-00000.safetensors"
+    tensors = load_file(shard)
+    tensors["tokens"] = tensors["tokens"].flip(0)
+    save_file(tensors, shard)
+    settings, class_names, entries = read_index(cache_path)
+    entries["train"] = [ShardEntry(shard.name, 200, shard.stat().st_size, file_hash(shard))]
+    write_index(tmp_path / "others", settings, class_names, entries)
     with pytest.raises(ValueError, match="tokens_sha256 is"):
         train(dataclasses.replace(config, tokens=str(tmp_path / "others")))
     longer = dataclasses.replace(config, steps=2, decay_steps=1, evaluate_every=1, evaluate_images=7, save_every_s=9.0)
-    shutil.copy(cache_path, tmp_path / "moved")
+    shutil.copytree(cache_path, tmp_path / "moved")
     train(dataclasses.replace(longer, tokens=str(tmp_path / "moved")))
     assert read_log(tmp_path / "run" / "log.csv")["step"] == [1, 2]
     train_tokenizer(tokenizer_config(tmp_path / "vq", steps=1))
@@ -270,8 +240,8 @@ def test_batches_are_a_function_of_seed_and_step(cache_path: Path, tmp_path: Pat
     assert dropped == pytest.approx(0.1, abs=0.027)
     kept = batches[0].labels >= 0
     assert torch.equal(batches[0].labels[kept], cache.train.labels[index][kept])
-    views = cache.train.encoded[index].long()
-    mirrored = [(batch.tokens == views[:, 1]).all(1).float().mean().item() for batch in batches]
+    mirror_images = cache.train.tokens(index, 1)
+    mirrored = [(batch.tokens == mirror_images).all(1).float().mean().item() for batch in batches]
     assert sum(mirrored) / 20 == pytest.approx(0.5, abs=0.045)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import math
 import pickle
@@ -17,7 +16,7 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from lpd_tools.data.fashion_mnist import centre_grey, epoch_batches, load_fashion_mnist, read_idx, to_images
+from lpd_tools.data.fashion_mnist import epoch_batches, load_fashion_mnist
 from lpd_tools.evaluation.metrics import centre_psnr, psnr
 from lpd_tools.training.checkpointing import (
     append_csv,
@@ -33,52 +32,7 @@ from lpd_tools.training.judge import JudgeTraining, augment, grey, load_judge, p
 DATA = Path(__file__).parent / "data" / "fashion_mnist"
 
 
-# data
-
-
-def test_fixture_is_balanced() -> None:
-    for split, count in (("train", 200), ("test", 300)):
-        data = load_fashion_mnist(split, DATA)
-        assert data.pixels.shape == (count, 28, 28)
-        assert torch.bincount(data.labels).tolist() == [count // 10] * 10
-
-
-def test_images_are_padded_grey_and_in_range() -> None:
-    pixels = load_fashion_mnist("test", DATA).pixels[:7]
-    images = to_images(pixels)
-    assert images.shape == (7, 3, 32, 32)
-    assert torch.equal(images[:, 0], images[:, 2])
-    assert (images.min(), images.max()) == (-1, 1)
-    assert (images[:, :, :2] == -1).all()
-    assert (images[..., -2:] == -1).all()
-    assert torch.equal(((centre_grey(images).squeeze(1) + 1) * 127.5).round().to(torch.uint8), pixels)
-
-
-def test_damaged_idx_file(tmp_path: Path) -> None:
-    source = gzip.decompress((DATA / "t10k-images-idx3-ubyte.gz").read_bytes())
-    (tmp_path / "short").write_bytes(source[:-1])
-    (tmp_path / "foreign").write_bytes(b"PNG" + source)
-    with pytest.raises(ValueError, match="holds 235199 bytes"):
-        read_idx(tmp_path / "short")
-    with pytest.raises(ValueError, match="not an IDX file"):
-        read_idx(tmp_path / "foreign")
-    (tmp_path / "header").write_bytes(source[:9])
-    packed = gzip.compress(source)
-    (tmp_path / "short.gz").write_bytes(packed[:-9])
-    (tmp_path / "plain.gz").write_bytes(source)
-    (tmp_path / "damaged.gz").write_bytes(packed[:10] + b"\xff" * 50 + packed[60:])
-    for name, problem in {
-        "header": "ends within its header",
-        "short.gz": "no whole gzip file",
-        "plain.gz": "no whole gzip file",
-        "damaged.gz": "no whole gzip file",
-    }.items():
-        with pytest.raises(ValueError, match=rf"{name}' .*{problem}"):
-            read_idx(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match="dataset-fashion-mnist"):
-        load_fashion_mnist("train", tmp_path)
-    with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'all'"):
-        load_fashion_mnist("all", DATA)
+# batches
 
 
 def take(batches: Iterator[Tensor], count: int) -> list[list[int]]:

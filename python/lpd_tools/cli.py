@@ -16,7 +16,10 @@ from lpd_tools.commands.bench import bench
 from lpd_tools.commands.info import info
 from lpd_tools.commands.orders import orders
 from lpd_tools.commands.sample import sample
-from lpd_tools.data.token_cache import TokenCaching, cache_tokens
+from lpd_tools.data.icons import IconFolder, prepare_icons
+from lpd_tools.data.token_caching import TokenCaching, run_caching
+from lpd_tools.data.token_check import TokenCheck, check_tokens
+from lpd_tools.data.token_shards import SKIPPED_FILE
 from lpd_tools.evaluation.evaluate import Evaluation, evaluate
 from lpd_tools.evaluation.generate import Generation, generate
 from lpd_tools.evaluation.measure import Measurement, measure
@@ -65,7 +68,20 @@ def run_train_tokenizer(config: TokenizerTraining) -> None:
 
 
 def run_cache_tokens(config: TokenCaching) -> None:
-    say(f"wrote {cache_tokens(config)}")
+    result = run_caching(config)
+    if result.skipped:
+        say(f"skipped {len(result.skipped)} images that cannot be read: {result.path / SKIPPED_FILE} lists them")
+    done = "wrote" if result.complete else "wrote a share of"
+    say(f"{done} {result.path}")
+
+
+def run_check_tokens(config: TokenCheck) -> None:
+    say(f"{config.tokens}: {check_tokens(config):,} images, all files as they were written")
+
+
+def run_prepare_icons(config: IconFolder) -> None:
+    counts = {split: classes.total() for split, classes in prepare_icons(config).items()}
+    say(f"wrote {config.out}: {counts['train']} train and {counts['val']} val icons")
 
 
 def run_train(config: LPDTraining) -> None:
@@ -115,6 +131,8 @@ app.command()(bench_tables)
 add_command(app, "train-judge", JudgeTraining, run_train_judge, "Train a classifier that judges images.")
 add_command(app, "train-tokenizer", TokenizerTraining, run_train_tokenizer, "Train the VQ tokenizer.")
 add_command(app, "cache-tokens", TokenCaching, run_cache_tokens, "Encode the data set once, for training.")
+add_command(app, "check-tokens", TokenCheck, run_check_tokens, "Read a whole token cache and compare its checksums.")
+add_command(app, "prepare-icons", IconFolder, run_prepare_icons, "Make an image folder of an npm package of icons.")
 add_command(app, "train", LPDTraining, run_train, "Train the LPD transformer on cached tokens.")
 add_command(app, "bundle", Bundling, run_bundle, "Put a trained model, its tokenizer and defaults in a folder.")
 add_command(app, "generate", Generation, run_generate, "Draw images of every class, to measure them.")

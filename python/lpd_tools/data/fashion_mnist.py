@@ -13,7 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+
+from lpd_tools.data.image_source import DataSet, ImageSource, digest
 
 FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
 CLASS_NAMES = (
@@ -90,6 +93,36 @@ def centre_grey(images: Tensor) -> Tensor:
 def from_pixels(pixels: Tensor) -> Tensor:
     """Grey centre float [B, 1, 28, 28] in [-1, 1] of pixels uint8 [B, 32, 32, 3]."""
     return centre_grey(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
+
+
+class FashionMNISTSource(ImageSource):
+    """Fashion-MNIST as grey 32x32 pictures: the 28x28 of the files with a black border."""
+
+    class_names = CLASS_NAMES
+
+    def __init__(self, data: LabelledImages, split: str) -> None:
+        self._pixels = F.pad(data.pixels, (BORDER,) * 4)
+        self._split = split
+        self.labels = data.labels
+
+    def image(self, index: int) -> Image.Image:
+        """Picture `index`, mode L."""
+        return Image.fromarray(self._pixels[index].numpy())
+
+    def name(self, index: int) -> str:
+        """The split and number of picture `index`."""
+        return f"{self._split}[{index}]"
+
+    def fingerprint(self) -> str:
+        """SHA-256 of pixels and labels."""
+        return digest(self._pixels.numpy().tobytes(), self.labels.numpy().tobytes())
+
+
+def open_fashion_mnist(location: str, options: dict[str, str]) -> DataSet:
+    """Fashion-MNIST of the folder `location`, by default where Debian's package puts it; there are no options."""
+    folder = location or FASHION_MNIST_DIR
+    train, test = (FashionMNISTSource(load_fashion_mnist(split, folder), split) for split in ("train", "test"))
+    return DataSet("fashion-mnist", train, test, default_image_size=28 + 2 * BORDER)
 
 
 def epoch_batches(count: int, batch_size: int, seed: int, start_step: int = 0) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.schedule import group_sizes
 from lpd_ext.tokenizer import VQTokenizer
 from lpd_tools.checks import check_device
-from lpd_tools.data.fashion_mnist import BORDER, FASHION_MNIST_DIR, from_pixels
+from lpd_tools.data.fashion_mnist import BORDER, from_pixels
 from lpd_tools.evaluation.generate import (
     Generation,
     generate,
@@ -24,10 +24,11 @@ from lpd_tools.evaluation.generate import (
     sampling_of,
     sampling_options,
 )
-from lpd_tools.evaluation.images import FASHION_MNIST, ImageSet, in_memory, open_images
+from lpd_tools.evaluation.images import ImageSet, in_memory, open_images
 from lpd_tools.evaluation.likelihood import dependency_loss, orders_for, self_consistency
 from lpd_tools.evaluation.measure import (
     RECONSTRUCTED,
+    REFERENCE_HELP,
     chosen_extractors,
     compare,
     manifests,
@@ -53,16 +54,15 @@ class Evaluation(Generation):
     """
 
     repeats: int = setting(1, "runs with seeds of their own; three give a 95 % interval")
-    reference: str = setting(
-        "fashion-mnist:test", "real images: a folder, an .npz file (arr_0, or mu and sigma of Inception), or this"
+    reference: str = setting("fashion-mnist", REFERENCE_HELP)
+    floor: str = setting(
+        "", "further real images for the floor (without: a data set's training split, else two halves)"
     )
-    floor: str = setting("", "further real images for the floor (without: two halves of the reference)")
     features: tuple[str, ...] = setting(
         (), "of efficientnet, judge, inception (without: those whose file is given, else efficientnet)"
     )
     judge: str = setting("", "a judge of Fashion-MNIST that was not used for tuning")
     inception: str = setting("", "the standard Inception network as a TorchScript file")
-    data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
     k: int = setting(3, "neighbours of precision and recall")
     reconstructed_images: int = setting(2000, "real images to put through the tokenizer (0: none)")
     nats_images: int = setting(1000, "real images for the teacher-forced nats (0: none)")
@@ -88,7 +88,7 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
         extractors = chosen_extractors(config)
         stride = pipe.tokenizer.config.stride
         height, width = (cells * stride for cells in pipe.model.config.grid)
-        reference = open_reference(config.reference, config.floor, (height, width), config.data_dir)
+        reference = open_reference(config.reference, config.floor, (height, width))
 
         count = config.images_per_class * pipe.model.config.num_classes
         runs = [repeat_of(config, repeat, count) for repeat in range(config.repeats)]
@@ -150,7 +150,7 @@ def rebuilt_images(pipe: LPDPipeline, reference: Reference, config: Evaluation) 
     restored = reconstruct(pipe.tokenizer, some, config.batch_size)
     wanted = some.read(range(len(some)))
     measures: dict[str, Any] = {"reconstruction_psnr_db": psnr(restored, wanted)}
-    if config.reference.startswith(FASHION_MNIST):
+    if config.reference.startswith("fashion-mnist"):
         grey = wanted[:, BORDER:-BORDER, BORDER:-BORDER, 0]
         measures["reconstruction_psnr_centre_db"] = centre_psnr(from_pixels(restored), grey)
         others["reconstructed reference"] = in_memory(restored, some.labels, f"reconstructed {real.name}")

@@ -1,4 +1,4 @@
-"""Sets of RGB images, read when they are asked for: a folder, an .npz file, Fashion-MNIST, or pixels in memory."""
+"""Sets of RGB images, read when they are asked for: a folder, an .npz file, a data set, or pixels in memory."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.lib import format as npy
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from lpd_tools.data.fashion_mnist import BORDER, FASHION_MNIST_DIR, load_fashion_mnist
+from lpd_tools.data.image_source import ImageSource
+from lpd_tools.data.pixels import UnreadableImageError, centre_crop, open_image, to_rgb
 from lpd_tools.evaluation.metrics import read_arrays
 
 MANIFEST_FILE, NPZ_FILE = "manifest.json", "samples.npz"
-FASHION_MNIST = "fashion-mnist"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -51,16 +51,26 @@ class ImageSet:
         return ImageSet(name, self.size, labels, len(chosen), lambda some: self.read([chosen[i] for i in some]))
 
 
-def open_images(source: str, size: tuple[int, int] | None = None, data_dir: str | Path = FASHION_MNIST_DIR) -> ImageSet:
-    """The images of "fashion-mnist:train" or ":test", an .npz file (arr_0 uint8 [n, H, W, 3], labels arr_1) or folder.
+def data_images(source: ImageSource, size: tuple[int, int], name: str) -> ImageSet:
+    """The pictures of a data set's split at `size` (h, w), those of another size cropped to their centre square."""
+
+    def read_one(i: int) -> Tensor:
+        try:
+            image = to_rgb(source.image(i))
+        except UnreadableImageError as error:
+            raise ValueError(f"images: {source.name(i)!r} is not a whole image: {error}") from error
+        return _at_size(image, size, source.name(i))
+
+    return ImageSet(name, size, source.labels, len(source), lambda index: torch.stack([read_one(i) for i in index]))
+
+
+def open_images(source: str, size: tuple[int, int] | None = None) -> ImageSet:
+    """The images of an .npz file (arr_0 uint8 [n, H, W, 3], labels arr_1) or of a folder.
 
     A folder may be one that `lpd generate` wrote, or hold images or one folder of them per class. With `size` (h, w),
-    images of another size are cropped to their centre square and resized (`centre_crop`; h must be w). Raises
+    images of another size are cropped to their centre square and resized, as ADM crops ImageNet (h must be w). Raises
     FileNotFoundError, or ValueError naming what cannot be read.
     """
-    name, _, split = source.partition(":")
-    if name == FASHION_MNIST and not Path(source).exists():
-        return _fashion_mnist(split or "test", data_dir, source)
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"images: there is no folder and no file at {source!r}")
@@ -72,7 +82,7 @@ def open_images(source: str, size: tuple[int, int] | None = None, data_dir: str 
         raise ValueError(f"images: {source!r} has no {NPZ_FILE} yet: call `lpd generate` again to finish it")
     else:
         return _folder_images(path, size)
-    return images if size in (None, images.size) else _resized(images, _square(size, images.name))
+    return images if size is None or size == images.size else _resized(images, size)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -95,30 +105,6 @@ def in_memory(pixels: Tensor, labels: Tensor | None, name: str) -> ImageSet:
     return ImageSet(name, size, labels, len(pixels), lambda index: pixels[list(index)])
 
 
-def centre_crop(image: Image.Image, side: int) -> Image.Image:
-    """The centre square of an RGB image at side x side pixels, as ADM's ImageNet pipeline makes it.
-
-    Halved by box filters while the shorter side is at least 2 · side, then resized bicubically, then cropped.
-    """
-    while min(image.size) >= 2 * side:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = side / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
-
-
-def _fashion_mnist(split: str, data_dir: str | Path, name: str) -> ImageSet:
-    data = load_fashion_mnist(split, data_dir)
-
-    def read(index: Sequence[int]) -> Tensor:
-        padded = torch.nn.functional.pad(data.pixels[list(index)], (BORDER,) * 4)
-        return padded[..., None].expand(-1, -1, -1, 3)
-
-    side = data.pixels.shape[1] + 2 * BORDER
-    return ImageSet(name, (side, side), data.labels, len(data), read)
-
-
 def _folder_images(folder: Path, size: tuple[int, int] | None) -> ImageSet:
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.name[0] != ".")
     if not found:
@@ -130,51 +116,46 @@ def _folder_images(folder: Path, size: tuple[int, int] | None) -> ImageSet:
     classes = sorted({path.parent.name for path in found if path.parent.parent == folder})
     in_classes = all(path.parent.parent == folder for path in found)
     labels = torch.tensor([classes.index(path.parent.name) for path in found]) if in_classes else None
-    with _opened(found[0]) as first:
-        own_size = (first.height, first.width)
+    first = _read_image(found[0])
+    wanted = size or (first.height, first.width)
 
-    def read(index: Sequence[int]) -> Tensor:
-        return torch.stack([_read_image(found[i], size or own_size, fixed=size is None) for i in index])
-
-    return ImageSet(str(folder), size or own_size, labels, len(found), read)
-
-
-def _opened(path: Path) -> Image.Image:
-    try:
-        return Image.open(path)
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f"images: {str(path)!r} is not a readable image: {error}") from error
-
-
-def _read_image(path: Path, size: tuple[int, int], fixed: bool) -> Tensor:
-    """Pixels uint8 [H, W, 3] of a file; `fixed`: an image of another size is an error instead of resized."""
-    with _opened(path) as file:
-        try:
-            image = file.convert("RGB")
-        except OSError as error:
-            raise ValueError(f"images: {str(path)!r} is not a whole image: {error}") from error
-    if (image.height, image.width) != size:
-        if fixed:
+    def read_one(i: int) -> Tensor:
+        image = _read_image(found[i])
+        if size is None and (image.height, image.width) != wanted:
             raise ValueError(
-                f"images: {str(path)!r} has {image.height} x {image.width} pixels, others have {size[0]} x {size[1]}; "
-                "give a size to bring them all to it"
+                f"images: {str(found[i])!r} has {image.height} x {image.width} pixels, others have {wanted[0]} x "
+                f"{wanted[1]}; give a size to bring them all to it"
             )
-        image = centre_crop(image, _square(size, str(path)))
-    return torch.from_numpy(np.asarray(image).copy())
+        return _at_size(image, wanted, str(found[i]))
+
+    return ImageSet(str(folder), wanted, labels, len(found), lambda index: torch.stack([read_one(i) for i in index]))
 
 
-def _square(size: tuple[int, int] | None, name: str) -> int:
-    if size is None or size[0] != size[1]:
-        raise ValueError(f"images: those of {name!r} have another size than {size} and only squares are cropped")
-    return size[0]
+def _read_image(path: Path) -> Image.Image:
+    try:
+        return to_rgb(open_image(path))
+    except UnreadableImageError as error:
+        raise ValueError(f"images: {str(path)!r} is not a whole image: {error}") from error
 
 
-def _resized(images: ImageSet, side: int) -> ImageSet:
+def _at_size(image: Image.Image, size: tuple[int, int], name: str) -> Tensor:
+    """Pixels uint8 [H, W, 3] of an RGB image: as it is, or its centre square at another size."""
+    if (image.height, image.width) != size:
+        if size[0] != size[1]:
+            raise ValueError(f"images: {name!r} is not {size[0]} x {size[1]}, and only squares are cropped and resized")
+        try:
+            image = centre_crop(image, size[0])
+        except UnreadableImageError as error:
+            raise ValueError(f"images: {name!r}: {error}") from error
+    return torch.from_numpy(np.array(image))
+
+
+def _resized(images: ImageSet, size: tuple[int, int]) -> ImageSet:
     def read(index: Sequence[int]) -> Tensor:
-        cropped = [centre_crop(Image.fromarray(image.numpy()), side) for image in images.read(index)]
-        return torch.from_numpy(np.stack([np.asarray(image) for image in cropped]))
+        arrays = images.read(index).numpy()
+        return torch.stack([_at_size(Image.fromarray(array), size, images.name) for array in arrays])
 
-    return ImageSet(images.name, (side, side), images.labels, images.count, read)
+    return ImageSet(images.name, size, images.labels, images.count, read)
 
 
 def _npz_images(path: Path) -> ImageSet:

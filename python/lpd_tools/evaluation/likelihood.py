@@ -22,18 +22,20 @@ def dependency_loss(
     orders: Tensor,
     group_sizes: Sequence[int],
     batch_size: int = 125,
+    mutual_visibility: bool | None = None,
 ) -> Tensor:
     """Teacher-forced nats of each image, float64 [B]: Σ -log p(token | groups before), unguided.
 
     tokens int64 [B, N] in raster order; labels int64 [B], -1 for unconditional; orders int64 [B, N]; group_sizes sum to
-    N. On the same images the rise over N groups of one token is what drawing tokens in parallel ignores. Raises
+    N; mutual_visibility as in `LPDModel.forward`. On the same images the rise over N groups of one token is what drawing tokens in parallel ignores. Raises
     ValueError for a shape or value that is out of range.
     """
     model.eval()
     parts = []
     tokens, labels, orders = (values.to(model.pos_embed.device) for values in (tokens, labels, orders))
     for part in torch.arange(len(tokens)).split(batch_size):
-        logits = model(tokens[part], labels[part], orders[part], group_sizes)
+        batch = (tokens[part], labels[part], orders[part], group_sizes)
+        logits = model(*batch, mutual_visibility=mutual_visibility)
         in_order = tokens[part].gather(1, orders[part])
         nats = F.cross_entropy(logits.float().transpose(1, 2), in_order, reduction="none")
         parts.append(nats.double().sum(1).cpu())

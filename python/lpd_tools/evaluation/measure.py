@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lpd_ext.state_files import complete_file
 from lpd_tools.checks import check_device
-from lpd_tools.data.fashion_mnist import CLASS_NAMES, FASHION_MNIST_DIR
+from lpd_tools.data.fashion_mnist import CLASS_NAMES
+from lpd_tools.data.sources import DATA_HELP
 from lpd_tools.data.token_cache import file_hash
 from lpd_tools.evaluation.features import Extractor, Features, extract, make_extractor
 from lpd_tools.evaluation.images import MANIFEST_FILE, ImageSet, open_images, read_manifest
@@ -28,6 +29,10 @@ from lpd_tools.evaluation.provenance import provenance
 from lpd_tools.evaluation.reference import Reference, ReferenceFeatures, open_reference, reference_features
 from lpd_tools.settings import setting
 
+REFERENCE_HELP = (
+    "real images: a folder, an .npz file (images arr_0, or mu and sigma of Inception), or the test split of a "
+    + DATA_HELP
+)
 ENOUGH_IMAGES = 2000
 GENERATED, FLOOR, RECONSTRUCTED = "generated", "real (the floor)", "reconstructed"
 
@@ -37,17 +42,16 @@ class Measurement:
     """What is compared with what, and by which features."""
 
     images: tuple[str, ...] = setting(..., "folder or .npz file of generated images; several are repeats")
-    reference: str = setting(
-        ..., "real images: a folder, an .npz file (arr_0, or mu and sigma of Inception), or fashion-mnist:test"
+    reference: str = setting(..., REFERENCE_HELP)
+    floor: str = setting(
+        "", "further real images for the floor (without: a data set's training split, else two halves)"
     )
-    floor: str = setting("", "further real images for the floor (without: two halves of the reference)")
     features: tuple[str, ...] = setting(
         (), "of efficientnet, judge, inception (without: those whose file is given, else efficientnet)"
     )
     judge: str = setting("", "a judge of Fashion-MNIST that was not used for tuning")
     inception: str = setting("", "the standard Inception network as a TorchScript file")
     size: int = setting(0, "side to bring all images to (0: that of the generated images)")
-    data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
     batch_size: int = setting(100, "images per batch of the feature networks")
     device: str = setting("", "cpu, cuda or cuda:<index> (empty: cuda if there is one)")
     seed: int = setting(0, "seed of the samples drawn for the floor, the kernel distance and the inception score")
@@ -61,7 +65,7 @@ def measure(config: Measurement) -> dict[str, Any]:
     Raises ValueError or FileNotFoundError naming what cannot be read, before anything is written.
     """
     wanted = (config.size, config.size) if config.size else None
-    generated = [open_images(source, wanted, config.data_dir) for source in config.images]
+    generated = [open_images(source, wanted) for source in config.images]
     if not generated:
         raise ValueError("images must name at least one folder or .npz file of generated images")
     for images in generated[1:]:
@@ -71,7 +75,7 @@ def measure(config: Measurement) -> dict[str, Any]:
                 f"{images.size} and {generated[0].name!r} {len(generated[0])} of {generated[0].size}"
             )
     extractors = chosen_extractors(config)
-    reference = open_reference(config.reference, config.floor, generated[0].size, config.data_dir)
+    reference = open_reference(config.reference, config.floor, generated[0].size)
     results = compare(config, generated, reference, extractors)
     results["generated_with"] = manifests(config.images)
     write_results(results, config.out)

@@ -9,9 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lpd_tools.data.sources import open_data
 from lpd_tools.evaluation.features import Extractor, Features, extract
-from lpd_tools.evaluation.images import FASHION_MNIST, ImageSet, open_images
+from lpd_tools.evaluation.images import ImageSet, data_images, open_images
 from lpd_tools.evaluation.metrics import Statistics, read_statistics
+
+DATA_SETS = ("fashion-mnist", "folder", "hf")
 
 
 @dataclass(frozen=True)
@@ -40,22 +43,35 @@ class ReferenceFeatures:
     floor_target: Tensor | Statistics | None
 
 
-def open_reference(source: str, more: str, size: tuple[int, int], data_dir: str | Path) -> Reference:
-    """The reference of that name (see `open_images`), brought to `size`; an .npz file may hold mu and sigma as well.
+def open_reference(source: str, more: str, size: tuple[int, int]) -> Reference:
+    """Real images brought to `size`: a data set's test split, a folder, or an .npz file, which may hold mu and sigma.
 
-    `more` names the further real images; for Fashion-MNIST's test set they are its training set. Raises
-    FileNotFoundError, or ValueError naming what cannot be read.
+    `more` names the further real images in the same way; for a data set they are its training split, unless `more`
+    says otherwise. Raises FileNotFoundError, or ValueError naming what cannot be read.
     """
-    statistics = None
-    is_archive = Path(source).suffix == ".npz" and Path(source).is_file()
-    if is_archive:
-        statistics = read_statistics(source)
-    images = None
-    if not is_archive or statistics is None or "arr_0" in read_names(source):
-        images = open_images(source, size, data_dir)
-    if not more and source in (FASHION_MNIST, f"{FASHION_MNIST}:test"):
-        more = f"{FASHION_MNIST}:train"
-    return Reference(images, statistics, open_images(more, size, data_dir) if more else None)
+    others = _real_images(more, size, "train") if more else None
+    if is_data_set(source):
+        data = open_data(source)
+        return Reference(
+            data_images(data.test, size, f"{source} (test)"),
+            more=others or data_images(data.train, size, f"{source} (train)"),
+        )
+    if Path(source).suffix != ".npz" or not Path(source).is_file():
+        return Reference(open_images(source, size), more=others)
+    statistics = read_statistics(source)
+    has_images = statistics is None or "arr_0" in read_names(source)
+    return Reference(open_images(source, size) if has_images else None, statistics, others)
+
+
+def is_data_set(source: str) -> bool:
+    """Whether the name is that of a data set, as `open_data` takes it, and not a path."""
+    return source.partition(":")[0] in DATA_SETS
+
+
+def _real_images(source: str, size: tuple[int, int], split: str) -> ImageSet:
+    if is_data_set(source):
+        return data_images(open_data(source).split(split), size, f"{source} ({split})")
+    return open_images(source, size)
 
 
 def read_names(path: str | Path) -> list[str]:

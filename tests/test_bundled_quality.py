@@ -11,9 +11,10 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 
 from lpd_tools.data.fashion_mnist import from_pixels, load_fashion_mnist, to_images
+from lpd_tools.data.sources import open_data
 from lpd_tools.evaluation.evaluate import reconstruct
 from lpd_tools.evaluation.generate import draw
-from lpd_tools.evaluation.images import open_images
+from lpd_tools.evaluation.images import data_images
 from lpd_tools.evaluation.likelihood import dependency_loss, orders_for, self_consistency
 from lpd_tools.evaluation.metrics import centre_psnr
 from lpd_tools.training.judge import Judge, grey, load_judge, predict
@@ -41,7 +42,7 @@ def test_the_judge_reads_real_images(judge: Judge) -> None:
 
 def test_reconstruction(pipe: LPDPipeline, judge: Judge) -> None:
     test = load_fashion_mnist("test", DATA / "fashion_mnist")
-    images = open_images("fashion-mnist:test", data_dir=DATA / "fashion_mnist")
+    images = data_images(open_data(f"fashion-mnist:{DATA / 'fashion_mnist'}").test, (32, 32), "real")
     restored = from_pixels(reconstruct(pipe.tokenizer, images))
     assert centre_psnr(restored, test.pixels) >= 22
     assert (predict(judge, restored) == test.labels).float().mean() >= 0.85

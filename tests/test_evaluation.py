@@ -22,6 +22,8 @@ pytest.importorskip("torchmetrics")
 
 from evaluation_models import save_small_model, stand_in_inception
 from lpd_tools.cli import app
+from lpd_tools.data.fashion_mnist import load_fashion_mnist
+from lpd_tools.data.sources import open_data
 from lpd_tools.evaluation.evaluate import Evaluation, evaluate, tokens_of
 from lpd_tools.evaluation.features import (
     EfficientNetFeatures,
@@ -30,7 +32,7 @@ from lpd_tools.evaluation.features import (
     JudgeFeatures,
     extract,
 )
-from lpd_tools.evaluation.images import centre_crop, in_memory, open_images
+from lpd_tools.evaluation.images import ImageSet, data_images, in_memory, open_images
 from lpd_tools.evaluation.likelihood import dependency_loss, self_consistency
 from lpd_tools.evaluation.measure import Measurement, measure
 from lpd_tools.evaluation.metrics import frechet_distance, kernel_distance, precision_recall
@@ -41,7 +43,11 @@ from lpd_ext.orders import random_order
 from lpd_ext.pipeline import LPDPipeline
 
 DATA = Path(__file__).parent / "data"
-FASHION = DATA / "fashion_mnist"
+FASHION = f"fashion-mnist:{DATA / 'fashion_mnist'}"
+
+
+def fashion_images() -> ImageSet:
+    return data_images(open_data(FASHION).test, (32, 32), "real")
 
 
 def noise(count: int, side: int = 8, seed: int = 0, low: int = 0, high: int = 256) -> np.ndarray:
@@ -95,13 +101,17 @@ def test_images_of_other_sizes_are_cropped_to_their_centre(tmp_path: Path) -> No
         assert images.size == (side, side)
         assert (images.read([0]) == 200).all()
     checks = np.indices((8, 8)).sum(0) % 2 * 200
-    halved = centre_crop(Image.fromarray(np.repeat(checks[..., None], 3, 2).astype(np.uint8)), 4)
-    assert (np.asarray(halved) == 100).all()
+    save_images(tmp_path / "checks", np.repeat(checks[None, ..., None], 3, 3).astype(np.uint8))
+    assert (open_images(str(tmp_path / "checks"), (4, 4)).read([0]) == 100).all()
     save_images(tmp_path / "set" / "more", noise(1))
     with pytest.raises(ValueError, match="has 8 x 20 pixels, others have 8 x 8; give a size"):
         open_images(str(tmp_path / "set")).read([0, 1])
     with pytest.raises(ValueError, match="only squares are cropped"):
         open_images(str(tmp_path / "set"), (8, 10)).read([0])
+    (tmp_path / "thin").mkdir()
+    Image.new("RGB", (200, 1)).save(tmp_path / "thin" / "line.png")
+    with pytest.raises(ValueError, match=r"line\.png.* one side is over 50 times the other"):
+        open_images(str(tmp_path / "thin"), (8, 8)).read([0])
 
 
 def test_unreadable_images_are_named(tmp_path: Path) -> None:
@@ -354,7 +364,7 @@ def test_evaluate_measures_a_model(tmp_path: Path) -> None:
     """Two repeats, everything measured, written and shown; a second call draws nothing again."""
     model = save_small_model(tmp_path / "model", classes=10, ch_mult=(1, 1, 1, 1))
     arguments = ["--model", model, "--out", tmp_path / "out", "--images-per-class", 2, "--repeats", 2,
-                 "--judge", DATA / "judge.safetensors", "--data-dir", FASHION, "--nats-images", 6, "--self-images", 6,
+                 "--judge", DATA / "judge.safetensors", "--reference", FASHION, "--nats-images", 6, "--self-images", 6,
                  "--nats-steps", 4, "--nats-steps", 16, "--nats-orders", "raster"]  # fmt: skip
     result = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, ["evaluate", *map(str, arguments)])
     assert result.exit_code == 0, result.output
@@ -380,7 +390,7 @@ def test_evaluate_measures_a_model(tmp_path: Path) -> None:
         assert picture.height == 10 * 68 + 4
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("seed_*/*/*.png")}
     assert len(files) == 40
-    config = Evaluation(str(tmp_path / "out"), str(model), images_per_class=2, repeats=2, data_dir=str(FASHION),
+    config = Evaluation(str(tmp_path / "out"), str(model), images_per_class=2, repeats=2, reference=FASHION,
                         judge=str(DATA / "judge.safetensors"), nats_images=0, self_images=0)  # fmt: skip
     again = evaluate(config)
     assert again is not None
@@ -407,7 +417,7 @@ def test_evaluate_measures_a_model(tmp_path: Path) -> None:
 )
 def test_impossible_evaluations_draw_nothing(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     model = save_small_model(tmp_path / "model")
-    config = Evaluation(str(tmp_path / "out"), str(model), nats_steps=(4,), data_dir=str(FASHION))
+    config = Evaluation(str(tmp_path / "out"), str(model), nats_steps=(4,), reference=FASHION)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         evaluate(replace(config, **change))
     assert not (tmp_path / "out").exists()

@@ -27,8 +27,8 @@ def dependency_loss(
     """Teacher-forced nats of each image, float64 [B]: Σ -log p(token | groups before), unguided.
 
     tokens int64 [B, N] in raster order; labels int64 [B], -1 for unconditional; orders int64 [B, N]; group_sizes sum to
-    N; mutual_visibility as in `LPDModel.forward`. On the same images the rise over N groups of one token is what drawing tokens in parallel ignores. Raises
-    ValueError for a shape or value that is out of range.
+    N; mutual_visibility as in `LPDModel.forward`. On the same images the rise over N groups of one token is what
+    drawing tokens in parallel ignores. Raises ValueError for a shape or value that is out of range.
     """
     model.eval()
     parts = []
@@ -49,7 +49,7 @@ def self_consistency(
 
     tokens int64 [B, N], drawn without guidance; labels int64 [B]. The order of image i is that of seed order_seed + i,
     whatever order it was drawn in, so that figures of several ways to draw compare: the more, the less its tokens fit
-    each other.
+    each other. A group of one token sees none beside itself: mutual visibility makes no difference here.
     """
     seeds = torch.arange(order_seed, order_seed + len(tokens), device=tokens.device)
     orders = random_order(model.config.grid, seeds)

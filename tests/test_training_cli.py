@@ -17,6 +17,8 @@ from lpd_tools.data.icons import IconFolder
 from lpd_tools.data.token_caching import TokenCaching
 from lpd_tools.data.token_check import TokenCheck
 from lpd_tools.evaluation.evaluate import Evaluation
+from lpd_tools.evaluation.generate import Generation
+from lpd_tools.evaluation.measure import Measurement
 from lpd_tools.training.bundle import Bundling
 from lpd_tools.training.curves import Curves
 from lpd_tools.training.judge import JudgeTraining
@@ -35,6 +37,8 @@ CONFIGS = {
     "prepare-icons": IconFolder,
     "train": LPDTraining,
     "bundle": Bundling,
+    "generate": Generation,
+    "measure": Measurement,
     "evaluate": Evaluation,
     "curves": Curves,
 }

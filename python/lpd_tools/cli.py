@@ -26,6 +26,7 @@ from lpd_tools.evaluation.generate import Generation, generate
 from lpd_tools.evaluation.measure import Measurement, measure
 from lpd_tools.evaluation.report import result_tables
 from lpd_tools.settings import add_command
+from lpd_tools.study.study import Study, run_study
 from lpd_tools.training.bundle import Bundling, bundle
 from lpd_tools.training.curves import Curves, draw_curves
 from lpd_tools.training.judge import JudgeTraining, train_judge
@@ -107,6 +108,10 @@ def run_curves(config: Curves) -> None:
     say(f"wrote {draw_curves(config)}")
 
 
+def run_quality_study(config: Study) -> None:
+    say(f"wrote {run_study(config)}")
+
+
 def run_growth(config: Growth) -> None:
     say(f"wrote {measure_growth(config)}")
 
@@ -151,5 +156,6 @@ add_command(app, "generate", Generation, run_generate, "Draw images of every cla
 add_command(app, "measure", Measurement, run_measure, "Compare generated images with real ones.")
 add_command(app, "evaluate", Evaluation, run_evaluate, "Draw images of every class and measure them and the model.")
 add_command(app, "curves", Curves, run_curves, "Draw the logs of the training programs.")
+add_command(app, "study", Study, run_quality_study, "Measure quality over steps, orders, thresholds and guidance.")
 add_command(app, "growth", Growth, run_growth, "Measure how time and memory grow with batch, steps, tokens and model.")
 add_command(app, "bench-check", BenchCheck, check, "Compare a few benchmark ratios with the committed ones.")

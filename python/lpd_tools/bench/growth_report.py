@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from lpd_ext.model import LPDConfig
 from lpd_ext.schedule import group_sizes
 from lpd_tools.bench.decode_work import BFLOAT16, FLOAT32, INT8, Peaks, bound_by_bytes, count, least_seconds
 from lpd_tools.bench.growth import DTYPES, Measured, Point, Series, all_series, exponent
+from lpd_tools.markdown import markdown_table
 
 _COLOURS = {FLOAT32: "tab:blue", INT8: "tab:orange"}
 _AXES = ("B", "T", "N", "parameters")
@@ -110,7 +111,7 @@ def exponents_table(measured: Mapping[Point, Measured], machine: Mapping[str, An
             )
             values = ", ".join(_short(value, None) for value in at)
             rows.append([f"{series.title}, {dtype}", f"{series.axis} = {values}", *(f"{fit:.2f}" for fit in fits)])
-    return _markdown(["", "fitted over", "time", "least time", "memory", "counted memory"], rows)
+    return markdown_table(["", "fitted over", "time", "least time", "memory", "counted memory"], rows)
 
 
 def work_table(measured: Mapping[Point, Measured], machine: Mapping[str, Any]) -> str:
@@ -139,7 +140,7 @@ def work_table(measured: Mapping[Point, Measured], machine: Mapping[str, Any]) -
                 ]
             )
     head = ["float32", "weights GB", "K, V GB", "linear GFLOP", "attention's share", "steps bound by bytes"]
-    return _markdown([*head, "measured", "least / measured"], rows)
+    return markdown_table([*head, "measured", "least / measured"], rows)
 
 
 def estimate_table(measured: Mapping[Point, Measured], machine: Mapping[str, Any]) -> str:
@@ -157,7 +158,7 @@ def estimate_table(measured: Mapping[Point, Measured], machine: Mapping[str, Any
             rows.append(_estimate_row(f"{name}, {dtype}", config, sizes, dtype, peaks))
     rows.append(_estimate_row(_H100.name, config, sizes, BFLOAT16, _H100))
     head = ["least time", "GB/s", "TFLOP/s", "weights GB / step", "GFLOP / image", "launches"]
-    return _markdown(
+    return markdown_table(
         [*head, "B = 1", "B = 16, per image", "B = 64, per image", "steps bound by bytes at B = 1, 64"], rows
     )
 
@@ -180,9 +181,3 @@ def _estimate_row(name: str, config: LPDConfig, sizes: list[int], dtype: str, pe
 
 def _milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:,.0f} ms" if seconds >= 0.02 else f"{1e3 * seconds:.1f} ms"
-
-
-def _markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = list(head)
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -76,6 +76,7 @@ def decode_plain(
     guidance_scale: float,
     top_k: int | None = None,
     top_p: float | None = None,
+    temperature: float = 1.0,
     *,
     attention: Attention = attend_with_mask,
     block_call: BlockCall = call_block,
@@ -130,7 +131,8 @@ def decode_plain(
         if logits_out is not None:
             logits_out.append(logits)
         if given is None:
-            drawn = _draw(logits, batch, done, num_tokens, guidance_scale, top_k, top_p)
+            guidance = guidance_of(done, size, num_tokens, guidance_scale, device)
+            drawn = _draw(logits, batch, guidance, temperature, top_k, top_p)
         else:
             drawn = given.gather(1, cells[:batch])
         tokens.scatter_(1, cells[:batch], drawn)
@@ -147,13 +149,19 @@ def guidance_of(done: int, size: int, num_tokens: int, scale: float, device: tor
 
 
 def _draw(
-    logits: Tensor, batch: int, done: int, num_tokens: int, scale: float, top_k: int | None, top_p: float | None
+    logits: Tensor, batch: int, guidance: Tensor, temperature: float, top_k: int | None, top_p: float | None
 ) -> Tensor:
     _, size, vocab = logits.shape
-    guidance = guidance_of(done, size, num_tokens, scale, logits.device).repeat(batch)
     rows = torch.arange(batch * size, device=logits.device)
     unconditional = rows + batch * size if len(logits) > batch else rows
+    guidance = guidance.repeat(batch)
     drawn = sort_based(
-        logits.reshape(-1, vocab), rows, unconditional, guidance, torch.ones_like(guidance), top_k, top_p
+        logits.reshape(-1, vocab),
+        rows,
+        unconditional,
+        guidance,
+        torch.full_like(guidance, temperature, dtype=torch.float32),
+        top_k,
+        top_p,
     )
     return drawn.view(batch, size)

@@ -14,7 +14,6 @@ from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
 from lpd_ext.sampler import GuidanceSchedule
 from lpd_ext.state_files import complete_file
 from lpd_ext.tokenizer import VQTokenizer
-from lpd_tools.data.fashion_mnist import CLASS_NAMES
 from lpd_tools.data.token_cache import check_tokenizer, file_hash
 from lpd_tools.settings import setting
 
@@ -50,7 +49,8 @@ def bundle(config: Bundling) -> Path:
     )
     check_tokenizer(config.model, config.tokenizer)
     tokenizer = VQTokenizer.from_file(config.tokenizer)
-    pipe = LPDPipeline(load_model(config.model), tokenizer, defaults, list(CLASS_NAMES))
+    class_names = list(read_config(Path(config.model)).get("class_names", []))
+    pipe = LPDPipeline(load_model(config.model), tokenizer, defaults, class_names)
     out = Path(config.out)
     pipe.save_pretrained(out, dtype=torch.float16)
     # Rounded to fp16, the tokenizer is another file: the folder names the one beside the model.

@@ -177,7 +177,7 @@ class TransformerTask:
 
     def export(self, average: Mapping[str, Tensor], out: Path) -> None:
         """Writes config.json and model.safetensors (fp16)."""
-        extra = {"tokenizer_sha256": self.cache.tokenizer_hash}
+        extra = {"tokenizer_sha256": self.cache.tokenizer_hash, "class_names": list(self.cache.class_names)}
         save_model(self._averaged(average), out, extra=extra, dtype=torch.float16)
 
     def _averaged(self, average: Mapping[str, Tensor]) -> LPDModel:

@@ -1,0 +1,115 @@
+"""One point of the study, by its four instruments: two that count nats, two that look at pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lpd_ext.orders import make_orders
+from lpd_ext.pipeline import LPDPipeline
+from lpd_ext.schedule import group_sizes
+from lpd_ext.tokenizer import VQTokenizer
+from lpd_tools.bench.plain_decode import decode_plain
+from lpd_tools.bench.timing import machine
+from lpd_tools.data.fashion_mnist import LabelledImages, from_pixels, to_images
+from lpd_tools.evaluation.likelihood import dependency_loss, self_consistency
+from lpd_tools.evaluation.metrics import frechet_distance
+from lpd_tools.study.points import Measured, Point
+from lpd_tools.training.judge import Judge, grey, judge_features, predict
+
+_BATCH = 100  # images drawn at a time
+
+
+class Instruments:
+    """What every point is measured with: pipelines by how they were trained, a judge, real images and their tokens."""
+
+    def __init__(
+        self, pipes: Mapping[str, LPDPipeline], judge: Judge, test: LabelledImages, images: int, scored: int
+    ) -> None:
+        self.pipes, self.judge, self.images = pipes, judge, images
+        self.processor = str(machine(torch.device("cpu"))["processor"])
+        self.real = judge_features(judge, grey(test))
+        self.labels = test.labels[:scored]
+        tokenizer = pipes["mutual"].tokenizer  # the twin's is the same
+        with torch.inference_mode():
+            parts = [tokenizer.encode(to_images(part)).flatten(1) for part in test.pixels[:scored].split(250)]
+        self.tokens = torch.cat(parts)
+
+    def measure(self, point: Point) -> Measured:
+        """All instruments at `point`; image i has seed `point.seed * images + i`, so seeds share no image."""
+        model = self.pipes[point.trained].model
+        first = point.seed * self.images
+        labels = torch.arange(self.images) % model.config.num_classes
+        begun = time.perf_counter()
+        drawn = from_pixels(self._pixels(point, self._tokens(point, labels, first)))
+        seconds = (time.perf_counter() - begun) / self.images
+        free_labels = labels[: len(self.tokens)]
+        free = self._tokens(replace(point, guidance_scale=1.0), free_labels, first)
+        sizes = group_sizes(model.config.num_tokens, point.steps)
+        orders = self._orders(point, sizes, first, len(self.tokens))
+        visible = point.drawn == "mutual"
+        dependency = dependency_loss(model, self.tokens, self.labels, orders, sizes, mutual_visibility=visible)
+        return Measured(
+            point,
+            images=self.images,
+            recognised=float((predict(self.judge, drawn) == labels).float().mean()),
+            frechet=frechet_distance(judge_features(self.judge, drawn), self.real),
+            dependency_nats=float(dependency.mean()),
+            consistency_nats=float(self_consistency(model, free, free_labels).mean()),
+            seconds_per_image=seconds,
+            processor=self.processor,
+        )
+
+    def _tokens(self, point: Point, labels: Tensor, first_seed: int) -> Tensor:
+        """Tokens int64 [B, N] drawn as at `point`, image i from seed first_seed + i."""
+        draw = self._pipeline_tokens if point.drawn == "mutual" else self._plain_tokens
+        batches = labels.split(_BATCH)
+        return torch.cat([draw(point, batch, first_seed + i * _BATCH) for i, batch in enumerate(batches)])
+
+    @torch.inference_mode()
+    def _pixels(self, point: Point, tokens: Tensor) -> Tensor:
+        pipe = self.pipes[point.trained]
+        grids = tokens.unflatten(1, pipe.model.config.grid).split(_BATCH)
+        return torch.cat([VQTokenizer.to_pixels(pipe.tokenizer.decode(batch)) for batch in grids])
+
+    def _pipeline_tokens(self, point: Point, labels: Tensor, seed: int) -> Tensor:
+        drawn = self.pipes[point.trained](
+            labels.tolist(),
+            num_inference_steps=point.steps,
+            order=point.order,
+            guidance_scale=point.guidance_scale,
+            proximity_threshold=point.proximity_threshold,
+            repulsion_threshold=point.repulsion_threshold,
+            seeds=list(range(seed, seed + len(labels))),
+            output_type="tokens",
+        )
+        return drawn.tokens.flatten(1)
+
+    def _plain_tokens(self, point: Point, labels: Tensor, seed: int) -> Tensor:
+        """Queries hidden from each other, which the kernels do not have: plain torch, one random stream for a batch."""
+        pipe = self.pipes[point.trained]
+        sizes = group_sizes(pipe.model.config.num_tokens, point.steps)
+        torch.manual_seed(seed)
+        return decode_plain(
+            pipe.model,
+            labels,
+            sizes,
+            self._orders(point, sizes, seed, len(labels)),
+            point.guidance_scale,
+            temperature=pipe.defaults.temperature,
+            mutual_visibility=False,
+        )
+
+    def _orders(self, point: Point, sizes: Sequence[int], first_seed: int, count: int) -> Tensor:
+        return make_orders(
+            point.order,
+            [sizes] * count,
+            self.pipes[point.trained].model.config.grid,
+            torch.arange(first_seed, first_seed + count),
+            proximity_threshold=point.proximity_threshold,
+            repulsion_threshold=point.repulsion_threshold,
+        )

@@ -1,0 +1,133 @@
+"""What the study measures: points, the sweeps that they belong to, and the CSV file that holds the results."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
+from typing import get_type_hints
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to draw images: which model, whether its queries see each other, order, steps and the knobs."""
+
+    trained: str  # "mutual" or "blind": whether the queries of a group saw each other in training
+    drawn: str  # the same, while drawing and scoring
+    order: str
+    steps: int
+    guidance_scale: float
+    proximity_threshold: float
+    repulsion_threshold: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The four instruments at a point, and the time an image took."""
+
+    point: Point
+    images: int
+    recognised: float  # share of guided images that the judge reads as their class
+    frechet: float  # Fréchet distance of their judge features to the test set's
+    dependency_nats: float  # teacher-forced nats per real test image, groups drawn as at this point
+    consistency_nats: float  # nats per image drawn without guidance, by the model trained alike, one token at a time
+    seconds_per_image: float
+    processor: str
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """The values that the study takes; `base` gives those that a sweep leaves alone, and the default T."""
+
+    base: Point
+    steps: Sequence[int]
+    orders: Sequence[str]
+    seeds: int
+    proximities: Sequence[float]
+    repulsions: Sequence[int]
+    guidance_scales: Sequence[float]
+    twin: bool
+
+    def order_points(self) -> list[Point]:
+        """Steps x orders x seeds."""
+        return self._seeds(
+            (replace(self.base, order=order, steps=steps) for steps in self.steps for order in self.orders), self.seeds
+        )
+
+    def visibility_points(self) -> list[Point]:
+        """Steps x seeds: the mutual model drawn blind and, if there is one, the twin that was trained blind."""
+        kinds = [("mutual", "blind")] + [("blind", "blind")] * self.twin
+        return self._seeds(
+            (replace(self.base, trained=t, drawn=d, steps=steps) for steps in self.steps for t, d in kinds), self.seeds
+        )
+
+    def threshold_points(self) -> list[Point]:
+        """Proximity x repulsion at the default T, two seeds."""
+        return self._seeds(
+            (
+                replace(self.base, proximity_threshold=p, repulsion_threshold=r)
+                for p in self.proximities
+                for r in self.repulsions
+            ),
+            2,
+        )
+
+    def guidance_points(self) -> list[Point]:
+        """Guidance scales at the default T, two seeds."""
+        return self._seeds((replace(self.base, guidance_scale=scale) for scale in self.guidance_scales), 2)
+
+    def all_points(self) -> list[Point]:
+        """Every point once; all orders, steps and sweeps of seed 0 first, so that a broken-off study is even."""
+        sweeps = (self.order_points(), self.visibility_points(), self.threshold_points(), self.guidance_points())
+        unique = dict.fromkeys(point for sweep in sweeps for point in sweep)
+        return sorted(unique, key=lambda point: point.seed)
+
+    @staticmethod
+    def _seeds(points: Iterable[Point], seeds: int) -> list[Point]:
+        return [replace(point, seed=seed) for point in points for seed in range(seeds)]
+
+
+def read_points(path: Path) -> dict[Point, Measured]:
+    """The points of a CSV file (none if it does not exist); ValueError for a file of other columns or a broken row."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    if not rows or rows[0] != _columns():
+        raise ValueError(f"out: {str(path)!r} is no file of `lpd study`: its columns must be {', '.join(_columns())}")
+    measured = {}
+    point_types, types = get_type_hints(Point), get_type_hints(Measured)
+    for number, row in enumerate(rows[1:], start=2):
+        try:
+            cells = dict(zip(_columns(), row, strict=True))
+            point = Point(**{field.name: point_types[field.name](cells[field.name]) for field in fields(Point)})
+            values = {name: types[name](cells[name]) for name in _values()}
+        except ValueError as error:
+            raise ValueError(f"out: line {number} of {str(path)!r} is no whole row: {error}") from error
+        measured[point] = Measured(point, **values)
+    return measured
+
+
+def append_point(path: Path, measured: Measured) -> None:
+    """Adds a row, the header before the first, and has it on the disk when it returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(_columns())
+        values = [getattr(measured, name) for name in _values()]
+        writer.writerow([*astuple(measured.point), *(f"{v:.6g}" if isinstance(v, float) else v for v in values)])
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _values() -> list[str]:
+    return [field.name for field in fields(Measured) if field.name != "point"]
+
+
+def _columns() -> list[str]:
+    return [field.name for field in fields(Point)] + _values()

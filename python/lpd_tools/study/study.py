@@ -1,0 +1,145 @@
+"""`lpd study`: measures what the CSV file lacks, point by point, then draws the pictures and writes the tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from lpd_ext.checkpoint import TOKENIZER_FILE, resolve_directory
+from lpd_ext.orders import ORDER_POLICIES, default_repulsion_threshold
+from lpd_ext.pipeline import LPDPipeline, bundled_model
+from lpd_tools.data.fashion_mnist import FASHION_MNIST_DIR, load_fashion_mnist
+from lpd_tools.data.token_cache import check_tokenizer, file_hash
+from lpd_tools.progress import track
+from lpd_tools.settings import setting
+from lpd_tools.study.measure import Instruments
+from lpd_tools.study.points import Measured, Point, Sweeps, append_point, read_points
+from lpd_tools.training.judge import load_judge
+from lpd_tools.training.loop_settings import check_ranges
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is measured, and where it goes: `out` with `.csv`, `.json` (models and machine), `_*.png` and `_tables.md`.
+
+    A study that is broken off goes on where it was.
+    """
+
+    out: str = setting(..., "path of the results, without suffix (docs/quality/8x8)")
+    judge: str = setting(..., "a trained judge that was not used for tuning")
+    model: str = setting("", "folder of the model (the bundled one if empty)")
+    twin: str = setting("", "folder of the model trained with --no-mutual-visibility under the same budget")
+    data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
+    steps: tuple[int, ...] = setting((2, 4, 6, 8, 10, 12, 16, 24, 32, 64), "numbers of decoding steps T")
+    orders: tuple[str, ...] = setting(("locality", "halton", "random", "raster"), "orders")
+    seeds: int = setting(3, "seeds of each point of the sweeps over steps")
+    images: int = setting(2000, "guided images of each point")
+    scored_images: int = setting(500, "real and unguided images of each point that are scored in nats")
+    proximities: tuple[float, ...] = setting((0.5, 1.0, 1.5, 2.5), "proximity thresholds")
+    repulsions: tuple[int, ...] = setting((0, 1, 2, 3), "repulsion thresholds")
+    guidance_scales: tuple[float, ...] = setting((1.0, 2.0, 4.0, 6.0, 8.0, 12.0), "guidance scales")
+    minutes: float = setting(math.inf, "begin no further point after this time")
+
+    def sweeps(self, pipe: LPDPipeline) -> Sweeps:
+        """The points, around the model's sampling defaults."""
+        defaults = pipe.defaults
+        repulsion = defaults.repulsion_threshold
+        base = Point(
+            trained="mutual",
+            drawn="mutual",
+            order="locality",
+            steps=defaults.num_inference_steps,
+            guidance_scale=defaults.guidance_scale,
+            proximity_threshold=float(defaults.proximity_threshold),
+            repulsion_threshold=default_repulsion_threshold(pipe.model.config.grid) if repulsion is None else repulsion,
+            seed=0,
+        )
+        return Sweeps(
+            base,
+            self.steps,
+            self.orders,
+            self.seeds,
+            self.proximities,
+            self.repulsions,
+            self.guidance_scales,
+            twin=bool(self.twin),
+        )
+
+
+def run_study(config: Study) -> Path:
+    """Measures, draws and writes; returns the CSV file.
+
+    Raises ValueError for impossible settings, and for results that other models or settings began.
+    """
+    folder = resolve_directory(config.model) if config.model else bundled_model()
+    check_tokenizer(folder, folder / TOKENIZER_FILE)
+    pipe = LPDPipeline.from_pretrained(folder)
+    check_ranges(
+        config,
+        steps=(1, pipe.model.config.num_tokens),
+        seeds=(1, math.inf),
+        images=(2, math.inf),
+        scored_images=(1, math.inf),
+    )
+    unknown = sorted(set(config.orders) - set(ORDER_POLICIES))
+    if unknown:
+        raise ValueError(f"orders must be among {', '.join(ORDER_POLICIES)}, got {', '.join(unknown)}")
+    pipes = {"mutual": pipe}
+    if config.twin:
+        check_tokenizer(config.twin, folder / TOKENIZER_FILE)
+        pipes["blind"] = LPDPipeline.from_pretrained(config.twin, tokenizer=folder / TOKENIZER_FILE)
+        if pipes["blind"].model.config.mutual_visibility:
+            raise ValueError(f"twin {config.twin!r} was trained with mutual visibility: it is no twin without")
+    table = Path(f"{config.out}.csv")
+    _check_beginning(config, folder, pipe)
+    test = load_fashion_mnist("test", config.data_dir)
+    instruments = Instruments(pipes, load_judge(config.judge), test, config.images, config.scored_images)
+    sweeps = config.sweeps(pipe)
+    done = read_points(table)
+    begun = time.monotonic()
+    missing = [point for point in sweeps.all_points() if point not in done]
+    for point in track(missing, "measuring points"):
+        if time.monotonic() - begun > 60 * config.minutes:
+            break
+        done[point] = instruments.measure(point)
+        append_point(table, done[point])
+    report(done, sweeps, config.out)
+    return table
+
+
+def report(measured: dict[Point, Measured], sweeps: Sweeps, out: str) -> None:
+    """Draws the pictures and writes the tables of what is measured."""
+    from lpd_tools.study.report import draw_knobs, draw_orders, draw_visibility, tables  # matplotlib only here
+
+    draw_orders(measured, sweeps, Path(f"{out}_orders.png"))
+    draw_visibility(measured, sweeps, Path(f"{out}_visibility.png"))
+    draw_knobs(measured, sweeps, Path(f"{out}_knobs.png"))
+    Path(f"{out}_tables.md").write_text(tables(measured, sweeps) + "\n", encoding="utf-8")
+
+
+def _check_beginning(config: Study, folder: Path, pipe: LPDPipeline) -> None:
+    """Notes what the results depend on beside the points in `out`.json; ValueError if they began with other values."""
+    path = Path(f"{config.out}.json")
+    began = {
+        "model_sha256": file_hash(folder / "model.safetensors"),
+        "tokenizer_sha256": file_hash(folder / TOKENIZER_FILE),
+        "judge_sha256": file_hash(config.judge),
+        "temperature": pipe.defaults.temperature,
+        "guidance_schedule": pipe.defaults.guidance_schedule,
+        "images": config.images,
+        "scored_images": config.scored_images,
+    }
+    if config.twin:
+        began["twin_sha256"] = file_hash(Path(config.twin) / "model.safetensors")
+    if path.exists():
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        for name, value in began.items():
+            # A twin may join later: its points are its own.
+            if name in noted and noted[name] != value:
+                raise ValueError(f"{name} is {value!r}, but the results in {str(path)!r} began with {noted[name]!r}")
+        began = noted | began
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(began, indent=2) + "\n", encoding="utf-8")

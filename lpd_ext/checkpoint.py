@@ -31,6 +31,7 @@ _WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
 ModelDType = torch.dtype | Literal["int8"]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, "int8")
 _BLOCKS = "blocks."
+_MUTUAL_VISIBILITY = "mutual_visibility"  # in a file's metadata, where it is not as published
 
 
 def load_model(
@@ -64,8 +65,9 @@ def load_model(
         state = read_state_dict(path)
     else:
         state = read_state_dict(path)
-        heads, stored_grid = _sizes_of_file(path, heads)
+        heads, stored_grid, mutual_visibility = _settings_of_file(path, heads)
         config = infer_config(state, heads, stored_grid or grid)
+        config = replace(config, mutual_visibility=mutual_visibility)
     layers = _decoding_layers(state, dtype, device, packed)
     float_dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
     if device.type == "cpu" and not has_fast_arithmetic(float_dtype):
@@ -145,8 +147,11 @@ def _read_part(path: Path, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]
     return part
 
 
-def _sizes_of_file(path: Path, heads: int | None) -> tuple[int | None, tuple[int, int] | None]:
-    """Heads and grid, which no tensor shape tells: from the file's metadata, else from the config.json beside it."""
+def _settings_of_file(path: Path, heads: int | None) -> tuple[int | None, tuple[int, int] | None, bool]:
+    """Heads, grid and mutual visibility, which no tensor shape tells.
+
+    From the file's metadata, else from the config.json beside it.
+    """
     metadata = read_metadata(path)
     if "heads" in metadata:
         try:
@@ -156,11 +161,11 @@ def _sizes_of_file(path: Path, heads: int | None) -> tuple[int | None, tuple[int
             raise ValueError(f"path {str(path)!r} has metadata whose heads or grid are no integers: {error}") from error
         if heads is not None and heads != stored:
             raise ValueError(f"heads must be {stored} as the metadata of {str(path)!r} says, got {heads}")
-        return stored, check_grid((height, width))
+        return stored, check_grid((height, width)), metadata.get(_MUTUAL_VISIBILITY) != "False"
     if heads is None and path.name == MODEL_FILE and (path.parent / CONFIG_FILE).is_file():
         config = model_config(read_config(path.parent))
-        return config.heads, config.grid
-    return heads, None
+        return config.heads, config.grid, config.mutual_visibility
+    return heads, None, True
 
 
 def model_from_state_dict(
@@ -263,6 +268,8 @@ def save_model(
     directory.mkdir(parents=True, exist_ok=True)
     height, width = model.config.grid
     metadata = {"heads": str(model.config.heads), "grid": f"{height}x{width}"}
+    if not model.config.mutual_visibility:
+        metadata[_MUTUAL_VISIBILITY] = "False"
     state = model.state_dict()
     scales = {name: state.pop(name) for name in list(state) if name.endswith(SCALE_SUFFIX)}
     if dtype is not None:

@@ -19,6 +19,7 @@ from lpd_ext import ops
 from lpd_ext.linear import linear_step, mlp_step
 from lpd_ext.plan import Step
 from lpd_ext.schedule import check_group_sizes
+from lpd_ext.training_attention import Visibility, attend
 
 LAYER_NORM_EPS = 1e-6
 _MAX_HEAD_DIM = 256  # of group_attention
@@ -27,7 +28,10 @@ _PRESETS = {"lpd_l": (1024, 24, 16), "lpd_xl": (1280, 36, 20), "lpd_xxl": (1536,
 
 @dataclass(frozen=True)
 class LPDConfig:
-    """Sizes of an LPD transformer: width E, depth L, heads H, vocabulary V, classes C, token grid (h, w)."""
+    """Sizes of an LPD transformer: width E, depth L, heads H, vocabulary V, classes C, token grid (h, w).
+
+    mutual_visibility: whether the query rows of a group see each other, as published, or each itself alone.
+    """
 
     dim: int
     depth: int
@@ -36,12 +40,15 @@ class LPDConfig:
     num_classes: int
     grid: tuple[int, int]
     mlp_ratio: int = 4
+    mutual_visibility: bool = True
 
     def __post_init__(self) -> None:
         for name in ("dim", "depth", "heads", "vocab_size", "num_classes", "mlp_ratio"):
             value = getattr(self, name)
             if not _is_positive_int(value):
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+        if not isinstance(self.mutual_visibility, bool):
+            raise ValueError(f"mutual_visibility must be True or False, got {self.mutual_visibility!r}")
         object.__setattr__(self, "grid", check_grid(self.grid))
         if self.dim % self.heads or self.head_dim % 8 or self.head_dim > _MAX_HEAD_DIM:
             raise ValueError(
@@ -119,11 +126,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(config.dim, config.mlp_ratio)
 
-    def forward(self, x: Tensor, mask: Tensor, dropout: float) -> Tensor:
-        """Training pass over whole sequences x [B, rows, E] with mask bool [rows, rows] (True: may see)."""
+    def forward(self, x: Tensor, visibility: Visibility, dropout: float = 0.0) -> Tensor:
+        """Training pass over whole sequences x [B, rows, E]; dropout acts in training mode."""
         qkv = self.attn.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        attended = _masked_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+        attended = attend(qkv, visibility)
         x = x + F.dropout(self.attn.proj(attended), dropout, self.training)
         hidden = F.dropout(F.gelu(self.mlp.fc1(self.norm2(x))), dropout, self.training)
         return x + F.dropout(self.mlp.fc2(hidden), dropout, self.training)
@@ -140,30 +146,6 @@ class DecodingLayer:
     mlp: Callable[[Tensor], Tensor]  # [R, E] -> [R, E]
     k_cache: Tensor  # [S, H, P, D]
     v_cache: Tensor
-
-
-def _masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    if q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    # On the CPU the backward pass of masked SDPA took half of a training step; plain products are about 4 times faster.
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    attended: Tensor = scores.masked_fill_(~mask, float("-inf")).softmax(-1) @ v
-    return attended
-
-
-def training_mask(group_sizes: Sequence[int], device: torch.device | None = None) -> Tensor:
-    """Who sees whom in the teacher-forced pass, bool [rows, rows]: 1 + N - m_last context rows, then N query rows.
-
-    Context block i (the condition is block 0, group t is block t + 1) sees context blocks <= i; query group t sees
-    context blocks <= t and itself (paper, section 3.2).
-    """
-    sizes = torch.tensor(list(group_sizes), device=device)
-    steps = torch.arange(len(sizes), device=device)
-    context = torch.cat([steps.new_zeros(1), (steps[:-1] + 1).repeat_interleave(sizes[:-1])])
-    query = steps.repeat_interleave(sizes)
-    sees_context = torch.cat([context, query])[:, None] >= context[None, :]
-    sees_query = torch.cat([torch.full_like(context, -1), query])[:, None] == query[None, :]
-    return torch.cat([sees_context, sees_query], dim=1)
 
 
 class LPDModel(nn.Module):
@@ -199,14 +181,27 @@ class LPDModel(nn.Module):
         return torch.where(labels < 0, config.unconditional_id, config.vocab_size + labels)
 
     def forward(
-        self, tokens: Tensor, labels: Tensor, orders: Tensor, group_sizes: Sequence[int], dropout: float = 0.0
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        orders: Tensor,
+        group_sizes: Sequence[int],
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        mutual_visibility: bool | None = None,
     ) -> Tensor:
         """Teacher-forced logits [B, N, V] in decoding order, every group in one pass (paper, section 3.2).
 
         tokens int64 [B, N] in raster order; labels int64 [B], -1 for unconditional; orders int64 [B, N]; group_sizes
-        sum to N. dropout applies after proj, GELU and fc2 in training mode. Raises ValueError for a shape or value that
-        is out of range.
+        sum to N. In training mode dropout applies after proj, GELU and fc2, attention_dropout to the attention
+        probabilities. mutual_visibility overrides the model's own. Raises ValueError for a shape or value that is out
+        of range.
         """
+        for name, share in (("dropout", dropout), ("attention_dropout", attention_dropout)):
+            if not 0 <= share < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {share!r}")
+        if mutual_visibility is None:
+            mutual_visibility = self.config.mutual_visibility
         group_sizes = self._check_training_batch(tokens, labels, orders, group_sizes)
         batch, num_tokens = tokens.shape
         num_context = num_tokens - group_sizes[-1]
@@ -216,9 +211,10 @@ class LPDModel(nn.Module):
         condition_position = orders.new_zeros(batch, 1)
         positions = torch.cat([condition_position, orders[:, :num_context] + 1, orders + 1], dim=1)
         x = self.z_proj_ln(F.embedding(contents, self.content) + F.embedding(positions, self.pos_embed))
-        mask = training_mask(group_sizes, tokens.device)
+        attention_dropout = attention_dropout if self.training else 0.0
+        visibility = Visibility.of(group_sizes, mutual_visibility, x.device, attention_dropout)
         for block in self.blocks:
-            x = block(x, mask, dropout)
+            x = block(x, visibility, dropout)
         logits: Tensor = self.head(self.norm(x[:, 1 + num_context :]))
         return logits
 
@@ -240,7 +236,16 @@ class LPDModel(nn.Module):
         return check_group_sizes(group_sizes, num_tokens)
 
     def decoding_layers(self, k_cache: Tensor, v_cache: Tensor) -> list[DecodingLayer]:
-        """What the decoding steps need of each block, with its share of k_cache, v_cache [L, S, H, P, D]."""
+        """What the decoding steps need of each block, with its share of k_cache, v_cache [L, S, H, P, D].
+
+        Raises ValueError for a model without mutual visibility: group_attention lets the queries of a step see each
+        other.
+        """
+        if not self.config.mutual_visibility:
+            raise ValueError(
+                "mutual_visibility must be True to decode, got a model trained with False: its queries must not see "
+                "each other, and here they would"
+            )
         layers = []
         for block, k, v in zip(self.blocks, k_cache.unbind(), v_cache.unbind(), strict=True):
             assert isinstance(block, Block)

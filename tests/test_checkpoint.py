@@ -53,6 +53,22 @@ def test_save_and_load_a_directory_round_trip(tmp_path: Path) -> None:
     assert sorted(file.name for file in (tmp_path / "saved").iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_mutual_visibility_is_kept(tmp_path: Path) -> None:
+    """In config.json, where it may be missing, and in the metadata of a file that is moved elsewhere."""
+    blind = dataclasses.replace(load_golden().config(), mutual_visibility=False)
+    save_model(LPDModel(blind), tmp_path)
+    assert load_model(tmp_path).config == blind
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes((tmp_path / "model.safetensors").read_bytes())
+    assert load_model(moved).config == blind
+    write_state_dict(read_state_dict(moved), tmp_path / "model.safetensors")
+    assert load_model(tmp_path / "model.safetensors").config == blind
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored["model"].pop("mutual_visibility") is False
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert load_model(tmp_path).config == load_golden().config()
+
+
 def test_half_precision_storage_loads_as_float32(tmp_path: Path) -> None:
     save_model(load_golden().model(), tmp_path, dtype=torch.float16)
     assert read_state_dict(tmp_path / "model.safetensors")["head.weight"].dtype == torch.float16

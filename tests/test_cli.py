@@ -38,6 +38,8 @@ COMMANDS = [
     "cache-tokens",
     "train",
     "bundle",
+    "generate",
+    "measure",
     "evaluate",
     "curves",
     "growth",

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from golden import load_golden
 
-from lpd_ext.model import LPDConfig, LPDModel, training_mask
+from lpd_ext.model import LPDConfig, LPDModel
 
 
-def golden_loss(model: LPDModel) -> torch.Tensor:
+def golden_loss(model: LPDModel, mutual_visibility: bool | None = None) -> torch.Tensor:
     golden = load_golden()
     train = golden.part("train.")
     tokens, orders = train["tokens"].long(), train["orders"].long()
-    logits = model(tokens, train["labels"].long(), orders, golden.spec["train_group_sizes"])
+    arguments = (tokens, train["labels"].long(), orders, golden.spec["train_group_sizes"])
+    logits = model(*arguments, mutual_visibility=mutual_visibility)
     return F.cross_entropy(logits.flatten(0, 1), tokens.gather(1, orders).flatten())
 
 
@@ -37,34 +40,16 @@ def test_training_loss_and_gradients_equal_the_published_ones() -> None:
         assert (ours - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
-def test_training_mask_matters_to_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted mistake: without mutual visibility the golden loss is missed by far more than its tolerance."""
+def test_mutual_visibility_matters_to_the_loss() -> None:
+    """Without it the golden loss is missed by far more than its tolerance, whoever switches it off."""
     golden = load_golden()
-
-    def blind(group_sizes: list[int], device: torch.device | None = None) -> torch.Tensor:
-        mask = training_mask(group_sizes, device)
-        queries = sum(group_sizes)
-        mask[-queries:, -queries:] = torch.eye(queries, dtype=torch.bool)
-        return mask
-
-    monkeypatch.setattr("lpd_ext.model.training_mask", blind)
-    assert abs(golden_loss(golden.model()).item() - golden.tensors["train.loss"].item()) > 1e-4
-
-
-def test_training_mask_spelled_out() -> None:
-    # condition | group 0: 1 token | group 1: 2 tokens | group 2: 1 token (never context) ; then queries of 0, 1, 2
-    mask = training_mask([1, 2, 1]).int().tolist()
-    assert mask == [
-        # c  g0 g1 g1  q0 q1 q1 q2
-        [1, 0, 0, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0, 0, 0],
-        [1, 0, 0, 0, 1, 0, 0, 0],
-        [1, 1, 0, 0, 0, 1, 1, 0],
-        [1, 1, 0, 0, 0, 1, 1, 0],
-        [1, 1, 1, 1, 0, 0, 0, 1],
-    ]
+    published = golden.tensors["train.loss"].item()
+    model = golden.model()
+    switched = golden_loss(model, mutual_visibility=False).item()
+    assert abs(switched - published) > 1e-4
+    model.config = replace(model.config, mutual_visibility=False)
+    assert golden_loss(model).item() == switched
+    assert abs(golden_loss(model, mutual_visibility=True).item() - published) <= 1e-5
 
 
 def test_state_dict_is_the_published_layout() -> None:
@@ -95,6 +80,7 @@ def test_load_state_dict_names_what_does_not_fit() -> None:
         ({"heads": 7}, "multiple of 8"),
         ({"dim": 264}, "multiple of 8 and at most 256"),
         ({"vocab_size": 2.5}, "vocab_size must be"),
+        ({"mutual_visibility": 1}, "mutual_visibility must be"),
     ],
 )
 def test_config_refuses(change: dict[str, object], message: str) -> None:
@@ -123,10 +109,14 @@ def test_dropout_is_off_in_eval_mode_and_acts_in_training_mode() -> None:
     )
     with torch.no_grad():
         plain = model(*arguments)
-        assert torch.equal(model(*arguments, dropout=0.5), plain)
-        model.train()
-        assert torch.equal(model(*arguments, dropout=0.0), plain)
-        assert not torch.allclose(model(*arguments, dropout=0.5), plain)
+        for name in ("dropout", "attention_dropout"):
+            model.eval()
+            assert torch.equal(model(*arguments, **{name: 0.5}), plain)
+            model.train()
+            assert torch.equal(model(*arguments, **{name: 0.0}), plain)
+            assert not torch.allclose(model(*arguments, **{name: 0.5}), plain)
+            with pytest.raises(ValueError, match=rf"{name} must lie in \[0, 1\), got 1"):
+                model(*arguments, **{name: 1})
 
 
 @pytest.mark.parametrize(

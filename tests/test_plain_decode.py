@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,6 +28,30 @@ def test_plain_decodes_draw_the_same_tokens(sizes: list[int], guidance_scale: fl
         model, torch.tensor(request.labels), sizes, request.orders, guidance_scale, top_k=1, attention=attention
     )
     assert torch.equal(plain, generate(model, request))
+
+
+@pytest.mark.parametrize("attention", [attend_with_mask, attend_in_two_calls])
+@pytest.mark.parametrize("sizes", [[1, 2, 3, 6], [12], [1] * 12])
+def test_queries_that_are_blind_to_each_other_decode_as_they_train(sizes: list[int], attention: Attention) -> None:
+    model = random_model(32, (3, 4))
+    model.config = replace(model.config, mutual_visibility=False)
+    request = request_for(model, [sizes] * 2)
+    labels, tokens = torch.tensor(request.labels), torch.randint(50, (2, 12))
+    logits: list[torch.Tensor] = []
+    decode_plain(model, labels, sizes, request.orders, 1.0, attention=attention, given=tokens, logits_out=logits)
+    with torch.no_grad():
+        wanted = model(tokens, labels, request.orders, sizes)
+        mutual = model(tokens, labels, request.orders, sizes, mutual_visibility=True)
+    tolerance = 2e-5 * wanted.abs().max()
+    assert (torch.cat(logits, 1) - wanted).abs().max() <= tolerance
+    assert ((wanted - mutual).abs().max() > 100 * tolerance) == (max(sizes) > 1)
+
+
+def test_the_sampler_refuses_a_model_whose_queries_are_blind_to_each_other() -> None:
+    model = random_model(32, (3, 4))
+    model.config = replace(model.config, mutual_visibility=False)
+    with pytest.raises(ValueError, match="mutual_visibility must be True to decode"):
+        generate(model, request_for(model, [[12]] * 2))
 
 
 def test_published_style_filters() -> None:

@@ -32,4 +32,4 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
     wrong.save(out / "tokenizer.safetensors")
     with pytest.raises(ValueError, match="is not the one whose tokens"):
-        evaluate(Evaluation(judge="", model=str(out)))
+        evaluate(Evaluation(out=str(tmp_path / "evaluation"), model=str(out)))

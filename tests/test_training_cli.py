@@ -13,8 +13,12 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 from lpd_tools.cli import app
-from lpd_tools.data.token_cache import TokenCaching
+from lpd_tools.data.icons import IconFolder
+from lpd_tools.data.token_caching import TokenCaching
+from lpd_tools.data.token_check import TokenCheck
 from lpd_tools.evaluation.evaluate import Evaluation
+from lpd_tools.evaluation.generate import Generation
+from lpd_tools.evaluation.measure import Measurement
 from lpd_tools.training.bundle import Bundling
 from lpd_tools.training.curves import Curves
 from lpd_tools.training.judge import JudgeTraining
@@ -29,8 +33,12 @@ CONFIGS = {
     "train-judge": JudgeTraining,
     "train-tokenizer": TokenizerTraining,
     "cache-tokens": TokenCaching,
+    "check-tokens": TokenCheck,
+    "prepare-icons": IconFolder,
     "train": LPDTraining,
     "bundle": Bundling,
+    "generate": Generation,
+    "measure": Measurement,
     "evaluate": Evaluation,
     "curves": Curves,
 }
@@ -70,7 +78,16 @@ def test_from_images_to_a_pipeline(tmp_path: Path) -> None:
     tokenizer = tmp_path / "vq" / "tokenizer.safetensors"
     commands = [
         ("train-tokenizer", "--out-dir", tmp_path / "vq", *data, *quick, *sizes, *log),
-        ("cache-tokens", "--tokenizer", tokenizer, "--out", tmp_path / "tokens", *data),
+        (
+            "cache-tokens",
+            "--tokenizer",
+            tokenizer,
+            "--out",
+            tmp_path / "tokens",
+            "--data",
+            f"fashion-mnist:{DATA / 'fashion_mnist'}",
+        ),
+        ("check-tokens", "--tokens", tmp_path / "tokens", "--tokenizer", tokenizer),
         ("train", "--tokens", tmp_path / "tokens", "--out-dir", tmp_path / "lpd", *quick, *log, *model),
         ("bundle", "--model", tmp_path / "lpd", "--tokenizer", tokenizer, "--out", tmp_path / "bundle", *defaults),
     ]

@@ -13,31 +13,13 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 from lpd_tools.data.fashion_mnist import load_fashion_mnist
-from lpd_tools.evaluation.metrics import centre_psnr, frechet_distance, psnr
+from lpd_tools.evaluation.metrics import centre_psnr, psnr
 from lpd_tools.training.judge import JudgeTraining, augment, grey, load_judge, predict, train_judge
 
 DATA = Path(__file__).parent / "data" / "fashion_mnist"
 
 
 # measures
-
-
-def test_frechet_distance_of_an_affine_copy() -> None:
-    a = torch.randn(500, 6, generator=torch.Generator().manual_seed(0)).double() @ torch.randn(6, 6).double()
-    # b = 3a + 1 has mean 3μ + 1 and covariance 9Σ, so tr(Σ + 9Σ - 2·3Σ) = 4 tr Σ.
-    expected = (2 * a.mean(0) + 1).square().sum() + 4 * torch.cov(a.T).trace()
-    assert frechet_distance(a, 3 * a + 1) == pytest.approx(expected.item(), rel=1e-8)
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-8)
-    with pytest.raises(ValueError, match="at least 2 samples, got 1"):
-        frechet_distance(a[:1], a)
-    with pytest.raises(ValueError, match=r"\[n, F\] and \[m, F\]"):
-        frechet_distance(a, a[:, :3])
-
-
-def test_frechet_distance_without_shared_axes() -> None:
-    # Σa = diag(1, 4), Σb = its rotation by 90°: tr((ΣaΣb)^½) = 2·2.
-    a = torch.tensor([[1.0, 2.0], [1.0, -2.0], [-1.0, 2.0], [-1.0, -2.0]]).double() * math.sqrt(3 / 4)
-    assert frechet_distance(a, a.flip(1)) == pytest.approx(5 + 5 - 8)
 
 
 def test_psnr() -> None:

@@ -28,7 +28,8 @@ def make_cache(folder: Path, codes: int = 16, levels: int = 4) -> Path:
     model = VQTokenizer(TokenizerConfig(32, (1,) * levels, 8, codes, 8, 1, 1))
     torch.nn.init.normal_(model.quantize.embedding.weight)
     model.save(folder / "tokenizer.safetensors")
-    return cache_tokens(TokenCaching(str(folder / "tokenizer.safetensors"), str(folder / "tokens"), str(DATA)))
+    data = f"fashion-mnist:{DATA}"
+    return cache_tokens(TokenCaching(str(folder / "tokenizer.safetensors"), str(folder / "tokens"), data, workers=0))
 
 
 def lpd_config(tokens: Path, out_dir: Path, **changes: Any) -> LPDTraining:

@@ -9,7 +9,6 @@ import typer
 import typer.core
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from lpd_tools.bench.check import BenchCheck, check
 from lpd_tools.bench.growth import Growth, measure_growth
@@ -18,8 +17,14 @@ from lpd_tools.commands.bench import bench
 from lpd_tools.commands.info import info
 from lpd_tools.commands.orders import orders
 from lpd_tools.commands.sample import sample
-from lpd_tools.data.token_cache import TokenCaching, cache_tokens
+from lpd_tools.data.icons import IconFolder, prepare_icons
+from lpd_tools.data.token_caching import TokenCaching, run_caching
+from lpd_tools.data.token_check import TokenCheck, check_tokens
+from lpd_tools.data.token_shards import SKIPPED_FILE
 from lpd_tools.evaluation.evaluate import Evaluation, evaluate
+from lpd_tools.evaluation.generate import Generation, generate
+from lpd_tools.evaluation.measure import Measurement, measure
+from lpd_tools.evaluation.report import result_tables
 from lpd_tools.settings import add_command
 from lpd_tools.training.bundle import Bundling, bundle
 from lpd_tools.training.curves import Curves, draw_curves
@@ -70,7 +75,20 @@ def run_train_tokenizer(config: TokenizerTraining) -> None:
 
 
 def run_cache_tokens(config: TokenCaching) -> None:
-    say(f"wrote {cache_tokens(config)}")
+    result = run_caching(config)
+    if result.skipped:
+        say(f"skipped {len(result.skipped)} images that cannot be read: {result.path / SKIPPED_FILE} lists them")
+    done = "wrote" if result.complete else "wrote a share of"
+    say(f"{done} {result.path}")
+
+
+def run_check_tokens(config: TokenCheck) -> None:
+    say(f"{config.tokens}: {check_tokens(config):,} images, all files as they were written")
+
+
+def run_prepare_icons(config: IconFolder) -> None:
+    counts = {split: classes.total() for split, classes in prepare_icons(config).items()}
+    say(f"wrote {config.out}: {counts['train']} train and {counts['val']} val icons")
 
 
 def run_train(config: LPDTraining) -> None:
@@ -93,30 +111,27 @@ def run_growth(config: Growth) -> None:
     say(f"wrote {measure_growth(config)}")
 
 
+def run_generate(config: Generation) -> None:
+    say(f"wrote {generate(config)}")
+
+
+def run_measure(config: Measurement) -> None:
+    show_results(measure(config), config.out)
+
+
 def run_evaluate(config: Evaluation) -> None:
     results = evaluate(config)
+    if results is not None:
+        show_results(results, config.out)
+
+
+def show_results(results: dict[str, Any], out: str) -> None:
     for table in result_tables(results):
         console.print(table)
-    if config.out:
-        say(f"wrote {config.out}")
-
-
-def result_tables(results: dict[str, Any]) -> list[Table]:
-    """The measures of `evaluate` as tables: recognition, distances, nats."""
-    sources = results["recognised"]
-    recognised = Table("class", *sources, title="recognised by the judge (%)")
-    for name in next(iter(sources.values())):
-        recognised.add_row(name, *(f"{100 * rates[name]:.1f}" for rates in sources.values()))
-    distances = Table("images", "distance", title="Fréchet distance to the real test set (judge features)")
-    for name, value in results["frechet_distance_to_test_set"].items():
-        distances.add_row(name, f"{value:.2f}")
-    distances.caption = f"reconstruction PSNR on the 28x28 centre: {results['reconstruction_psnr_centre_db']:.2f} dB"
-    by_order = results["nats_per_test_image"]
-    steps = list(next(iter(by_order.values())))
-    nats = Table("order", *(f"{count} steps" for count in steps), title="teacher-forced nats per test image")
-    for order, row in by_order.items():
-        nats.add_row(order, *(f"{row[count]:.1f}" for count in steps))
-    return [recognised, distances, nats]
+    for warning in results["warnings"]:
+        console.print(f"[yellow]note:[/] {escape(warning)}", soft_wrap=True)
+    if out:
+        say(f"wrote {out}")
 
 
 app.command()(sample)
@@ -127,10 +142,14 @@ app.command()(bench_tables)
 add_command(app, "train-judge", JudgeTraining, run_train_judge, "Train a classifier that judges images.")
 add_command(app, "train-tokenizer", TokenizerTraining, run_train_tokenizer, "Train the VQ tokenizer.")
 add_command(app, "cache-tokens", TokenCaching, run_cache_tokens, "Encode the data set once, for training.")
+add_command(app, "check-tokens", TokenCheck, run_check_tokens, "Read a whole token cache and compare its checksums.")
+add_command(app, "prepare-icons", IconFolder, run_prepare_icons, "Make an image folder of an npm package of icons.")
 add_command(app, "train", LPDTraining, run_train, "Train the LPD transformer on cached tokens.")
 add_command(app, "replay", Replay, run_replay, "Compute again the step in which a training found no finite loss.")
 add_command(app, "bundle", Bundling, run_bundle, "Put a trained model, its tokenizer and defaults in a folder.")
-add_command(app, "evaluate", Evaluation, run_evaluate, "Measure a model on Fashion-MNIST.")
+add_command(app, "generate", Generation, run_generate, "Draw images of every class, to measure them.")
+add_command(app, "measure", Measurement, run_measure, "Compare generated images with real ones.")
+add_command(app, "evaluate", Evaluation, run_evaluate, "Draw images of every class and measure them and the model.")
 add_command(app, "curves", Curves, run_curves, "Draw the logs of the training programs.")
 add_command(app, "growth", Growth, run_growth, "Measure how time and memory grow with batch, steps, tokens and model.")
 add_command(app, "bench-check", BenchCheck, check, "Compare a few benchmark ratios with the committed ones.")

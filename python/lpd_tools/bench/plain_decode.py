@@ -29,6 +29,7 @@ class PlainStep:
     seen: Tensor  # float [rows, keys]: 0, or -inf where a row does not see a key
     num_context: int
     cached: int
+    mutual_visibility: bool  # False: a query row sees the context and itself alone
 
 
 # (q, k, v [S, H, rows, D], k_cache, v_cache [S, H, 1 + N, D], step) -> [S, H, rows, D]
@@ -44,13 +45,14 @@ def attend_with_mask(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: 
 
 
 def attend_in_two_calls(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, step: PlainStep) -> Tensor:
-    """One call per row class, which needs no mask."""
+    """One call per row class, which needs no mask but for queries that are blind to each other."""
     context, query = slice(0, step.num_context), slice(step.num_context, None)
     end = step.cached + step.num_context
     k_cache[:, :, step.cached : end], v_cache[:, :, step.cached : end] = k[:, :, context], v[:, :, context]
     k_seen, v_seen = k_cache[:, :, :end], v_cache[:, :, :end]
     first = attend(q[:, :, context], k_seen, v_seen)
-    second = attend(q[:, :, query], torch.cat([k_seen, k[:, :, query]], 2), torch.cat([v_seen, v[:, :, query]], 2))
+    keys, values = (torch.cat(parts, 2) for parts in ((k_seen, k[:, :, query]), (v_seen, v[:, :, query])))
+    second = attend(q[:, :, query], keys, values, attn_mask=None if step.mutual_visibility else step.seen[query])
     return torch.cat([first, second], dim=2)
 
 
@@ -77,14 +79,18 @@ def decode_plain(
     *,
     attention: Attention = attend_with_mask,
     block_call: BlockCall = call_block,
+    mutual_visibility: bool | None = None,
     given: Tensor | None = None,
     logits_out: list[Tensor] | None = None,
 ) -> Tensor:
     """Tokens int64 [B, N] in raster order with linear guidance; labels int64 [B], orders int64 [B, N].
 
+    mutual_visibility: whether the queries of a step see each other; default as the model was trained.
     given: tokens to feed instead of those drawn. logits_out: receives each step's logits [S, m, V].
     """
     config, device, dtype = model.config, model.pos_embed.device, model.pos_embed.dtype
+    if mutual_visibility is None:
+        mutual_visibility = config.mutual_visibility
     batch, num_tokens = orders.shape
     guided = guidance_scale != 1
     sequences = 2 * batch if guided else batch
@@ -113,7 +119,10 @@ def decode_plain(
         x = model.z_proj_ln(x)
         # Context row i and query row i: at cache position cached + i. Queries see each other, being one block.
         at = torch.arange(cached, cached + num_context + size, device=device)
-        step = PlainStep(at, mask[at][:, : cached + num_context + size], num_context, cached)
+        seen = mask[at][:, : cached + num_context + size]
+        if not mutual_visibility:
+            seen[num_context:, cached + num_context :].fill_(float("-inf")).fill_diagonal_(0)
+        step = PlainStep(at, seen, num_context, cached, mutual_visibility)
         for block, (k_cache, v_cache) in zip(model.blocks, caches, strict=True):
             assert isinstance(block, Block)
             x = block_call(block, x, k_cache, v_cache, step, attention)

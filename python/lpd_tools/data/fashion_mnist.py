@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+
+from lpd_tools.data.image_source import DataSet, ImageSource, digest
 
 FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
 CLASS_NAMES = (
@@ -73,6 +76,36 @@ def load_fashion_mnist(split: str, data_dir: str | Path = FASHION_MNIST_DIR) -> 
             )
     pixels, labels = (torch.from_numpy(read_idx(path).copy()) for path in paths)
     return LabelledImages(pixels, labels.long())
+
+
+class FashionMNISTSource(ImageSource):
+    """Fashion-MNIST as grey 32x32 pictures: the 28x28 of the files with a black border."""
+
+    class_names = CLASS_NAMES
+
+    def __init__(self, data: LabelledImages, split: str) -> None:
+        self._pixels = F.pad(data.pixels, (BORDER,) * 4)
+        self._split = split
+        self.labels = data.labels
+
+    def image(self, index: int) -> Image.Image:
+        """Picture `index`, mode L."""
+        return Image.fromarray(self._pixels[index].numpy())
+
+    def name(self, index: int) -> str:
+        """The split and number of picture `index`."""
+        return f"{self._split}[{index}]"
+
+    def fingerprint(self) -> str:
+        """SHA-256 of pixels and labels."""
+        return digest(self._pixels.numpy().tobytes(), self.labels.numpy().tobytes())
+
+
+def open_fashion_mnist(location: str, options: dict[str, str]) -> DataSet:
+    """Fashion-MNIST of the folder `location`, by default where Debian's package puts it; there are no options."""
+    folder = location or FASHION_MNIST_DIR
+    train, test = (FashionMNISTSource(load_fashion_mnist(split, folder), split) for split in ("train", "test"))
+    return DataSet("fashion-mnist", train, test, default_image_size=28 + 2 * BORDER)
 
 
 def to_images(pixels: Tensor) -> Tensor:

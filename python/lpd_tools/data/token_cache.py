@@ -1,52 +1,58 @@
-"""Encodes a data set once, so that training reads tokens and never pixels."""
+"""Reads token caches: the tokens of a data set, so that training reads tokens and never pixels."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lpd_ext.checkpoint import CONFIG_FILE, read_config
-from lpd_ext.state_files import complete_file
-from lpd_ext.tokenizer import VQTokenizer
-from lpd_tools.data.fashion_mnist import FASHION_MNIST_DIR, load_fashion_mnist, to_images
-from lpd_tools.progress import track
-from lpd_tools.settings import setting
+from lpd_tools.data.token_shards import (
+    INDEX_FILE,
+    SPLITS,
+    Shard,
+    ShardEntry,
+    narrow_type,
+    read_index,
+    read_shard,
+)
+from lpd_tools.data.token_shards import file_hash as file_hash  # callers know it as a function of this module
 
 
-@dataclass(frozen=True)
-class TokenCaching:
-    """Which tokenizer to run and where the tokens go (a safetensors file)."""
-
-    tokenizer: str = setting(..., "tokenizer weights")
-    out: str = setting(..., "safetensors file to write")
-    data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
-    batch_size: int = setting(250, "images per forward pass")
-
-
-@dataclass(frozen=True)
 class TokenSplit:
-    """Encoded images of a train or test set: tokens [images, views, N] and labels int64 [images]."""
+    """Encoded pictures of a train or test set, in memory-mapped shards."""
 
-    encoded: Tensor
-    labels: Tensor
+    def __init__(self, shards: Iterable[Shard], views: int, num_tokens: int) -> None:
+        shards = list(shards)
+        self.views = views  # 2 where each picture has its mirror image beside it, else 1
+        self.labels = torch.cat([shard.labels for shard in shards]).long()  # int64 [images]
+        self._num_tokens = num_tokens
+        self._shards = [shard.tokens.flatten(2) for shard in shards]
+        self._ends = torch.tensor([len(shard.labels) for shard in shards]).cumsum(0)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def views(self) -> int:
-        """2 where each image has its mirror image beside it, else 1."""
-        return self.encoded.shape[1]
-
     def tokens(self, index: Tensor, view: Tensor | int = 0) -> Tensor:
-        """Tokens int64 [B, N], in raster order, of the images `index` [B]; view 1 is mirrored left to right."""
-        return self.encoded[index, view].long()
+        """Tokens int64 [B, N], in raster order, of the images `index` [B]; view 1 is mirrored left to right.
+
+        IndexError for images and views that there are not.
+        """
+        view = torch.as_tensor(view).expand(len(index))
+        for name, values, count in (("index", index, len(self)), ("view", view, self.views)):
+            if len(values) and not 0 <= int(values.min()) <= int(values.max()) < count:
+                raise IndexError(f"{name} must be in [0, {count}), got {int(values.min())} to {int(values.max())}")
+        result = torch.empty(len(index), self._num_tokens, dtype=torch.int64)
+        shards = torch.bucketize(index, self._ends, right=True)
+        for number in shards.unique().tolist():
+            rows = shards == number
+            start = int(self._ends[number - 1]) if number else 0
+            result[rows] = self._shards[number][index[rows] - start, view[rows]].long()
+        return result
 
 
 @dataclass(frozen=True)
@@ -57,23 +63,24 @@ class TokenCache:
     test: TokenSplit
     grid: tuple[int, int]
     vocab_size: int
-    num_classes: int
+    class_names: tuple[str, ...]
     tokenizer_hash: str
+    image_size: int
+    checksums: tuple[str, ...]  # SHA-256 of each training shard
 
     @property
     def num_tokens(self) -> int:
         """N = h * w."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.class_names)
+
     def content_hash(self) -> str:
-        """SHA-256 of the training tokens and labels, in hexadecimal."""
-        parts = (self.train.encoded, self.train.labels)
-        return hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in parts)).hexdigest()
-
-
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        """SHA-256 that stands for training tokens and labels: of the shards' checksums, which the index holds."""
+        return hashlib.sha256("\n".join(self.checksums).encode()).hexdigest()
 
 
 def check_tokenizer(model: str | Path, tokenizer: str | Path) -> None:
@@ -86,50 +93,66 @@ def check_tokenizer(model: str | Path, tokenizer: str | Path) -> None:
         )
 
 
-@torch.no_grad()
-def cache_tokens(config: TokenCaching) -> Path:
-    """Writes tokens and labels of the train set, its mirror image and the test set; returns the path."""
-    tokenizer = VQTokenizer.from_file(config.tokenizer)
-    arrays: dict[str, Tensor] = {}
-    for split in ("train", "test"):
-        data = load_fashion_mnist(split, config.data_dir)
-        tokens = []
-        for pixels in track(data.pixels.split(config.batch_size), f"encoding {split}"):
-            images = to_images(pixels)
-            views = (images, images.flip(3)) if split == "train" else (images,)
-            tokens.append(torch.stack([tokenizer.encode(view) for view in views], dim=1))
-        narrow = torch.int16 if tokenizer.config.codebook_size <= 2**15 else torch.int32
-        arrays[f"{split}.tokens"] = torch.cat(tokens).to(narrow)
-        arrays[f"{split}.labels"] = data.labels.to(torch.int16)
-    metadata = {
-        "tokenizer_sha256": file_hash(config.tokenizer),
-        "vocab_size": str(tokenizer.config.codebook_size),
-        "layout": "tokens [images, views, h, w]; view 1 of train is mirrored left to right",
-    }
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-    with complete_file(config.out) as temporary:
-        save_file(arrays, temporary, metadata=metadata)
-    return Path(config.out)
+def load_token_cache(path: str | Path, tokenizer: str | Path | None = None) -> TokenCache:
+    """The token cache in the folder `path`; only labels are read at once, tokens when they are used.
 
-
-def load_token_cache(path: str | Path) -> TokenCache:
-    """The tokens written by `cache_tokens`; FileNotFoundError, or ValueError for a damaged or foreign file."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"path: no token cache at {str(path)!r}; make one with `lpd cache-tokens`")
+    Raises FileNotFoundError if there is none, ValueError for files that are damaged, foreign or missing by their sizes
+    and headers (`lpd check-tokens` reads all of them), and for tokens of another tokenizer than the file `tokenizer`.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        raise ValueError(f"path: {str(path)!r} is a file; token caches are folders made by `lpd cache-tokens`")
+    if not (folder / INDEX_FILE).is_file():
+        raise FileNotFoundError(
+            f"path: no token cache at {str(path)!r}; make one, or finish one, with `lpd cache-tokens`"
+        )
+    settings, class_names, entries = read_index(folder)
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            encoded = [file.get_tensor(f"{split}.tokens") for split in ("train", "test")]
-            labels = [file.get_tensor(f"{split}.labels").long() for split in ("train", "test")]
-        vocab_size, tokenizer_hash = int(metadata["vocab_size"]), metadata["tokenizer_sha256"]
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"path {str(path)!r} is no whole token cache: {error}") from error
-    train, test = (TokenSplit(e.flatten(2), kind) for e, kind in zip(encoded, labels, strict=True))
+        grid = (int(settings["grid"][0]), int(settings["grid"][1]))
+        vocab_size, image_size = int(settings["vocab_size"]), int(settings["image_size"])
+        tokenizer_hash, views = str(settings["tokenizer_sha256"]), {s: int(settings["views"][s]) for s in SPLITS}
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"{str(folder / INDEX_FILE)!r} is no index of a token cache: {error!r}") from error
+    if tokenizer is not None and file_hash(tokenizer) != tokenizer_hash:
+        raise ValueError(f"tokenizer {str(tokenizer)!r} is not the one that made the tokens in {str(path)!r}")
+    dtype = narrow_type(vocab_size)
+    splits = {
+        split: TokenSplit(
+            (_open_shard(folder, entry, (views[split], *grid), dtype) for entry in entries[split]),
+            views[split],
+            grid[0] * grid[1],
+        )
+        for split in SPLITS
+        if _has_rows(folder, split, entries[split])
+    }
     return TokenCache(
-        train=train,
-        test=test,
-        grid=(encoded[0].shape[2], encoded[0].shape[3]),
+        train=splits["train"],
+        test=splits["test"],
+        grid=grid,
         vocab_size=vocab_size,
-        num_classes=int(train.labels.max()) + 1,
+        class_names=class_names,
         tokenizer_hash=tokenizer_hash,
+        image_size=image_size,
+        checksums=tuple(entry.sha256 for entry in entries["train"]),
     )
+
+
+def _has_rows(folder: Path, split: str, entries: list[ShardEntry]) -> bool:
+    if sum(entry.rows for entry in entries) == 0:
+        raise ValueError(f"{str(folder / INDEX_FILE)!r} lists no {split} images")
+    return True
+
+
+def _open_shard(folder: Path, entry: ShardEntry, shape: tuple[int, int, int], dtype: torch.dtype) -> Shard:
+    path = folder / entry.file
+    if path.parent != folder or not path.is_file():
+        raise ValueError(f"{str(path)!r} is missing, which {INDEX_FILE} lists")
+    if path.stat().st_size != entry.bytes:
+        raise ValueError(f"{str(path)!r} has {path.stat().st_size} bytes, but {entry.bytes} in {INDEX_FILE}")
+    shard = read_shard(path)
+    if shard.tokens.shape != (entry.rows, *shape) or shard.tokens.dtype != dtype or len(shard.labels) != entry.rows:
+        raise ValueError(
+            f"{str(path)!r} holds tokens {tuple(shard.tokens.shape)} {shard.tokens.dtype}, "
+            f"but {(entry.rows, *shape)} {dtype} in {INDEX_FILE}"
+        )
+    return shard

@@ -1,157 +1,228 @@
-"""How good a model with its tokenizer is on Fashion-MNIST: recognition, Fréchet distance, nats, PSNR."""
+"""`lpd evaluate`: draws images, then measures them, the tokenizer and the model."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lpd_ext.checkpoint import TOKENIZER_FILE, resolve_directory
-from lpd_ext.orders import make_orders
-from lpd_ext.pipeline import LPDPipeline, bundled_model
+from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.schedule import group_sizes
 from lpd_ext.tokenizer import VQTokenizer
-from lpd_tools.data.fashion_mnist import FASHION_MNIST_DIR, LabelledImages, from_pixels, load_fashion_mnist, to_images
-from lpd_tools.data.token_cache import check_tokenizer
-from lpd_tools.evaluation.metrics import centre_psnr, frechet_distance
+from lpd_tools.checks import check_device
+from lpd_tools.data.fashion_mnist import BORDER, from_pixels
+from lpd_tools.evaluation.generate import (
+    Generation,
+    generate,
+    load_pipeline,
+    model_directory,
+    repeat_of,
+    sampling_of,
+    sampling_options,
+)
+from lpd_tools.evaluation.images import ImageSet, in_memory, open_images
+from lpd_tools.evaluation.likelihood import dependency_loss, orders_for, self_consistency
+from lpd_tools.evaluation.measure import (
+    RECONSTRUCTED,
+    REFERENCE_HELP,
+    chosen_extractors,
+    compare,
+    manifests,
+    write_results,
+)
+from lpd_tools.evaluation.metrics import centre_psnr, psnr
+from lpd_tools.evaluation.processes import processes
+from lpd_tools.evaluation.reference import Reference, balanced_sample, open_reference
+from lpd_tools.evaluation.report import picture
 from lpd_tools.progress import track
 from lpd_tools.settings import setting
-from lpd_tools.training.judge import Judge, grey, judge_features, load_judge, predict
-from lpd_tools.training.transformer import nats_per_token
+from lpd_tools.training.loop_settings import check_ranges
+
+RESULTS_FILE = "evaluation.json"
+PICTURE_FILE = "grid.png"
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What is measured; empty `model`: the bundled one; steps and guidance at 0: that model's defaults."""
+class Evaluation(Generation):
+    """A generation, repeated with other seeds, and what is measured of it; `out` also gets the results.
 
-    judge: str = setting(..., "a trained judge that was not used for tuning")
-    model: str = setting("", "folder of the model (the bundled one if empty)")
-    out: str = setting("", "JSON file to write")
-    data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
-    images: int = setting(2000, "images to generate")
-    num_inference_steps: int = setting(0, "decoding steps (0: the model's default)")
-    guidance_scale: float = setting(0.0, "guidance (0: the model's default)")
-    guidance_schedule: str = setting("", "linear or constant (empty: the model's default)")
-    seed: int = setting(0, "seed of the first image")
-    batch_size: int = setting(100, "images per batch")
-    nats_images: int = setting(1000, "test images for the teacher-forced nats")
-    nats_steps: tuple[int, ...] = setting((4, 6, 10, 16, 64), "numbers of steps for them")
-    nats_orders: tuple[str, ...] = setting(("random", "locality", "raster"), "orders for them")
-
-
-def generate(pipe: LPDPipeline, labels: Sequence[int], seed: int, batch_size: int = 100, **options: Any) -> Tensor:
-    """Pixels uint8 [B, 32, 32, 3] of one generated image per label; image i has seed `seed + i`."""
-    parts = []
-    for start in track(range(0, len(labels), batch_size), "generating"):
-        batch = list(labels[start : start + batch_size])
-        seeds = list(range(seed + start, seed + start + len(batch)))
-        parts.append(torch.from_numpy(pipe(batch, seeds=seeds, output_type="np", **options).images))
-    return torch.cat(parts)
-
-
-@torch.inference_mode()
-def reconstruct(tokenizer: VQTokenizer, pixels: Tensor, batch_size: int = 250) -> Tensor:
-    """Pixels uint8 [B, 32, 32, 3] of grey images uint8 [B, 28, 28], encoded and decoded."""
-    return torch.cat(
-        [
-            VQTokenizer.to_pixels(tokenizer.decode(tokenizer.encode(to_images(batch))))
-            for batch in track(pixels.split(batch_size), "reconstructing")
-        ]
-    )
-
-
-def recognition(judge: Judge, images: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """Share of images [B, 1, 28, 28] that the judge reads as their label, over all ("all") and per class."""
-    right = (predict(judge, images) == labels).float()
-    rates = {"all": float(right.mean())}
-    return rates | {name: float(right[labels == c].mean()) for c, name in enumerate(names)}
-
-
-def balanced_sample(data: LabelledImages, count: int, classes: int, seed: int = 0) -> LabelledImages:
-    """`count` random images, the same number of each class."""
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    chosen = torch.cat([order[data.labels[order] == c][: count // classes] for c in range(classes)])
-    return LabelledImages(data.pixels[chosen], data.labels[chosen])
-
-
-@torch.inference_mode()
-def dependency_loss(pipe: LPDPipeline, tokens: Tensor, labels: Tensor, policy: str, steps: int, seed: int = 0) -> float:
-    """Teacher-forced nats per image of real tokens int64 [B, N]: Σ -log p(token | groups before), unguided.
-
-    Its rise over steps = N is what drawing tokens in parallel ignores.
+    Repeat r draws seeds `seed` + r·n to `seed` + (r + 1)·n - 1 of n = images_per_class · C images.
     """
-    defaults = pipe.defaults
-    sizes = group_sizes(tokens.shape[1], steps)
-    orders = make_orders(
-        policy,
-        [sizes] * len(tokens),
-        pipe.model.config.grid,
-        torch.arange(seed, seed + len(tokens)),
-        proximity_threshold=defaults.proximity_threshold,
-        repulsion_threshold=defaults.repulsion_threshold,
+
+    repeats: int = setting(1, "runs with seeds of their own; three give a 95 % interval")
+    reference: str = setting("fashion-mnist", REFERENCE_HELP)
+    floor: str = setting(
+        "", "further real images for the floor (without: a data set's training split, else two halves)"
     )
-    return nats_per_token(pipe.model, tokens, labels, orders, sizes) * tokens.shape[1]
+    features: tuple[str, ...] = setting(
+        (), "of efficientnet, judge, inception (without: those whose file is given, else efficientnet)"
+    )
+    judge: str = setting("", "a judge of Fashion-MNIST that was not used for tuning")
+    inception: str = setting("", "the standard Inception network as a TorchScript file")
+    k: int = setting(3, "neighbours of precision and recall")
+    reconstructed_images: int = setting(2000, "real images to put through the tokenizer (0: none)")
+    nats_images: int = setting(1000, "real images for the teacher-forced nats (0: none)")
+    self_images: int = setting(200, "images to draw without guidance for the self-consistency (0: none)")
+    nats_steps: tuple[int, ...] = setting(
+        (), "numbers of steps for both (without: 4, 6, 10, 16 and one for each token)"
+    )
+    nats_orders: tuple[str, ...] = setting(("random", "locality", "raster"), "orders for both")
 
 
-def evaluate(config: Evaluation) -> dict[str, Any]:
-    """All measures as a nested dict; also written to `config.out` (JSON) if that is given.
+def evaluate(config: Evaluation) -> dict[str, Any] | None:
+    """All measures as a nested dict, which is also written to `out`/evaluation.json, with a picture beside it.
 
-    Raises ValueError if the model was trained on the tokens of another tokenizer than the one beside it.
+    None in the processes of a `torchrun` that only draw. Raises ValueError or FileNotFoundError naming what is wrong
+    before anything is drawn, among others where the model was trained on the tokens of another tokenizer than its own.
     """
-    directory = resolve_directory(config.model) if config.model else bundled_model()
-    check_tokenizer(directory, directory / TOKENIZER_FILE)
-    pipe = LPDPipeline.from_pretrained(directory)
-    judge = load_judge(config.judge)
-    train, test = (load_fashion_mnist(split, config.data_dir) for split in ("train", "test"))
-    names = pipe.class_names
-    options: dict[str, Any] = {
-        name: value
-        for name in ("num_inference_steps", "guidance_scale", "guidance_schedule")
-        if (value := getattr(config, name))
-    }
+    numbers = dict.fromkeys(("nats_images", "self_images", "reconstructed_images"), (0, 10**6))
+    check_ranges(config, repeats=(1, 1000), k=(1, 1000), **numbers)
+    with processes() as group:
+        directory = model_directory(config.model)
+        pipe = load_pipeline(directory, config.dtype, check_device(config.device))
+        check_nats(config, pipe)
+        extractors = chosen_extractors(config)
+        stride = pipe.tokenizer.config.stride
+        height, width = (cells * stride for cells in pipe.model.config.grid)
+        reference = open_reference(config.reference, config.floor, (height, width))
 
-    labels = torch.arange(config.images) % len(names)
-    generated = from_pixels(generate(pipe, labels.tolist(), config.seed, config.batch_size, **options))
-    sample = balanced_sample(train, config.images, len(names))
-    restored_test = from_pixels(reconstruct(pipe.tokenizer, test.pixels))
-    real = judge_features(judge, grey(test))
+        count = config.images_per_class * pipe.model.config.num_classes
+        runs = [repeat_of(config, repeat, count) for repeat in range(config.repeats)]
+        folders = [str(generate(run)) for run in runs]
+        if not group.is_first:
+            return None
 
-    def distance(images: Tensor) -> float:
-        return frechet_distance(judge_features(judge, images), real)
-
-    results: dict[str, Any] = {
-        "sampling": asdict(pipe.defaults) | options | {"images": config.images, "seed": config.seed},
-        "recognised": {
-            "generated": recognition(judge, generated, labels, names),
-            "reconstructed test set": recognition(judge, restored_test, test.labels, names),
-            "real test set": recognition(judge, grey(test), test.labels, names),
-        },
-        "frechet_distance_to_test_set": {
-            "generated": distance(generated),
-            "reconstructed train images": distance(from_pixels(reconstruct(pipe.tokenizer, sample.pixels))),
-            "real train images (the floor)": distance(grey(sample)),
-        },
-        "reconstruction_psnr_centre_db": centre_psnr(restored_test, test.pixels),
-        "nats_per_test_image": nats_table(pipe, test, config),
-    }
-    if config.out:
-        Path(config.out).write_text(json.dumps(results, indent=2) + "\n")
+    generated = [open_images(folder) for folder in folders]
+    rebuilt = rebuilt_images(pipe, reference, config)
+    results = compare(config, generated, reference, extractors, rebuilt.others)
+    results["sampling"] = sampling_of(pipe, sampling_options(config))
+    results["generated_with"] = manifests(folders)
+    results |= rebuilt.measures
+    results |= likelihoods(pipe, reference, config)
+    write_results(results, Path(config.out) / RESULTS_FILE)
+    picture(generated[0], pipe.class_names).save(Path(config.out) / PICTURE_FILE)
     return results
 
 
-def nats_table(pipe: LPDPipeline, test: LabelledImages, config: Evaluation) -> dict[str, dict[str, float]]:
-    """Dependency loss by order and number of steps, on the same test images."""
-    with torch.inference_mode():
-        pixels = test.pixels[: config.nats_images]
-        tokens = torch.cat([pipe.tokenizer.encode(to_images(part)).flatten(1) for part in pixels.split(250)])
-    labels = test.labels[: config.nats_images]
-    cells = [(order, steps) for order in config.nats_orders for steps in config.nats_steps]
-    table: dict[str, dict[str, float]] = {order: {} for order in config.nats_orders}
-    for order, steps in track(cells, "teacher-forced nats"):
-        table[order][str(steps)] = dependency_loss(pipe, tokens, labels, order, steps)
-    return table
+def check_nats(config: Evaluation, pipe: LPDPipeline) -> None:
+    """ValueError naming a setting of the nats that the model cannot have."""
+    num_tokens = pipe.model.config.num_tokens
+    for steps in config.nats_steps:
+        if not 1 <= steps <= num_tokens:
+            raise ValueError(f"nats_steps must be in [1, {num_tokens}], got {steps}")
+    for order in config.nats_orders:
+        orders_for(order, pipe.model.config.grid, num_tokens, 1, pipe.defaults)
+
+
+def nats_steps(config: Evaluation, num_tokens: int) -> list[int]:
+    """The numbers of steps to take nats at."""
+    usual = [steps for steps in (4, 6, 10, 16) if steps < num_tokens]
+    return list(config.nats_steps) or [*usual, num_tokens]
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """Real images after encoding and decoding, and what that cost them."""
+
+    others: dict[str, ImageSet]
+    measures: dict[str, Any]
+
+
+def rebuilt_images(pipe: LPDPipeline, reference: Reference, config: Evaluation) -> Rebuilt:
+    """`reconstructed_images` real images from outside the reference (else from it) through the tokenizer.
+
+    Their distance is what the tokenizer alone costs; of the reference itself the PSNR is taken.
+    """
+    source, count = reference.more or reference.images, config.reconstructed_images
+    if source is None or not count:
+        return Rebuilt({}, {})
+    chosen = balanced_sample(source.labels, len(source), count, config.seed).tolist()
+    pixels = reconstruct(pipe.tokenizer, source.subset(chosen, source.name), config.batch_size)
+    labels = None if source.labels is None else source.labels[chosen]
+    others = {RECONSTRUCTED: in_memory(pixels, labels, f"reconstructed {source.name}")}
+    real = reference.images or source
+    chosen = balanced_sample(real.labels, len(real), count, config.seed).tolist()
+    some = real.subset(chosen, real.name)
+    restored = reconstruct(pipe.tokenizer, some, config.batch_size)
+    wanted = some.read(range(len(some)))
+    measures: dict[str, Any] = {"reconstruction_psnr_db": psnr(restored, wanted)}
+    if config.reference.startswith("fashion-mnist"):
+        grey = wanted[:, BORDER:-BORDER, BORDER:-BORDER, 0]
+        measures["reconstruction_psnr_centre_db"] = centre_psnr(from_pixels(restored), grey)
+        others["reconstructed reference"] = in_memory(restored, some.labels, f"reconstructed {real.name}")
+    return Rebuilt(others, measures)
+
+
+@torch.inference_mode()
+def reconstruct(tokenizer: VQTokenizer, images: ImageSet, batch_size: int = 100) -> Tensor:
+    """Pixels uint8 [n, H, W, 3] of images, encoded and decoded."""
+    total = -(-len(images) // batch_size)
+    device = next(tokenizer.parameters()).device
+    parts = []
+    for pixels in track(images.batches(batch_size), f"reconstructing {images.name}", total):
+        tokens = tokenizer.encode(to_input(pixels.to(device)))
+        parts.append(VQTokenizer.to_pixels(tokenizer.decode(tokens)).cpu())
+    return torch.cat(parts)
+
+
+def to_input(pixels: Tensor) -> Tensor:
+    """Tokenizer input float32 [B, 3, H, W] in [-1, 1] of pixels uint8 [B, H, W, 3]."""
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@torch.inference_mode()
+def tokens_of(pipe: LPDPipeline, images: ImageSet, batch_size: int = 100) -> Tensor:
+    """Tokens int64 [n, N] of images, in raster order."""
+    device = pipe.model.pos_embed.device
+    batches = images.batches(batch_size)
+    return torch.cat([pipe.tokenizer.encode(to_input(part.to(device))).flatten(1) for part in batches])
+
+
+def likelihoods(pipe: LPDPipeline, reference: Reference, config: Evaluation) -> dict[str, Any]:
+    """Dependency loss of real images and self-consistency of drawn ones, by order and number of steps."""
+    results: dict[str, Any] = {}
+    grid, num_tokens = pipe.model.config.grid, pipe.model.config.num_tokens
+    cells = [(order, steps) for order in config.nats_orders for steps in nats_steps(config, num_tokens)]
+    real = reference.images
+    if real is not None and config.nats_images:
+        some = real.subset(range(min(config.nats_images, len(real))), real.name)
+        tokens = tokens_of(pipe, some)
+        labels = some.labels if some.labels is not None else torch.full((len(some),), -1)
+        table = results["nats_per_reference_image"] = empty_table(config.nats_orders)
+        for order, steps in track(cells, "teacher-forced nats"):
+            orders = orders_for(order, grid, steps, len(some), pipe.defaults)
+            nats = dependency_loss(pipe.model, tokens, labels, orders, group_sizes(num_tokens, steps))
+            table[order][str(steps)] = with_error(nats)
+    if config.self_images:
+        labels = torch.arange(config.self_images) % pipe.model.config.num_classes
+        table = results["nats_per_unguided_image"] = empty_table(config.nats_orders)
+        for order, steps in track(cells, "self-consistency"):
+            drawn = draw_unguided(pipe, labels.tolist(), config, num_inference_steps=steps, order=order)
+            table[order][str(steps)] = with_error(self_consistency(pipe.model, drawn, labels))
+    return results
+
+
+def draw_unguided(pipe: LPDPipeline, labels: Sequence[int], config: Evaluation, **options: Any) -> Tensor:
+    """Tokens int64 [B, N] drawn at temperature 1 without guidance and filters: samples of the model as it is."""
+    plain: dict[str, Any] = {"guidance_scale": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **options}
+    parts = []
+    for start in range(0, len(labels), config.batch_size):
+        batch = list(labels[start : start + config.batch_size])
+        seeds = list(range(config.seed + start, config.seed + start + len(batch)))
+        parts.append(pipe(batch, seeds=seeds, output_type="tokens", **plain).tokens.flatten(1))
+    return torch.cat(parts)
+
+
+def empty_table(orders: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A row for each order."""
+    return {order: {} for order in orders}
+
+
+def with_error(nats: Tensor) -> dict[str, float]:
+    """Mean of nats [n] and its standard error over the images."""
+    error = float(nats.std() / len(nats) ** 0.5) if len(nats) > 1 else 0.0
+    return {"mean": float(nats.mean()), "standard_error": error}

@@ -1,27 +1,171 @@
-"""Measures of images: Fréchet distance between feature sets, and PSNR."""
+"""Measures of images and of their features: Fréchet and kernel distance, inception score, precision, recall, PSNR.
+
+torchmetrics computes the distances and the score, from features that are extracted once and passed through `_Given`.
+"""
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from lpd_tools.evaluation.extras import train_extra
+
+KERNEL_SUBSETS = 100
+KERNEL_SUBSET_SIZE = 1000
+SCORE_SPLITS = 10
+_ROWS = 1000  # of a matrix of distances that are held at once
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """‖μa - μb‖² + tr(Σa + Σb - 2(ΣaΣb)^½) of two feature sets [n, F] and [m, F] (Heusel et al., 2017)."""
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise ValueError(f"features must be [n, F] and [m, F], got {tuple(a.shape)} and {tuple(b.shape)}")
-    if min(len(a), len(b)) < 2:
-        raise ValueError(f"a covariance needs at least 2 samples, got {len(a)} and {len(b)}")
-    a, b = a.double(), b.double()
-    mean = (a.mean(0) - b.mean(0)).square().sum()
-    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
-    # tr((ΣaΣb)^½) = Σ √λ(Σa^½ Σb Σa^½): the matrix on the right is symmetric, so its roots are real.
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = vectors @ torch.diag(values.clamp_min(0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
-    return float(mean + cov_a.trace() + cov_b.trace() - 2 * cross)
+@dataclass(frozen=True)
+class Statistics:
+    """Mean [F] and covariance [F, F] of features, float64."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+class _Given(nn.Module):
+    """The extractor that torchmetrics asks for, where features are all there is."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def read_statistics(path: str | Path) -> Statistics | None:
+    """`mu` and `sigma` of an .npz file (ADM, pytorch-fid), None if it has neither; ValueError for a damaged file."""
+    arrays = read_arrays(path, ("mu", "sigma"))
+    if not arrays:
+        return None
+    if set(arrays) != {"mu", "sigma"}:
+        raise ValueError(f"reference {str(path)!r} has {' and '.join(arrays)} but not both of mu and sigma")
+    mean, covariance = (torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in ("mu", "sigma"))
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise ValueError(
+            f"reference {str(path)!r} must hold mu [F] and sigma [F, F], got {list(mean.shape)} and "
+            f"{list(covariance.shape)}"
+        )
+    if not (mean.isfinite().all() and covariance.isfinite().all()):
+        raise ValueError(f"reference {str(path)!r} holds values that are not finite")
+    return Statistics(mean, covariance)
+
+
+def read_arrays(path: str | Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Those of the named arrays that an .npz file has; nothing pickled is read. ValueError for a damaged file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in names if name in file.files}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged archive can raise anything
+        raise ValueError(f"path {str(path)!r} is no readable .npz file: {error}") from error
+
+
+def frechet_distance(found: Tensor, reference: Tensor | Statistics) -> float:
+    """‖m - μ‖² + tr(S + Σ - 2(SΣ)^½) of features [n, F] to others [m, F] or to their statistics (Heusel et al., 2017).
+
+    Covariances divide by n - 1; computed in float64.
+    """
+    with train_extra("the Fréchet distance"):
+        from torchmetrics.image.fid import FrechetInceptionDistance
+    width = reference.mean.shape[0] if isinstance(reference, Statistics) else _width(reference)
+    if found.ndim != 2 or found.shape[1] != width:
+        raise ValueError(f"features must be [n, F] and [m, F], got {list(found.shape)} and F = {width}")
+    counts = [len(found)] if isinstance(reference, Statistics) else [len(found), len(reference)]
+    if min(counts) < 2:
+        raise ValueError(f"a covariance needs at least 2 samples, got {' and '.join(map(str, counts))}")
+    metric = FrechetInceptionDistance(_Given(width))
+    metric.update(found.double(), real=False)
+    if isinstance(reference, Statistics):
+        # What two samples of that mean and covariance would have left in the metric's sums.
+        mean = reference.mean
+        metric.real_features_sum = 2 * mean
+        metric.real_features_cov_sum = reference.covariance + 2 * torch.outer(mean, mean)
+        metric.real_features_num_samples = torch.tensor(2)
+    else:
+        metric.update(reference.double(), real=True)
+    return float(metric.compute())
+
+
+def kernel_distance(found: Tensor, reference: Tensor, seed: int = 0) -> tuple[float, float]:
+    """Squared MMD with the kernel (x·y/F + 1)³ between features [n, F] and [m, F] (KID, Bińkowski et al., 2018).
+
+    Mean and standard deviation over 100 pairs of subsets of 1,000 (or as many as the smaller set has), drawn by `seed`.
+    """
+    with train_extra("the kernel distance"):
+        from torchmetrics.image.kid import KernelInceptionDistance
+    if _width(found) != _width(reference):
+        raise ValueError(f"features must be [n, F] and [m, F], got {list(found.shape)} and {list(reference.shape)}")
+    size = min(KERNEL_SUBSET_SIZE, len(found), len(reference))
+    if size < 2:
+        raise ValueError(f"the kernel distance needs at least 2 samples, got {len(found)} and {len(reference)}")
+    with _quietly(seed):
+        metric = KernelInceptionDistance(_Given(_width(found)), subsets=KERNEL_SUBSETS, subset_size=size)
+        metric.update(found.double(), real=False)
+        metric.update(reference.double(), real=True)
+        mean, deviation = metric.compute()
+    return float(mean), float(deviation)
+
+
+def inception_score(logits: Tensor, seed: int = 0) -> tuple[float, float]:
+    """exp E KL(p(y|x) ‖ p(y)) of class logits [n, C] (Salimans et al., 2016): mean and deviation over ten splits."""
+    with train_extra("the inception score"):
+        from torchmetrics.image.inception import InceptionScore
+    if len(logits) < SCORE_SPLITS:
+        raise ValueError(f"the inception score needs at least {SCORE_SPLITS} images, got {len(logits)}")
+    with _quietly(seed):
+        metric = InceptionScore(_Given(logits.shape[1]), splits=SCORE_SPLITS)
+        metric.update(logits.double())
+        mean, deviation = metric.compute()
+    return float(mean), float(deviation)
+
+
+def precision_recall(found: Tensor, reference: Tensor, k: int = 3) -> tuple[float, float]:
+    """Share of found features [n, F] inside the reference's manifold, and of reference [m, F] inside the found one.
+
+    A manifold is the union of balls around its points, each as wide as the distance to the point's k-th nearest
+    neighbour in its own set (Kynkäänniemi et al., 2019). torchmetrics has none; computed in float64.
+    """
+    if _width(found) != _width(reference):
+        raise ValueError(f"features must be [n, F] and [m, F], got {list(found.shape)} and {list(reference.shape)}")
+    if k < 1 or min(len(found), len(reference)) <= k:
+        raise ValueError(f"k must be in [1, {min(len(found), len(reference)) - 1}] for these sets, got {k}")
+    found, reference = found.double(), reference.double()
+    return _share_inside(found, reference, k), _share_inside(reference, found, k)
+
+
+def _share_inside(points: Tensor, centres: Tensor, k: int) -> float:
+    # The nearest of a set's points to one of them is itself.
+    radii = torch.cat([torch.cdist(rows, centres).kthvalue(k + 1).values for rows in centres.split(_ROWS)])
+    inside = [(torch.cdist(rows, centres) <= radii).any(1) for rows in points.split(_ROWS)]
+    return float(torch.cat(inside).double().mean())
+
+
+def _width(features: Tensor) -> int:
+    if features.ndim != 2:
+        raise ValueError(f"features must be [n, F], got {list(features.shape)}")
+    return features.shape[1]
+
+
+@contextmanager
+def _quietly(seed: int) -> Iterator[None]:
+    """Draws of torchmetrics follow `seed` and leave torch's generator alone; its hint about memory is not printed."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Metric `.*` will save all extracted features", category=UserWarning)
+        torch.manual_seed(seed)
+        yield
 
 
 def psnr(found: Tensor, wanted: Tensor, peak: float = 255.0) -> float:
@@ -35,3 +179,16 @@ def psnr(found: Tensor, wanted: Tensor, peak: float = 255.0) -> float:
 def centre_psnr(restored: Tensor, pixels: Tensor) -> float:
     """PSNR in dB of grey images [B, 1, 28, 28] in [-1, 1] against their pixels uint8 [B, 28, 28]."""
     return psnr((restored.squeeze(1) + 1) * 127.5, pixels.float())
+
+
+def over_repeats(values: list[float]) -> dict[str, Any]:
+    """Mean of a measure over repeated runs, and with two or more their standard deviation and 95 % interval (t)."""
+    count = len(values)
+    mean = sum(values) / count
+    if count < 2:
+        return {"mean": mean, "values": values}
+    from scipy.stats import t
+
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
+    half = float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
+    return {"mean": mean, "sd": deviation, "interval95": [mean - half, mean + half], "values": values}

@@ -1,0 +1,120 @@
+"""Folders of pictures, one folder for each class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lpd_tools.data.image_source import DataSet, ImageSource, check_share, check_splits, digest, few, held_out
+from lpd_tools.data.pixels import open_image
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+OPTIONS = {"held_out": "0.1"}  # the share held out where there is no folder of test images
+
+
+class FolderSource(ImageSource):
+    """Pictures by their paths below a folder."""
+
+    def __init__(self, root: Path, paths: list[str], labels: Tensor, class_names: tuple[str, ...]) -> None:
+        self.root = root
+        # One array instead of a million strings, whose reference counts would copy them into each worker process.
+        self._paths = np.array([os.fsencode(path) for path in paths], dtype=bytes)
+        self.labels = labels
+        self.class_names = class_names
+
+    def image(self, index: int) -> Image.Image:
+        """Picture `index`, decoded; UnreadableImageError if it cannot be."""
+        return open_image(self.root / self.name(index))
+
+    def name(self, index: int) -> str:
+        """The path of picture `index` below the root."""
+        return os.fsdecode(self._paths[index])
+
+    def fingerprint(self) -> str:
+        """SHA-256 of paths, labels and class names."""
+        return digest(self._paths.tobytes(), self.labels.numpy().tobytes(), *self.class_names)
+
+
+def open_folders(location: str, options: dict[str, str]) -> DataSet:
+    """root/train/<class> with root/val/<class> (or root/test/<class>), or root/<class> with a share held out.
+
+    Raises FileNotFoundError for a missing root, ValueError for folders that are no data set.
+    """
+    root, share = Path(location), check_share(options["held_out"])
+    if not root.is_dir():
+        raise FileNotFoundError(f"data: there is no folder {location!r}")
+    # A lone folder `train` of pictures is a class of that name.
+    if (root / "train").is_dir() and _folders(root / "train"):
+        test = next((name for name in ("val", "test") if (root / name).is_dir()), None)
+        if test is None:
+            raise ValueError(f"data: {location!r} has a folder train but neither val nor test beside it")
+        splits, names = _given_splits(root, test)
+    else:
+        splits, names = _held_out_splits(root, share)
+    sources = []
+    for files in splits:
+        labels = torch.tensor([label for label, _ in files], dtype=torch.int64)
+        sources.append(FolderSource(root, [path for _, path in files], labels, names))
+    check_splits("folder", location, sources[0].labels, sources[1].labels, names)
+    return DataSet("folder", sources[0], sources[1])
+
+
+Files = list[tuple[int, str]]  # label, path below the root
+
+
+def _given_splits(root: Path, test: str) -> tuple[list[Files], tuple[str, ...]]:
+    names = _folders(root / "train")
+    others = _folders(root / test)
+    if names != others:
+        differences = [
+            f"{few([name for name in a if name not in b])} only in {where}"
+            for a, b, where in ((names, others, "train"), (others, names, test))
+            if set(a) - set(b)
+        ]
+        raise ValueError(f"data: the class folders of {str(root)!r} differ: {'; '.join(differences)}")
+    return [_files(root, split, names) for split in ("train", test)], tuple(names)
+
+
+def _held_out_splits(root: Path, share: float) -> tuple[list[Files], tuple[str, ...]]:
+    names = _folders(root)
+    if not names:
+        raise ValueError(f"data: {str(root)!r} has no class folders; images belong in <folder>/<class>/")
+    files = _files(root, "", names)
+    test = [held_out(path, share) for _, path in files]
+    return [[file for file, out in zip(files, test, strict=True) if out == side] for side in (False, True)], tuple(
+        names
+    )
+
+
+def _folders(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _files(root: Path, split: str, names: list[str]) -> Files:
+    files: Files = []
+    empty = []
+    for label, name in enumerate(names):
+        top = root / split / name
+        found = sorted(path.relative_to(root).as_posix() for path in _pictures(top))
+        if not found:
+            empty.append(f"{split}/{name}" if split else name)
+        files += [(label, path) for path in found]
+    if empty:
+        raise ValueError(
+            f"data: no images in {few(empty)} of {str(root)!r} (files ending in {', '.join(sorted(SUFFIXES))})"
+        )
+    return files
+
+
+def _pictures(top: Path) -> Iterator[Path]:
+    for folder, _, files in os.walk(top, followlinks=True):
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122
+                yield Path(folder, name)

@@ -1,0 +1,116 @@
+"""The files of a token cache: shards of tokens, whole or absent, and an index with their sizes and checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lpd_ext.state_files import complete_file
+from lpd_tools.data.image_reader import Skipped
+
+FORMAT = "lpd-token-cache 1"
+INDEX_FILE = "index.json"
+SKIPPED_FILE = "skipped.csv"
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The encoded pictures of a stretch of a split, without those that could not be read."""
+
+    tokens: Tensor  # [rows, views, h, w], of the narrowest type; view 1 is mirrored left to right
+    labels: Tensor  # int32 [rows]
+    index: Tensor  # int32 [rows], which pictures of the source they are
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """What the index says of a shard."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+def shard_name(split: str, number: int) -> str:
+    """The file name of a shard."""
+    return f"{split}-{number:05d}.safetensors"
+
+
+def narrow_type(vocab_size: int) -> torch.dtype:
+    """The narrowest of uint16 and int32 that holds the tokens 0 ... vocab_size - 1."""
+    return torch.uint16 if vocab_size <= 2**16 else torch.int32
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    state = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while part := file.read(1 << 20):
+            state.update(part)
+    return state.hexdigest()
+
+
+def write_shard(path: Path, shard: Shard, settings: Mapping[str, Any], skipped: list[Skipped]) -> None:
+    """Writes a shard with the settings it was made with, so that `path` is whole or absent."""
+    # One entry: safetensors writes several in no fixed order, and the same shard must be the same bytes.
+    notes = json.dumps({"settings": settings, "skipped": skipped}, sort_keys=True)
+    with complete_file(path) as temporary:
+        save_file(asdict(shard), temporary, metadata={"shard": notes})
+
+
+def read_notes(path: Path) -> tuple[dict[str, Any], list[Skipped], int]:
+    """Settings, skipped pictures and number of rows of a shard; ValueError if it is damaged or none."""
+    try:
+        with safe_open(path, "pt") as file:
+            notes = json.loads((file.metadata() or {})["shard"])
+            rows = file.get_slice("labels").get_shape()[0]
+        return dict(notes["settings"]), [Skipped(*entry) for entry in notes["skipped"]], rows
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} is no whole shard of a token cache: {error}") from error
+
+
+def read_shard(path: Path) -> Shard:
+    """A shard, memory-mapped: its tokens are read from disk when they are used."""
+    try:
+        with safe_open(path, "pt") as file:
+            return Shard(**{name: file.get_tensor(name) for name in ("tokens", "labels", "index")})
+    except SafetensorError as error:
+        raise ValueError(f"{str(path)!r} is no whole shard of a token cache: {error}") from error
+
+
+def write_index(
+    folder: Path, settings: Mapping[str, Any], class_names: tuple[str, ...], shards: Mapping[str, list[ShardEntry]]
+) -> None:
+    """Writes the index, which makes the folder a token cache."""
+    content = {
+        "format": FORMAT,
+        "settings": settings,
+        "class_names": class_names,
+        "shards": {split: [asdict(entry) for entry in entries] for split, entries in shards.items()},
+    }
+    with complete_file(folder / INDEX_FILE) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def read_index(folder: Path) -> tuple[dict[str, Any], tuple[str, ...], dict[str, list[ShardEntry]]]:
+    """Settings, class names and shards of a token cache; ValueError for a damaged or foreign index."""
+    path = folder / INDEX_FILE
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] != FORMAT:
+            raise ValueError(f"its format is {content['format']!r}, not {FORMAT!r}")
+        shards = {split: [ShardEntry(**entry) for entry in content["shards"][split]] for split in SPLITS}
+        return dict(content["settings"]), tuple(content["class_names"]), shards
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{str(path)!r} is no index of a token cache: {error}") from error

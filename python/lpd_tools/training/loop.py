@@ -71,7 +71,7 @@ class Training:
         ):
             for step in track(todo, f"training the {self.task.name}") if first else todo:
                 save_due = first and time.monotonic() - self.saved_at > settings.save_every_s
-                losses, norm, stop_asked, save_due = self.step(step, stop.received, save_due)
+                losses, norm, stop_asked, save_due = self.step(step, stop, save_due)
                 last = self.done == settings.steps
                 row = {"step": self.done, "seconds": self.seconds, "lr": settings.learning_rate_at(step)}
                 if self.done % settings.log_every == 0 or last:
@@ -91,7 +91,7 @@ class Training:
         if first:
             self.task.export(average, out)
 
-    def step(self, step: int, stop_asked: bool, save_due: bool) -> tuple[dict[str, float], float, bool, bool]:
+    def step(self, step: int, stop: StopSignals, save_due: bool) -> tuple[dict[str, float], float, bool, bool]:
         """One optimisation step: mean losses, gradient norm, and whether any process asked to stop or to save."""
         settings, group, task = self.settings, self.group, self.task
         for parameters in self.state.optimizer.param_groups:
@@ -100,7 +100,7 @@ class Training:
         batch_of = partial(task.batch, step)
         own = add_gradients(self.model, self.parts, batch_of, task.losses, self.dtype, group.device)
         norm = clip_gradients(task.network, settings.clip)
-        *sums, stops, saves = group.sum([*own.values(), stop_asked, save_due])
+        *sums, stops, saves = group.sum([*own.values(), stop.received, save_due])
         losses = {name: total / group.size for name, total in zip(own, sums, strict=True)}
         if not math.isfinite(losses["loss"]) or not math.isfinite(norm):
             failed = first_failed(group, own["loss"])

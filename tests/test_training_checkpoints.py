@@ -35,6 +35,18 @@ def test_newest_and_best_are_kept(tmp_path: Path) -> None:
     assert torch.equal(newest["weight"], torch.full((3,), 10))
 
 
+def test_the_best_is_copied_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    folder = CheckpointFolder(tmp_path, keep=1)
+    folder.save(state(1), 1, best=True)
+    folder.save(state(2), 2)
+    assert names(tmp_path) == [BEST, "step_000000002.pt"]
+    assert read_checkpoint(tmp_path / BEST)["step"] == 1
+
+
 def test_a_checkpoint_is_on_disk_before_an_older_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = CheckpointFolder(tmp_path, keep=1)
     folder.save(state(1), 1)

@@ -21,7 +21,9 @@ from lpd_tools.evaluation.generate import Generation
 from lpd_tools.evaluation.measure import Measurement
 from lpd_tools.training.bundle import Bundling
 from lpd_tools.training.curves import Curves
+from lpd_tools.training.export import Export
 from lpd_tools.training.judge import JudgeTraining
+from lpd_tools.training.replay import Replay
 from lpd_tools.training.tokenizer import TokenizerTraining
 from lpd_tools.training.transformer import LPDTraining
 from typer.testing import CliRunner, Result
@@ -36,6 +38,8 @@ CONFIGS = {
     "check-tokens": TokenCheck,
     "prepare-icons": IconFolder,
     "train": LPDTraining,
+    "replay": Replay,
+    "export": Export,
     "bundle": Bundling,
     "generate": Generation,
     "measure": Measurement,

@@ -68,19 +68,21 @@ def session(folder: Path, cache_path: Path, alone: Path) -> Path:
     (folder / "fsdp_resumed" / "checkpoints").mkdir(parents=True)
     shutil.copy(alone / "checkpoints" / "step_000000010.pt", folder / "fsdp_resumed" / "checkpoints")
     failing = config_in(folder, cache_path, "failing", parallel="fsdp")
+    asked = config_in(folder, cache_path, "asked", parallel="fsdp")
     odd = config_in(folder, cache_path, "odd", batch_size=7)
-    recomputed = dataclasses.replace(fsdp, out_dir=str(folder / "recomputed"), checkpoint_activations=True, steps=6)
+    recomputed = dataclasses.replace(fsdp, out_dir=str(folder / "recomputed"), checkpoint_activations=True)
     plan = [
         (fsdp, None),
         (resumed, None),
         (recomputed, None),
         (tokenizer_config(folder / "tokenizer_2", micro_batch_size=1), None),
-        (failing, 1),
+        (failing, {"kind": "nan", "rank": 1, "step": 0}),
+        (asked, {"kind": "signal", "rank": 1, "step": 3}),
         (odd, None),
     ]
     entries = [
-        {"kind": type(config).__name__, "settings": dataclasses.asdict(config), "nan_in_rank": rank}
-        for config, rank in plan
+        {"kind": type(config).__name__, "settings": dataclasses.asdict(config), "fault": fault}
+        for config, fault in plan
     ]
     (folder / "plan.json").write_text(json.dumps(entries))
     finish(start_python([str(SESSION), str(folder / "plan.json")], processes=2, threads=1))
@@ -144,10 +146,8 @@ def test_one_process_goes_on_from_a_checkpoint_of_fsdp(session: Path, cache_path
     assert_close(found["average"], wanted["average"])
 
 
-def test_recomputed_activations_under_fsdp(session: Path) -> None:
-    # The decay begins at another step, so the first five steps alone are the same.
-    assert losses(session / "recomputed")[:1] == pytest.approx(losses(session / "fsdp")[:1], rel=TOLERANCE)
-    assert all(value == value for value in losses(session / "recomputed"))
+def test_activations_are_recomputed_under_fsdp(session: Path, alone: Path) -> None:
+    assert_same_training(session / "recomputed", alone)
 
 
 def test_two_processes_train_the_tokenizer_as_one(session: Path) -> None:
@@ -168,6 +168,14 @@ def test_a_failure_in_one_process_stops_all_and_is_saved_there(session: Path, ca
     assert failure["rank"] == 1
     assert failure["batch"]["tokens"].shape == (4, 16)
     assert failure["weights"]["content"].shape == (16 + 10 + 2, 32)
+
+
+def test_a_signal_to_one_process_stops_all_with_a_checkpoint(session: Path) -> None:
+    errors = [(session / "asked" / f"error_{rank}.txt").read_text() for rank in (0, 1)]
+    assert all(error.startswith("TrainingStopped: stopped after step 4, as asked") for error in errors)
+    state = newest_state(session / "asked")
+    assert state["progress"]["done"] == 4
+    assert state["weights"]["content"].shape == (16 + 10 + 2, 32)
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(session: Path) -> None:

@@ -13,9 +13,10 @@ import typer
 
 pytest.importorskip("rich")
 
-from lpd_tools.settings import add_command, setting
+from lpd_tools.settings import add_command, make_config, setting, tomllib
 from lpd_tools.training.loop_settings import LoopSettings, fixed_settings, learning_rate
 from lpd_tools.training.precision import autocast_dtype, check_backend
+from lpd_tools.training.transformer import LPDTraining
 from typer.testing import CliRunner
 
 from lpd_ext.linear import has_fast_arithmetic
@@ -141,6 +142,17 @@ def test_learning_rate_of_the_published_recipe() -> None:
     assert recipe.learning_rate_at(425 * 625) == pytest.approx((8e-4 + 1e-5) / 2)
     assert recipe.learning_rate_at(450 * 625) == pytest.approx(1e-5)
     assert loop(learning_rate=0.25).peak_learning_rate() == 0.25
+
+
+def test_the_recipe_on_the_training_page_is_one() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    toml = page.split("```toml\n")[1].split("```")[0]
+    values = tomllib.loads(toml)["train"]
+    recipe = make_config(LPDTraining, values, {}, "the page", "train")
+    assert (recipe.dim, recipe.depth, recipe.heads) == (1024, 24, 16)
+    assert recipe.learning_rate_at(100 * 625) == pytest.approx(8e-4)
+    assert (recipe.clip, recipe.weight_decay, recipe.dropout, recipe.label_drop) == (3.0, 0.02, 0.1, 0.1)
+    recipe.check(1_281_167, 50_000)
 
 
 def test_only_what_counts_is_fixed_for_resuming() -> None:

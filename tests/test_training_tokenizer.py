@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,18 +16,39 @@ pytest.importorskip("matplotlib")
 
 from lpd_tools.training.codebook import CodebookAverages
 from lpd_tools.training.curves import read_log
-from lpd_tools.training.tokenizer import train_tokenizer
+from lpd_tools.training.tokenizer import ImageBatch, TokenizerTask, train_tokenizer
 from training_runs import differences, newest_state, tokenizer_config
 
 from lpd_ext.tokenizer import VQTokenizer
 
 
-def test_tokenizer_training_resumes_exactly(tmp_path: Path) -> None:
+class KilledError(Exception):
+    """Stands for the death of the process."""
+
+
+def dies_before(step_of_death: int) -> Callable[[TokenizerTask, int, slice], ImageBatch]:
+    """A stand-in for TokenizerTask.batch."""
+    batch = TokenizerTask.batch
+
+    def dying(self: TokenizerTask, step: int, rows: slice) -> ImageBatch:
+        if step == step_of_death:
+            raise KilledError
+        return batch(self, step, rows)
+
+    return dying
+
+
+def test_tokenizer_training_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load_file(train_tokenizer(tokenizer_config(tmp_path / "whole")))
-    config = tokenizer_config(tmp_path / "parts")
-    # Stopped within the warm-up, before the codebook is made, and once it is.
-    for steps, decay in ((1, 0), (4, 1), (6, 3)):
-        parts = load_file(train_tokenizer(dataclasses.replace(config, steps=steps, decay_steps=decay)))
+    config = tokenizer_config(tmp_path / "parts", save_every_s=0.0)
+    # Within the warm-up, before the codebook is made, and once it is.
+    for step in (1, 4):
+        with monkeypatch.context() as patch:
+            patch.setattr(TokenizerTask, "batch", dies_before(step))
+            with pytest.raises(KilledError):
+                train_tokenizer(config)
+    assert not (tmp_path / "parts" / "tokenizer.safetensors").exists()
+    parts = load_file(train_tokenizer(config))
     assert all(torch.equal(parts[name], value) for name, value in whole.items())
     assert VQTokenizer.from_state_dict(whole).config == config.sizes()
     assert differences(newest_state(tmp_path / "parts"), newest_state(tmp_path / "whole")) == []

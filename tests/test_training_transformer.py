@@ -17,8 +17,9 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from lpd_tools.data.token_cache import TokenCache, load_token_cache
+from lpd_tools.data.token_cache import TokenCache, check_tokenizer, load_token_cache
 from lpd_tools.training.curves import read_log
+from lpd_tools.training.export import Export, export
 from lpd_tools.training.gradients import add_gradients, micro_batches
 from lpd_tools.training.loop import prepare
 from lpd_tools.training.processes import Processes
@@ -163,6 +164,8 @@ def test_recomputing_activations_changes_no_gradient_and_keeps_less(cache: Token
     assert kept[1] < 0.5 * kept[0]
 
 
+# The compiler looks at the gradient of every input of a block, and torch warns where that is no leaf.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_compiled_blocks_give_the_same_gradients(cache: TokenCache) -> None:
     # aot_eager traces as inductor does, and needs no C++ compiler.
     config = lpd_config(Path(), Path())
@@ -184,7 +187,7 @@ def test_bf16_is_used_where_asked_for(cache: TokenCache) -> None:
     assert all(grad.dtype == torch.float32 for grad in grads.values())
 
 
-@pytest.mark.parametrize("setting", ["dropout"])
+@pytest.mark.parametrize("setting", ["dropout", "attention_dropout"])
 def test_dropout_acts_on_the_training_loss_alone(cache: TokenCache, setting: str) -> None:
     config = lpd_config(Path(), Path(), label_drop=0.0)
     dropping = dataclasses.replace(config, **{setting: 0.5})
@@ -192,6 +195,21 @@ def test_dropout_acts_on_the_training_loss_alone(cache: TokenCache, setting: str
     task = TransformerTask(dropping, cache, CPU)
     average = dict(task.network.named_parameters())
     assert task.test(average) == TransformerTask(config, cache, CPU).test(average)
+
+
+def test_a_twin_is_trained_without_mutual_visibility(cache_path: Path, cache: TokenCache, tmp_path: Path) -> None:
+    config = lpd_config(cache_path, tmp_path / "blind", decoding_steps=(4,), mutual_visibility=False, steps=1)
+    seeing = dataclasses.replace(config, mutual_visibility=True)
+    assert gradients(config, cache)[0] != gradients(seeing, cache)[0]
+    train(config)
+    assert not load_model(tmp_path / "blind").config.mutual_visibility
+    with pytest.raises(ValueError, match="mutual_visibility is True, but the training in"):
+        train(seeing)
+    tokenizer = str(cache_path.with_name("tokenizer.safetensors"))
+    with pytest.raises(ValueError, match="tokenizer must be empty without mutual_visibility"):
+        train(dataclasses.replace(config, tokenizer=tokenizer))
+    # Either may start from the other.
+    assert initial_model(dataclasses.replace(seeing, init_from=str(tmp_path / "blind")), cache).config.mutual_visibility
 
 
 # whole trainings
@@ -231,6 +249,11 @@ def test_the_best_checkpoint_has_the_lowest_test_loss(cache_path: Path, tmp_path
     losses = log["test_nats_10_steps"]
     best = torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)
     assert best["progress"]["done"] == log["step"][losses.index(min(losses))] < 12
+    model = load_model(export(Export(str(tmp_path / "checkpoints" / "best.pt"), str(tmp_path / "best"))))
+    assert torch.equal(model.head.weight, best["average"]["head.weight"].half().float())
+    assert check_tokenizer(tmp_path / "best", cache_path.with_name("tokenizer.safetensors")) is None
+    with pytest.raises(ValueError, match="is not a readable checkpoint"):
+        export(Export(str(tmp_path / "log.csv"), str(tmp_path / "none")))
     assert (tmp_path / "checkpoints" / "step_000000012.pt").exists()
 
 
@@ -280,7 +303,8 @@ def test_a_model_of_other_sizes_is_no_start(
         ("decoding_steps", (), "decoding_steps must name at least one"),
         ("evaluate_images", 301, r"evaluate_images must be in \[0, 300\], got 301"),
         ("batch_size", 201, r"batch_size must be in \[1, 200\], got 201"),
-        ("dropout", math.nan, r"dropout must be in \[0, 1\], got nan"),
+        ("dropout", math.nan, r"dropout must be in \[0, 1\), got nan"),
+        ("attention_dropout", 1.0, r"attention_dropout must be in \[0, 1\), got 1"),
         ("label_drop", 2.0, r"label_drop must be in \[0, 1\]"),
         ("dim", 33, "dim / heads must be a multiple of 8"),
         ("device", "tpu", "device must be one of cpu"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lpd_tools.data.token_cache import TokenCaching, cache_tokens
+from lpd_tools.data.token_caching import TokenCaching, cache_tokens
 from lpd_tools.training.checkpoints import read_checkpoint
 from lpd_tools.training.tokenizer import TokenizerTraining
 from lpd_tools.training.transformer import LPDTraining

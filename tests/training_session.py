@@ -1,36 +1,54 @@
 """Run by torchrun: several trainings, one after the other, in one process group; the tests read what they leave.
 
-The argument is a JSON file: a list of {"kind", "settings", "nan_in_rank"}. What a training raises goes to error.txt.
+The argument is a JSON file: a list of {"kind", "settings", "fault"}, where a fault {"rank", "step", "kind"} is a "nan"
+for a loss or a "signal" in one process. What a training raises goes to error_<rank>.txt.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from lpd_tools.training.stopping import TrainingStopped
 from lpd_tools.training.tokenizer import TokenizerTraining, train_tokenizer
-from lpd_tools.training.transformer import LPDTraining, TransformerTask, train
+from lpd_tools.training.transformer import Batch, LPDTraining, TransformerTask, train
 
-losses = TransformerTask.losses
+batch_of, losses_of = TransformerTask.batch, TransformerTask.losses
 
 
-def run(kind: str, settings: dict[str, Any], nan_in_rank: int | None) -> None:
-    def broken(self: TransformerTask, model: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
-        found = losses(self, model, batch)
-        return found | {"loss": found["loss"] * torch.nan} if dist.get_rank() == nan_in_rank else found
+def cause(fault: dict[str, Any]) -> None:
+    """Makes the fault happen in the next training of a transformer, if it is in this process."""
 
-    TransformerTask.losses = broken  # type: ignore[method-assign]
+    def batch(self: TransformerTask, step: int, rows: slice) -> Batch:
+        self.at_fault = fault["rank"] == dist.get_rank() and fault["step"] == step
+        if self.at_fault and fault["kind"] == "signal":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch_of(self, step, rows)
+
+    def losses(self: TransformerTask, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        found = losses_of(self, model, batch)
+        return found | {"loss": found["loss"] * torch.nan} if self.at_fault and fault["kind"] == "nan" else found
+
+    TransformerTask.batch, TransformerTask.losses = batch, losses
+
+
+def run(kind: str, settings: dict[str, Any], fault: dict[str, Any] | None) -> None:
+    TransformerTask.batch, TransformerTask.losses = batch_of, losses_of
+    if fault is not None:
+        cause(fault)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     try:
         if kind == "LPDTraining":
             train(LPDTraining(**values))
         else:
             train_tokenizer(TokenizerTraining(**values))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TrainingStopped) as error:
         out = Path(settings["out_dir"])
         out.mkdir(exist_ok=True)
         (out / f"error_{dist.get_rank()}.txt").write_text(f"{type(error).__name__}: {error}")
@@ -39,5 +57,5 @@ def run(kind: str, settings: dict[str, Any], nan_in_rank: int | None) -> None:
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     for training in json.loads(Path(sys.argv[1]).read_text()):
-        run(training["kind"], training["settings"], training["nan_in_rank"])
+        run(training["kind"], training["settings"], training["fault"])
     dist.destroy_process_group()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,8 +88,13 @@ class CheckpointFolder:
         # A second name of the same file: no space, and it stays when the first is removed.
         link = self.folder / f".{BEST}.link"
         link.unlink(missing_ok=True)
-        os.link(path, link)
-        link.replace(self.folder / BEST)
+        try:
+            os.link(path, link)
+        except OSError:  # not every file system knows links
+            with complete_file(self.folder / BEST) as temporary:
+                shutil.copyfile(path, temporary)
+        else:
+            link.replace(self.folder / BEST)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -97,7 +103,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises DamagedCheckpointError for a file that is cut short or foreign.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # Memory-mapped: the processes of one machine share it, and each copies what it needs.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged pickle can raise anything
         raise DamagedCheckpointError(
             f"path {str(path)!r} is not a readable checkpoint: {type(error).__name__}"

@@ -21,23 +21,31 @@ FORMAT = 1  # of the dict in the file
 class TrainingDivergedError(RuntimeError):
     """The loss or the gradient is no finite number; the training stopped before it touched the weights."""
 
+    def __init__(self, step: int, loss: float, norm: float, learning_rate: float, file: Path) -> None:
+        super().__init__(
+            f"loss is {loss:g} and the gradient's norm {norm:g} in step {step} (learning rate {learning_rate:g}): "
+            f"batch and weights are in {str(file)!r}, earlier checkpoints untouched"
+        )
 
-def stop_diverged(
+
+def first_failed(group: Processes, loss: float) -> int:
+    """The first process whose own `loss` is no number; 0 if the gradient alone is none."""
+    bad = group.sum([float(rank == group.rank and not math.isfinite(loss)) for rank in range(group.size)])
+    return next((rank for rank, count in enumerate(bad) if count), 0)
+
+
+def save_failure(
     settings: LoopSettings,
     group: Processes,
+    rank: int,
     step: int,
     batch: Any,
     weights: Mapping[str, Tensor],
     sizes: Mapping[str, Any],
-    loss: float,
-    mean_loss: float,
-    norm: float,
-) -> None:
-    """Writes `out_dir/failed/...` in the first process whose own `loss` is no number; TrainingDivergedError in all."""
-    bad = group.sum([float(rank == group.rank and not math.isfinite(loss)) for rank in range(group.size)])
-    culprit = next((rank for rank, count in enumerate(bad) if count), 0)
-    path = Path(settings.out_dir) / "failed" / f"step_{step:09d}_rank_{culprit}.pt"
-    if group.rank == culprit:
+) -> Path:
+    """The file in `out_dir/failed`, which process `rank` writes; it is there when this returns, in any process."""
+    path = Path(settings.out_dir) / "failed" / f"step_{step:09d}_rank_{rank}.pt"
+    if group.rank == rank:
         path.parent.mkdir(parents=True, exist_ok=True)
         with complete_file(path) as temporary:
             torch.save(
@@ -47,21 +55,18 @@ def stop_diverged(
                     "settings": asdict(settings),
                     "sizes": dict(sizes),
                     "step": step,
-                    "rank": group.rank,
+                    "rank": rank,
                     "batch": {item.name: getattr(batch, item.name) for item in fields(batch)},
                     "weights": dict(weights),
                 },
                 temporary,
             )
-    group.sum([0.0])  # the file is there before any process leaves
-    raise TrainingDivergedError(
-        f"loss is {mean_loss:g} and the gradient's norm {norm:g} in step {step} (learning rate "
-        f"{settings.learning_rate_at(step):g}): batch and weights are in {str(path)!r}, earlier checkpoints untouched"
-    )
+    group.sum([0.0])  # nobody leaves before
+    return path
 
 
 def read_failure(path: str | Path) -> dict[str, Any]:
-    """The dict that `stop_diverged` wrote; ValueError for another file. Pickled code is never run (weights_only)."""
+    """The dict that `save_failure` wrote; ValueError for another file. Pickled code is never run (weights_only)."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"path must be a file of a training that stopped, but there is none at {str(path)!r}")
     try:

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lpd_tools.progress import track
 from lpd_tools.training.checkpoints import CheckpointFolder
-from lpd_tools.training.failure import stop_diverged
+from lpd_tools.training.failure import TrainingDivergedError, first_failed, save_failure
 from lpd_tools.training.gradients import add_gradients, clip_gradients, micro_batches, seed_step
 from lpd_tools.training.logs import EVALUATIONS, STEPS, TrainingLogs
 from lpd_tools.training.loop_settings import LoopSettings
@@ -35,7 +35,8 @@ class Training:
     def __init__(self, task: Task, settings: LoopSettings, group: Processes, fixed: Mapping[str, Any]) -> None:
         self.task, self.settings, self.group, self.fixed = task, settings, group, dict(fixed)
         self.first = group.rank == 0
-        self.parts = micro_batches(group.share(settings.batch_size), settings.micro_batch_size)
+        self.share = group.share(settings.batch_size)
+        self.parts = micro_batches(self.share, settings.micro_batch_size)
         self.dtype = autocast_dtype(settings.precision, group.device)
         self.checkpoints = CheckpointFolder(Path(settings.out_dir) / "checkpoints", settings.keep)
         stored = self.checkpoints.newest(fixed, warn=self.first)
@@ -70,7 +71,7 @@ class Training:
         ):
             for step in track(todo, f"training the {self.task.name}") if first else todo:
                 save_due = first and time.monotonic() - self.saved_at > settings.save_every_s
-                losses, norm, stop_asked, save_due = self.step(step, stop.received, save_due)
+                losses, norm, stop_asked, save_due = self.step(step, stop, save_due)
                 last = self.done == settings.steps
                 row = {"step": self.done, "seconds": self.seconds, "lr": settings.learning_rate_at(step)}
                 if self.done % settings.log_every == 0 or last:
@@ -90,7 +91,7 @@ class Training:
         if first:
             self.task.export(average, out)
 
-    def step(self, step: int, stop_asked: bool, save_due: bool) -> tuple[dict[str, float], float, bool, bool]:
+    def step(self, step: int, stop: StopSignals, save_due: bool) -> tuple[dict[str, float], float, bool, bool]:
         """One optimisation step: mean losses, gradient norm, and whether any process asked to stop or to save."""
         settings, group, task = self.settings, self.group, self.task
         for parameters in self.state.optimizer.param_groups:
@@ -99,11 +100,13 @@ class Training:
         batch_of = partial(task.batch, step)
         own = add_gradients(self.model, self.parts, batch_of, task.losses, self.dtype, group.device)
         norm = clip_gradients(task.network, settings.clip)
-        *sums, stops, saves = group.sum([*own.values(), stop_asked, save_due])
+        *sums, stops, saves = group.sum([*own.values(), stop.received, save_due])
         losses = {name: total / group.size for name, total in zip(own, sums, strict=True)}
         if not math.isfinite(losses["loss"]) or not math.isfinite(norm):
-            batch, weights = batch_of(group.share(settings.batch_size)), self.state.gathered_weights()
-            stop_diverged(settings, group, step, batch, weights, self.fixed, own["loss"], losses["loss"], norm)
+            failed = first_failed(group, own["loss"])
+            batch, weights = batch_of(self.share), self.state.gathered_weights(group.rank == failed)
+            file = save_failure(settings, group, failed, step, batch, weights, self.fixed)
+            raise TrainingDivergedError(step, losses["loss"], norm, settings.learning_rate_at(step), file)
         self.state.optimizer.step()
         self.state.optimizer.zero_grad()
         self.state.update_average(settings.ema_decay, step)

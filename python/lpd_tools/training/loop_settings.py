@@ -53,22 +53,22 @@ class LoopSettings:
     tensorboard: bool = setting(True, "write TensorBoard logs too")
 
     def check(self, images: int, test_images: int, **ranges: tuple[float, float]) -> None:
-        """ValueError naming the first setting that cannot work with so many images; `ranges` adds settings."""
+        """ValueError naming the first setting that cannot work with so many images; `ranges` adds or narrows some."""
         if images < 1:
             raise ValueError("the data set holds no training images")
         any_number, share = (0, math.inf), (0, 1)
         rates = ("learning_rate", "min_learning_rate", "learning_rate_batch")
-        ranges |= {
+        common: dict[str, tuple[float, float]] = {
             "batch_size": (1, images),
             "micro_batch_size": (0, self.batch_size),
             "evaluate_images": (0, test_images),
             "seed": (0, 2**32),
         }
-        ranges |= dict.fromkeys(("steps", "keep", "log_every", "evaluate_every"), (1, math.inf))
+        common |= dict.fromkeys(("steps", "keep", "log_every", "evaluate_every"), (1, math.inf))
         times = ("warmup_steps", "decay_steps", "save_every_s", "sample_every")
-        ranges |= dict.fromkeys((*rates, *times, "weight_decay", "clip"), any_number)
-        ranges |= dict.fromkeys(("beta1", "beta2", "ema_decay"), share)
-        check_ranges(self, **ranges)
+        common |= dict.fromkeys((*rates, *times, "weight_decay", "clip"), any_number)
+        common |= dict.fromkeys(("beta1", "beta2", "ema_decay"), share)
+        check_ranges(self, **(common | ranges))
         if self.parallel not in PARALLEL:
             raise ValueError(f"parallel must be ddp or fsdp, got {self.parallel!r}")
         check_precision(self.precision)

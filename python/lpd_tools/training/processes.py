@@ -115,8 +115,8 @@ def whole(value: Tensor) -> Tensor:
 
 
 def part_like(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor as `like` is: on its device, and with FSDP2 this process's part of it."""
-    value = value.to(like.device)
+    """A copy of a whole tensor as `like` is: on its device, and with FSDP2 this process's part of it."""
+    value = value.to(like.device, copy=True)
     if isinstance(like, DTensor):
         # Every process has the whole tensor; nothing is sent.
         return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)

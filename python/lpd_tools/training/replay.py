@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lpd_ext.model import LPDConfig, LPDModel
+from lpd_ext.model import LPDModel
 from lpd_tools.checks import check_device
 from lpd_tools.settings import setting
+from lpd_tools.training.export import sizes_in
 from lpd_tools.training.failure import read_failure
 from lpd_tools.training.gradients import add_gradients, micro_batches, seed_step
 from lpd_tools.training.precision import autocast_dtype
@@ -53,8 +54,7 @@ def replay(config: Replay) -> ReplayedStep:
         raise ValueError(f"file must be of a training of the transformer, got {failure['kind']} in {config.file!r}")
     settings = LPDTraining(**failure["settings"])
     device = check_device(config.device)
-    sizes = {item.name: failure["sizes"][item.name] for item in fields(LPDConfig)}
-    model = LPDModel(LPDConfig(**sizes)).to(device)
+    model = LPDModel(sizes_in(failure["sizes"])).to(device)
     fill(model, failure["weights"])
     batch = Batch(**failure["batch"])
     seed_step(settings.seed, failure["step"], failure["rank"])
@@ -65,7 +65,7 @@ def replay(config: Replay) -> ReplayedStep:
             model,
             parts,
             lambda rows: batch.rows(rows).to(device),
-            lambda module, part: {"loss": batch_loss(module, part, settings.dropout)},
+            lambda module, part: {"loss": batch_loss(module, part, settings.dropout, settings.attention_dropout)},
             dtype,
             device,
         )

@@ -68,7 +68,7 @@ class TrainingState:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         state["state"] = {
             i: {
-                key: part_like(value, p) if value.shape == p.shape else value
+                key: part_like(value, p) if value.shape == p.shape else value.clone()
                 for key, value in stored["moments"][names[id(p)]].items()
             }
             for i, p in enumerate(parameters)

@@ -49,6 +49,8 @@ class LPDTraining(LoopSettings):
     ema_decay: float = setting(0.998, "decay of the averaged weights (0: no averaging)")
     label_drop: float = setting(0.1, "share of labels replaced by the unconditional one")
     dropout: float = setting(0.0, "after proj, GELU and fc2")
+    attention_dropout: float = setting(0.0, "of the attention probabilities")
+    mutual_visibility: bool = setting(True, "the position queries of a group see each other")
     decoding_steps: tuple[int, ...] = setting(
         (6, 8, 10, 12, 16, 24, 32, 64), "numbers of steps T whose group-size tables are trained"
     )
@@ -99,9 +101,9 @@ def make_batch(cache: TokenCache, index: Tensor, config: LPDTraining, step: int,
     )
 
 
-def batch_loss(model: nn.Module, batch: Batch, dropout: float = 0.0) -> Tensor:
+def batch_loss(model: nn.Module, batch: Batch, dropout: float = 0.0, attention_dropout: float = 0.0) -> Tensor:
     """Mean cross-entropy in nats over all B·N query rows."""
-    logits = model(batch.tokens, batch.labels, batch.orders, batch.group_sizes, dropout)
+    logits = model(batch.tokens, batch.labels, batch.orders, batch.group_sizes, dropout, attention_dropout)
     return F.cross_entropy(logits.float().flatten(0, 1), batch.tokens.gather(1, batch.orders).flatten())
 
 
@@ -142,7 +144,7 @@ class TransformerTask:
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The mean nats per token."""
-        return {"loss": batch_loss(model, batch, self.config.dropout)}
+        return {"loss": batch_loss(model, batch, self.config.dropout, self.config.attention_dropout)}
 
     def after_step(self, step: int) -> None:
         """Nothing is learnt but by gradients."""
@@ -188,7 +190,15 @@ class TransformerTask:
 
 def model_sizes(config: LPDTraining, cache: TokenCache) -> LPDConfig:
     """The sizes of the transformer: the settings' and the tokens'."""
-    return LPDConfig(config.dim, config.depth, config.heads, cache.vocab_size, cache.num_classes, cache.grid)
+    return LPDConfig(
+        config.dim,
+        config.depth,
+        config.heads,
+        cache.vocab_size,
+        cache.num_classes,
+        cache.grid,
+        mutual_visibility=config.mutual_visibility,
+    )
 
 
 def initial_model(config: LPDTraining, cache: TokenCache) -> LPDModel:
@@ -203,7 +213,8 @@ def initial_model(config: LPDTraining, cache: TokenCache) -> LPDModel:
         source = load_model(config.init_from, grid=sizes.grid, heads=config.heads)
         for name, wanted in asdict(sizes).items():
             found = getattr(source.config, name)
-            if found != wanted:
+            # A model trained with mutual visibility may go on without it, and the other way round.
+            if found != wanted and name != "mutual_visibility":
                 whose = "the tokens have" if name in ("vocab_size", "num_classes") else "the settings ask for"
                 raise ValueError(f"init_from: {config.init_from!r} has {name} {found}, but {whose} {wanted}")
         fill(model, dict(source.named_parameters()))
@@ -219,9 +230,13 @@ def check(config: LPDTraining, cache: TokenCache, group: Processes) -> None:
         len(cache.test),
         decoding_steps=(1, cache.num_tokens),
         label_drop=(0, 1),
-        dropout=(0, 1),
         sample_images=(1, 10_000),
     )
+    for name in ("dropout", "attention_dropout"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {getattr(config, name)}")
+    if config.tokenizer and not config.mutual_visibility:
+        raise ValueError("tokenizer must be empty without mutual_visibility: such a model cannot draw pictures")
     group.share(config.batch_size)
     if config.tokenizer and file_hash(config.tokenizer) != cache.tokenizer_hash:
         raise ValueError(f"tokenizer {config.tokenizer!r} is not the one that made the tokens in {config.tokens!r}")

@@ -1,0 +1,50 @@
+"""The averaged weights in a checkpoint of the transformer, as a folder that LPDModel and `lpd bundle` read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lpd_ext.checkpoint import save_model
+from lpd_ext.model import LPDConfig, LPDModel
+from lpd_tools.settings import setting
+from lpd_tools.training.checkpoints import read_checkpoint
+from lpd_tools.training.state import fill
+
+
+@dataclass(frozen=True)
+class Export:
+    """Which checkpoint, and where to."""
+
+    checkpoint: str = setting(..., "file in out_dir/checkpoints, say best.pt")
+    out: str = setting(..., "folder to write")
+
+
+def sizes_in(settings: Mapping[str, Any]) -> LPDConfig:
+    """The sizes of the transformer whose training shares `settings`; ValueError if they are of another training."""
+    names = [item.name for item in fields(LPDConfig)]
+    if missing := [name for name in names if name not in settings]:
+        raise ValueError(f"a training of the transformer has sizes, but {missing[0]} is missing")
+    return LPDConfig(**{name: settings[name] for name in names})
+
+
+def export(config: Export) -> Path:
+    """Writes config.json and model.safetensors (fp16); returns the folder.
+
+    Raises FileNotFoundError, or ValueError for a file that is no checkpoint of a transformer.
+    """
+    if not Path(config.checkpoint).is_file():
+        raise FileNotFoundError(f"checkpoint must be a file, but there is none at {config.checkpoint!r}")
+    state = read_checkpoint(config.checkpoint)
+    try:
+        model = LPDModel(sizes_in(state["settings"]))
+    except ValueError as error:
+        raise ValueError(f"checkpoint {config.checkpoint!r}: {error}") from error
+    fill(model, state["average"])
+    extra = {"tokenizer_sha256": state["settings"]["tokenizer_sha256"]}
+    save_model(model, config.out, extra=extra, dtype=torch.float16)
+    return Path(config.out)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.schedule import group_sizes
+from lpd_ext.state_files import complete_file
 from lpd_ext.tokenizer import VQTokenizer
 from lpd_tools.checks import check_device
 from lpd_tools.data.fashion_mnist import BORDER, from_pixels
@@ -104,7 +105,8 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
     results |= rebuilt.measures
     results |= likelihoods(pipe, reference, config)
     write_results(results, Path(config.out) / RESULTS_FILE)
-    picture(generated[0], pipe.class_names).save(Path(config.out) / PICTURE_FILE)
+    with complete_file(Path(config.out) / PICTURE_FILE) as temporary:
+        picture(generated[0], pipe.class_names).save(temporary, format="PNG")
     return results
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import typer
@@ -28,6 +29,8 @@ from lpd_tools.settings import add_command
 from lpd_tools.training.bundle import Bundling, bundle
 from lpd_tools.training.curves import Curves, draw_curves
 from lpd_tools.training.judge import JudgeTraining, train_judge
+from lpd_tools.training.replay import Replay, replay
+from lpd_tools.training.stopping import TrainingStopped
 from lpd_tools.training.tokenizer import TokenizerTraining, train_tokenizer
 from lpd_tools.training.transformer import LPDTraining, train
 
@@ -38,6 +41,9 @@ class FriendlyGroup(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except TrainingStopped as stop:
+            say(str(stop))
+            raise typer.Exit(0) from stop
         except (typer.Exit, typer.Abort, BrokenPipeError):  # a reader like `head` may leave early; that is no mistake
             raise
         except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
@@ -55,8 +61,9 @@ console = Console()
 
 
 def say(text: str) -> None:
-    """One line as it is: paths may hold brackets and be longer than the terminal is wide."""
-    console.print(text, markup=False, soft_wrap=True)
+    """One line as it is: paths may hold brackets and be longer than the terminal is wide. Once under torchrun."""
+    if os.environ.get("RANK", "0") == "0":
+        console.print(text, markup=False, soft_wrap=True)
 
 
 def run_train_judge(config: JudgeTraining) -> None:
@@ -86,6 +93,10 @@ def run_prepare_icons(config: IconFolder) -> None:
 
 def run_train(config: LPDTraining) -> None:
     say(f"wrote {train(config)}")
+
+
+def run_replay(config: Replay) -> None:
+    say(str(replay(config)))
 
 
 def run_bundle(config: Bundling) -> None:
@@ -134,6 +145,7 @@ add_command(app, "cache-tokens", TokenCaching, run_cache_tokens, "Encode the dat
 add_command(app, "check-tokens", TokenCheck, run_check_tokens, "Read a whole token cache and compare its checksums.")
 add_command(app, "prepare-icons", IconFolder, run_prepare_icons, "Make an image folder of an npm package of icons.")
 add_command(app, "train", LPDTraining, run_train, "Train the LPD transformer on cached tokens.")
+add_command(app, "replay", Replay, run_replay, "Compute again the step in which a training found no finite loss.")
 add_command(app, "bundle", Bundling, run_bundle, "Put a trained model, its tokenizer and defaults in a folder.")
 add_command(app, "generate", Generation, run_generate, "Draw images of every class, to measure them.")
 add_command(app, "measure", Measurement, run_measure, "Compare generated images with real ones.")

@@ -6,7 +6,6 @@ import gzip
 import math
 import struct
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,22 +78,6 @@ def load_fashion_mnist(split: str, data_dir: str | Path = FASHION_MNIST_DIR) -> 
     return LabelledImages(pixels, labels.long())
 
 
-def to_images(pixels: Tensor) -> Tensor:
-    """Tokenizer input float32 [B, 3, 32, 32] in [-1, 1] of grey pixels uint8 [B, 28, 28]."""
-    padded = F.pad(pixels, (BORDER,) * 4)
-    return (padded.float() / 127.5 - 1).unsqueeze(1).expand(-1, 3, -1, -1)
-
-
-def centre_grey(images: Tensor) -> Tensor:
-    """Grey centre float [B, 1, 28, 28] of images [B, 3, 32, 32] in [-1, 1]."""
-    return images[:, :, BORDER:-BORDER, BORDER:-BORDER].mean(1, keepdim=True)
-
-
-def from_pixels(pixels: Tensor) -> Tensor:
-    """Grey centre float [B, 1, 28, 28] in [-1, 1] of pixels uint8 [B, 32, 32, 3]."""
-    return centre_grey(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
-
-
 class FashionMNISTSource(ImageSource):
     """Fashion-MNIST as grey 32x32 pictures: the 28x28 of the files with a black border."""
 
@@ -125,21 +108,20 @@ def open_fashion_mnist(location: str, options: dict[str, str]) -> DataSet:
     return DataSet("fashion-mnist", train, test, default_image_size=28 + 2 * BORDER)
 
 
-def epoch_batches(count: int, batch_size: int, seed: int, start_step: int = 0) -> Iterator[Tensor]:
-    """Endless batches of indices int64 [batch_size]; epoch e is a permutation made from (seed, e) alone.
+def to_images(pixels: Tensor) -> Tensor:
+    """Tokenizer input float32 [B, 3, 32, 32] in [-1, 1] of grey pixels uint8 [B, 28, 28]."""
+    padded = F.pad(pixels, (BORDER,) * 4)
+    return (padded.float() / 127.5 - 1).unsqueeze(1).expand(-1, 3, -1, -1)
 
-    `start_step` skips that many batches, so a resumed run sees what an unbroken one would have seen.
-    """
-    if not 0 < batch_size <= count:
-        raise ValueError(f"batch_size must be in 1..{count}, got {batch_size}")
-    per_epoch = count // batch_size
-    step = start_step
-    while True:
-        epoch, first = divmod(step, per_epoch)
-        order = torch.randperm(count, generator=step_generator(seed, epoch, stream=1))
-        for i in range(first, per_epoch):
-            yield order[i * batch_size : (i + 1) * batch_size]
-            step += 1
+
+def centre_grey(images: Tensor) -> Tensor:
+    """Grey centre float [B, 1, 28, 28] of images [B, 3, 32, 32] in [-1, 1]."""
+    return images[:, :, BORDER:-BORDER, BORDER:-BORDER].mean(1, keepdim=True)
+
+
+def from_pixels(pixels: Tensor) -> Tensor:
+    """Grey centre float [B, 1, 28, 28] in [-1, 1] of pixels uint8 [B, 32, 32, 3]."""
+    return centre_grey(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:

@@ -27,7 +27,8 @@ def open_image(file: str | Path | bytes) -> Image.Image:
     except UnidentifiedImageError:
         raise UnreadableImageError("no image format that Pillow knows") from None
     except Exception as error:  # a damaged file can raise anything
-        text = str(error).strip().splitlines()
+        # The system's errors say the path too, which a list of skipped pictures must not depend on.
+        text = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
         raise UnreadableImageError(text[0] if text else type(error).__name__) from error
 
 

@@ -41,7 +41,7 @@ from lpd_tools.evaluation.reference import Reference, balanced_sample, open_refe
 from lpd_tools.evaluation.report import picture
 from lpd_tools.progress import track
 from lpd_tools.settings import setting
-from lpd_tools.training.checkpointing import check_ranges
+from lpd_tools.training.loop_settings import check_ranges
 
 RESULTS_FILE = "evaluation.json"
 PICTURE_FILE = "grid.png"

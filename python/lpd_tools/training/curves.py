@@ -36,10 +36,11 @@ def draw_curves(config: Curves) -> Path:
     quality, nats = figure.subplots(1, 2)
     quality.plot(tokenizer["step"], tokenizer["test_psnr_centre"], color="tab:blue")
     quality.set(title="tokenizer", xlabel="step", ylabel="test PSNR of the centre (dB)")
-    recognised = quality.twinx()
-    recognised.plot(tokenizer["step"], [100 * r for r in tokenizer["test_recognised"]], color="tab:orange")
-    recognised.set_ylabel("recognised by the judge (%)", color="tab:orange")
-    for name in ("train_nats", "test_nats_10_steps", "test_nats_64_steps"):
+    if "test_recognised" in tokenizer:  # a tokenizer may be trained without a judge
+        recognised = quality.twinx()
+        recognised.plot(tokenizer["step"], [100 * r for r in tokenizer["test_recognised"]], color="tab:orange")
+        recognised.set_ylabel("recognised by the judge (%)", color="tab:orange")
+    for name in ("train_loss", "train_nats", "test_nats_10_steps", "test_nats_64_steps"):
         if name in transformer:
             nats.plot(transformer["step"], transformer[name], label=name.replace("_", " "))
     nats.set(title="transformer", xlabel="step", ylabel="nats per token")

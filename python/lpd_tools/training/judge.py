@@ -16,14 +16,16 @@ from lpd_tools.data.fashion_mnist import (
     FASHION_MNIST_DIR,
     LabelledImages,
     centre_grey,
-    epoch_batches,
     load_fashion_mnist,
     step_generator,
     to_images,
 )
 from lpd_tools.progress import track
 from lpd_tools.settings import setting
-from lpd_tools.training.checkpointing import append_csv, autocast_dtype, learning_rate
+from lpd_tools.training.logs import append_csv
+from lpd_tools.training.loop_settings import learning_rate
+from lpd_tools.training.precision import autocast, autocast_dtype
+from lpd_tools.training.shuffling import EpochShuffle
 
 
 @dataclass(frozen=True)
@@ -85,20 +87,21 @@ def train_judge(config: JudgeTraining) -> float:
     torch.manual_seed(config.seed)
     model = Judge()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay)
-    dtype = autocast_dtype(config.precision)
-    per_epoch = len(train) // config.batch_size
+    device = torch.device("cpu")
+    dtype = autocast_dtype(config.precision, device)
+    shuffle = EpochShuffle(len(train), config.batch_size, config.seed)
+    per_epoch = shuffle.per_epoch
     steps = config.epochs * per_epoch
-    batches = epoch_batches(len(train), config.batch_size, config.seed)
     accuracy = total = 0.0
     for step in track(range(steps), "training the judge"):
         model.train()
-        index = next(batches)
+        index = shuffle.batch(step)
         images = augment(grey(train, index), step_generator(config.seed, step))
         torch.manual_seed(step)
         optimizer.param_groups[0]["lr"] = learning_rate(
             step, steps, config.learning_rate, warmup=per_epoch // 2, decay=steps
         )
-        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        with autocast(dtype, device):
             logits = model(images)
         loss = F.cross_entropy(logits.float(), train.labels[index], label_smoothing=0.05)
         optimizer.zero_grad()

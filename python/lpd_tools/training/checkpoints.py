@@ -1,0 +1,131 @@
+"""Checkpoints of a training on disk: atomic, the newest few and the best kept, damaged ones passed over."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lpd_ext.state_files import complete_file
+
+FORMAT = 2  # of the dict in the file
+BEST = "best.pt"
+_NAME = re.compile(r"step_(\d{9})\.pt")
+
+
+class DamagedCheckpointError(ValueError):
+    """The file is cut short, or no checkpoint at all."""
+
+
+class CheckpointFolder:
+    """The checkpoints `step_000001200.pt` of one training, and `best.pt`."""
+
+    def __init__(self, folder: str | Path, keep: int = 2) -> None:
+        self.folder = Path(folder)
+        self.keep = keep
+
+    def save(self, state: Mapping[str, Any], step: int, *, best: bool = False) -> Path:
+        """Writes the state after `step` steps; a crash at any moment leaves the older files as they were.
+
+        Older ones beyond the newest `keep` are removed once it is on disk. Raises OSError if it could not be written,
+        naming the newest checkpoint that is still there.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"step_{step:09d}.pt"
+        try:
+            with complete_file(path) as temporary:
+                torch.save({"format": FORMAT, **state}, temporary)
+            if best:
+                self._link_best(path)
+            _sync_folder(self.folder)
+        except (OSError, RuntimeError) as error:  # torch's own writer says a full disk by RuntimeError
+            left = self.files()
+            usable = f"{str(left[0])!r} is still there" if left else "there is none yet"
+            raise OSError(f"checkpoint {str(path)!r} could not be written ({_first_line(error)}); {usable}") from error
+        for old in self._numbered()[self.keep :]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def newest(self, settings: Mapping[str, Any], warn: bool = True) -> dict[str, Any] | None:
+        """The newest whole checkpoint, None if there is none at all; a damaged one is passed over with a warning.
+
+        Raises ValueError if all are damaged, or for a training that began with other `settings`.
+        """
+        files = self.files()
+        for path in files:
+            try:
+                state = read_checkpoint(path)
+            except DamagedCheckpointError as error:
+                if warn:
+                    warnings.warn(f"{error}; an older one is tried", stacklevel=2)
+                continue
+            check_settings(state["settings"], settings, path)
+            return state
+        if files:
+            raise ValueError(f"no checkpoint in {str(self.folder)!r} can be read: start anew in another out_dir")
+        return None
+
+    def remove_unfinished(self) -> None:
+        """Removes what processes that were killed while they saved have left."""
+        for path in self.folder.glob(".*.pt.*"):
+            path.unlink(missing_ok=True)
+
+    def files(self) -> list[Path]:
+        """Checkpoints in the order in which resuming tries them: newest first, then the best."""
+        best = self.folder / BEST
+        return self._numbered() + ([best] if best.is_file() else [])
+
+    def _numbered(self) -> list[Path]:
+        return sorted((path for path in self.folder.glob("step_*.pt") if _NAME.fullmatch(path.name)), reverse=True)
+
+    def _link_best(self, path: Path) -> None:
+        # A second name of the same file: no space, and it stays when the first is removed.
+        link = self.folder / f".{BEST}.link"
+        link.unlink(missing_ok=True)
+        os.link(path, link)
+        link.replace(self.folder / BEST)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The dict in a checkpoint file; pickled code is never run (weights_only).
+
+    Raises DamagedCheckpointError for a file that is cut short or foreign.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        raise DamagedCheckpointError(
+            f"path {str(path)!r} is not a readable checkpoint: {type(error).__name__}"
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT or not isinstance(state.get("settings"), dict):
+        raise DamagedCheckpointError(f"path {str(path)!r} holds no training checkpoint of this version")
+    return state
+
+
+def check_settings(began: Mapping[str, Any], settings: Mapping[str, Any], path: Path) -> None:
+    """ValueError naming the first of `settings` that differs from those a training `began` with."""
+    for name, value in settings.items():
+        if began.get(name) != value:
+            raise ValueError(
+                f"{name} is {value!r}, but the training in {str(path)!r} began with {began.get(name)!r}: "
+                "resume it with that, or start another in another out_dir"
+            )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the renames in a folder outlive a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

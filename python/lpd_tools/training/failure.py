@@ -1,0 +1,73 @@
+"""A loss that is no number: the batch and the weights of that step go into a file, from which it can be replayed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpd_ext.state_files import complete_file
+from lpd_tools.training.loop_settings import LoopSettings
+from lpd_tools.training.processes import Processes
+
+FORMAT = 1  # of the dict in the file
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss or the gradient is no finite number; the training stopped before it touched the weights."""
+
+
+def stop_diverged(
+    settings: LoopSettings,
+    group: Processes,
+    step: int,
+    batch: Any,
+    weights: Mapping[str, Tensor],
+    sizes: Mapping[str, Any],
+    loss: float,
+    mean_loss: float,
+    norm: float,
+) -> None:
+    """Writes `out_dir/failed/...` in the first process whose own `loss` is no number; TrainingDivergedError in all."""
+    bad = group.sum([float(rank == group.rank and not math.isfinite(loss)) for rank in range(group.size)])
+    culprit = next((rank for rank, count in enumerate(bad) if count), 0)
+    path = Path(settings.out_dir) / "failed" / f"step_{step:09d}_rank_{culprit}.pt"
+    if group.rank == culprit:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with complete_file(path) as temporary:
+            torch.save(
+                {
+                    "format": FORMAT,
+                    "kind": type(settings).__name__,
+                    "settings": asdict(settings),
+                    "sizes": dict(sizes),
+                    "step": step,
+                    "rank": group.rank,
+                    "batch": {item.name: getattr(batch, item.name) for item in fields(batch)},
+                    "weights": dict(weights),
+                },
+                temporary,
+            )
+    group.sum([0.0])  # the file is there before any process leaves
+    raise TrainingDivergedError(
+        f"loss is {mean_loss:g} and the gradient's norm {norm:g} in step {step} (learning rate "
+        f"{settings.learning_rate_at(step):g}): batch and weights are in {str(path)!r}, earlier checkpoints untouched"
+    )
+
+
+def read_failure(path: str | Path) -> dict[str, Any]:
+    """The dict that `stop_diverged` wrote; ValueError for another file. Pickled code is never run (weights_only)."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path must be a file of a training that stopped, but there is none at {str(path)!r}")
+    try:
+        failure = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ValueError(f"path {str(path)!r} is no file to replay: {type(error).__name__}") from error
+    if not isinstance(failure, dict) or failure.get("format") != FORMAT or "batch" not in failure:
+        raise ValueError(f"path {str(path)!r} is no file to replay")
+    return failure

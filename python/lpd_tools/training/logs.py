@@ -1,0 +1,106 @@
+"""What a training tells while it runs: CSV tables, TensorBoard, pictures."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from lpd_ext.state_files import complete_file
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+STEPS, EVALUATIONS = "steps.csv", "log.csv"
+
+
+class TrainingLogs:
+    """steps.csv (losses), log.csv (tests), samples/*.png, and the same for TensorBoard, below `out`.
+
+    Rows after step `start` are those of a training that went on after its last checkpoint: they are removed. Not
+    `enabled`, in all processes but the first, it writes nothing.
+    """
+
+    def __init__(self, out: Path, start: int, *, tensorboard: bool, enabled: bool = True) -> None:
+        self.out, self.enabled = out, enabled
+        self._writer: SummaryWriter | None = None
+        if not enabled:
+            return
+        out.mkdir(parents=True, exist_ok=True)
+        for name in (STEPS, EVALUATIONS):
+            drop_rows_after(out / name, start)
+        if tensorboard:
+            self._writer = summary_writer(out / "tensorboard", start)
+
+    def __enter__(self) -> TrainingLogs:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def row(self, name: str, row: Mapping[str, float | int]) -> None:
+        """Adds a row, with its `step`, to one of the tables."""
+        if not self.enabled:
+            return
+        append_csv(self.out / name, row)
+        if self._writer is not None:
+            for key, value in row.items():
+                if key != "step":
+                    self._writer.add_scalar(f"{Path(name).stem}/{key}", value, int(row["step"]))
+
+    def picture(self, pixels: np.ndarray, step: int) -> None:
+        """Stores a picture uint8 [height, width, 3] of what the network draws after `step` steps."""
+        path = self.out / "samples" / f"step_{step:09d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with complete_file(path) as temporary:
+            Image.fromarray(pixels).save(temporary, format="png")
+        if self._writer is not None:
+            self._writer.add_image("samples", pixels, step, dataformats="HWC")
+
+
+def summary_writer(folder: Path, start: int) -> SummaryWriter:
+    """A TensorBoard writer that hides what earlier ones wrote after step `start`; ImportError naming the extra."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "TensorBoard logs need tensorboard: pip install 'lpd-ext[train]', or train with --no-tensorboard"
+        ) from error
+    return SummaryWriter(str(folder), purge_step=start + 1)
+
+
+def append_csv(path: str | Path, row: Mapping[str, float | int | str]) -> None:
+    """Appends one row to a CSV log, with the header first in a new file; 9 digits tell every float32 from its like."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists() or path.stat().st_size == 0
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def drop_rows_after(path: str | Path, step: int) -> None:
+    """Removes the rows of a CSV log that a resumed training will write again: those with a later step.
+
+    A row that a killed process did not finish goes too.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return
+    with path.open(newline="") as file:
+        lines = list(csv.reader(file))
+    header = lines[0] if lines else []
+    column = header.index("step") if "step" in header else 0
+    kept = [row for row in lines[1:] if len(row) == len(header) and int(row[column]) <= step]
+    with complete_file(path) as temporary, temporary.open("w", newline="") as file:
+        csv.writer(file).writerows(lines[:1] + kept)

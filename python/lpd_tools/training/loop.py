@@ -1,0 +1,153 @@
+"""The one training loop: schedule, averages, tests, logs and checkpoints, for whatever `Task` it is given."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from lpd_tools.progress import track
+from lpd_tools.training.checkpoints import CheckpointFolder
+from lpd_tools.training.failure import stop_diverged
+from lpd_tools.training.gradients import add_gradients, clip_gradients, micro_batches, seed_step
+from lpd_tools.training.logs import EVALUATIONS, STEPS, TrainingLogs
+from lpd_tools.training.loop_settings import LoopSettings
+from lpd_tools.training.precision import autocast_dtype
+from lpd_tools.training.processes import Processes, parallelise
+from lpd_tools.training.state import TrainingState, parameter_groups
+from lpd_tools.training.stopping import StopSignals, TrainingStopped
+from lpd_tools.training.task import Task
+
+
+class Training:
+    """A task under way: its state, and how far it is. `fixed` is what a resumed training shares with its beginning.
+
+    Made from the newest checkpoint in `out_dir`, if any. Raises ValueError and OSError as CheckpointFolder does.
+    """
+
+    def __init__(self, task: Task, settings: LoopSettings, group: Processes, fixed: Mapping[str, Any]) -> None:
+        self.task, self.settings, self.group, self.fixed = task, settings, group, dict(fixed)
+        self.first = group.rank == 0
+        self.parts = micro_batches(group.share(settings.batch_size), settings.micro_batch_size)
+        self.dtype = autocast_dtype(settings.precision, group.device)
+        self.checkpoints = CheckpointFolder(Path(settings.out_dir) / "checkpoints", settings.keep)
+        stored = self.checkpoints.newest(fixed, warn=self.first)
+        self.model = prepare(task, settings, group)
+        groups = parameter_groups(task.network, settings.weight_decay)
+        optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), fused=True)
+        self.state = TrainingState(task.network, optimizer)
+        self.done, self.seconds, self.best = 0, 0.0, math.inf
+        self.sums: dict[str, float] = {}  # of losses, since the last row of log.csv, and over how many steps
+        self.counted = 0
+        if stored is not None:
+            self.state.restore(stored)
+            task.restore(stored["task"])
+            for name, value in stored["progress"].items():
+                setattr(self, name, value)
+        check_same_start(self.done, group)
+        self.begun = self.saved_at = time.monotonic()
+        self.begun -= self.seconds
+
+    def run(self) -> None:
+        """Trains to the last step and exports the averaged weights.
+
+        Raises TrainingStopped after SIGTERM or SIGINT, TrainingDivergedError for a loss that is no number.
+        """
+        settings, first, out = self.settings, self.first, Path(self.settings.out_dir)
+        todo = range(self.done, settings.steps)
+        if first:
+            self.checkpoints.remove_unfinished()
+        with (
+            TrainingLogs(out, self.done, tensorboard=settings.tensorboard, enabled=first) as logs,
+            StopSignals() as stop,
+        ):
+            for step in track(todo, f"training the {self.task.name}") if first else todo:
+                save_due = first and time.monotonic() - self.saved_at > settings.save_every_s
+                losses, norm, stop_asked, save_due = self.step(step, stop.received, save_due)
+                last = self.done == settings.steps
+                row = {"step": self.done, "seconds": self.seconds, "lr": settings.learning_rate_at(step)}
+                if self.done % settings.log_every == 0 or last:
+                    logs.row(STEPS, row | losses | {"gradient_norm": norm})
+                is_best = False
+                if self.done % settings.evaluate_every == 0 or last:
+                    is_best = self.evaluate(logs, row)
+                if settings.sample_every and (self.done % settings.sample_every == 0 or last):
+                    average = self.state.gathered_average(first)
+                    if first and (picture := self.task.draw(average)) is not None:
+                        logs.picture(picture, self.done)
+                if save_due or stop_asked or is_best or last:
+                    path = self.save(is_best)
+                    if stop_asked and not last:
+                        raise TrainingStopped(self.done, path)
+        average = self.state.gathered_average(first)
+        if first:
+            self.task.export(average, out)
+
+    def step(self, step: int, stop_asked: bool, save_due: bool) -> tuple[dict[str, float], float, bool, bool]:
+        """One optimisation step: mean losses, gradient norm, and whether any process asked to stop or to save."""
+        settings, group, task = self.settings, self.group, self.task
+        for parameters in self.state.optimizer.param_groups:
+            parameters["lr"] = settings.learning_rate_at(step)
+        seed_step(settings.seed, step, group.rank)
+        batch_of = partial(task.batch, step)
+        own = add_gradients(self.model, self.parts, batch_of, task.losses, self.dtype, group.device)
+        norm = clip_gradients(task.network, settings.clip)
+        *sums, stops, saves = group.sum([*own.values(), stop_asked, save_due])
+        losses = {name: total / group.size for name, total in zip(own, sums, strict=True)}
+        if not math.isfinite(losses["loss"]) or not math.isfinite(norm):
+            batch, weights = batch_of(group.share(settings.batch_size)), self.state.gathered_weights()
+            stop_diverged(settings, group, step, batch, weights, self.fixed, own["loss"], losses["loss"], norm)
+        self.state.optimizer.step()
+        self.state.optimizer.zero_grad()
+        self.state.update_average(settings.ema_decay, step)
+        task.after_step(step)
+        self.done, self.seconds, self.counted = step + 1, time.monotonic() - self.begun, self.counted + 1
+        self.sums = {name: self.sums.get(name, 0.0) + loss for name, loss in losses.items()}
+        return losses, norm, stops > 0, saves > 0
+
+    def evaluate(self, logs: TrainingLogs, row: Mapping[str, float | int]) -> bool:
+        """Writes a row of log.csv; returns whether its test loss is the best so far."""
+        train = {f"train_{name}": total / self.counted for name, total in self.sums.items()}
+        self.sums, self.counted = {}, 0
+        average = self.state.gathered_average(self.first)
+        test = self.task.test(average) if self.settings.evaluate_images and self.first else None
+        logs.row(EVALUATIONS, {**row, **train, **(test.row if test else {})})
+        # Only the first process knows the test loss; the others add nothing to it.
+        loss = self.group.sum([test.loss if test else 0.0])[0] if self.settings.evaluate_images else math.inf
+        is_best, self.best = loss < self.best, min(loss, self.best)
+        return is_best
+
+    def save(self, best: bool) -> Path:
+        """Writes a checkpoint; every process must take part. Returns where it is, or the folder in other processes."""
+        progress = {name: getattr(self, name) for name in ("done", "seconds", "best", "sums", "counted")}
+        entries = self.state.gathered(self.first)
+        entries |= {"task": self.task.state(), "progress": progress, "settings": self.fixed}
+        path = self.checkpoints.save(entries, self.done, best=best) if self.first else self.checkpoints.folder
+        self.saved_at = time.monotonic()
+        return path
+
+
+def prepare(task: Task, settings: LoopSettings, group: Processes) -> nn.Module:
+    """Puts the network on its device; recomputation, compilation and distribution as the settings ask for."""
+    network = task.network.to(group.device).train()
+    for block in task.blocks:
+        # Inside the hooks of FSDP2, which bring the weights of a block before its forward and backward passes.
+        if settings.checkpoint_activations:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        if settings.compile_backend:
+            block.forward = torch.compile(block.forward, backend=settings.compile_backend)
+    return parallelise(network, task.blocks, group, settings.parallel)
+
+
+def check_same_start(done: int, group: Processes) -> None:
+    """ValueError unless all processes found the same checkpoint."""
+    total, squares = group.sum([done, done * done])
+    if total != done * group.size or squares != done * done * group.size:
+        raise ValueError("out_dir must be the same folder for all processes: they see different checkpoints in it")

@@ -1,0 +1,39 @@
+"""In which arithmetic a training runs, and through which compiler."""
+
+from __future__ import annotations
+
+import torch
+
+from lpd_ext.linear import has_fast_arithmetic
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def check_precision(precision: str) -> None:
+    """ValueError unless it is auto, fp32 or bf16."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be auto, fp32 or bf16, got {precision!r}")
+
+
+def check_backend(backend: str) -> None:
+    """ValueError unless torch.compile knows the backend; empty means no compiling."""
+    if backend and backend not in (known := torch.compiler.list_backends(exclude_tags=())):
+        raise ValueError(f"compile_backend must be empty or one of {', '.join(known)}, got {backend!r}")
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """bf16 for "bf16", None for "fp32"; "auto" takes bf16 where the device multiplies it in hardware."""
+    check_precision(precision)
+    if precision == "auto":
+        in_hardware = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if device.type == "cuda"
+            else has_fast_arithmetic(torch.bfloat16)
+        )
+        precision = "bf16" if in_hardware else "fp32"
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+def autocast(dtype: torch.dtype | None, device: torch.device) -> torch.autocast:
+    """The autocast context of a forward pass; without a dtype it changes nothing."""
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)

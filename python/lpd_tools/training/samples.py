@@ -1,0 +1,36 @@
+"""Pictures of what a model in training draws."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from lpd_ext.model import LPDModel
+from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
+from lpd_ext.tokenizer import VQTokenizer
+
+
+def draw_grid(model: LPDModel, tokenizer: VQTokenizer, count: int, guidance: float) -> np.ndarray:
+    """`count` images, the classes in turn and the same seeds every time, as one picture uint8 [height, width, 3]."""
+    device = model.pos_embed.device
+    pipe = LPDPipeline(model, tokenizer.to(device).eval(), SamplingDefaults(guidance_schedule="constant"))
+    steps = min(20, model.config.num_tokens)
+    labels = [i % model.config.num_classes for i in range(count)]
+    options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance}
+    with torch.inference_mode():
+        images = pipe(labels, seeds=list(range(count)), output_type="np", **options).images
+    return tiled(images)
+
+
+def tiled(images: np.ndarray) -> np.ndarray:
+    """Images uint8 [B, h, w, 3] side by side, about as many rows as columns; black where none is left."""
+    count, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    padded = np.concatenate([images, np.zeros((rows * columns - count, height, width, channels), images.dtype)])
+    grid = padded.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
+    tiles: np.ndarray = grid.reshape(rows * height, columns * width, channels)
+    return tiles

@@ -1,0 +1,112 @@
+"""What a training tells: CSV tables, TensorBoard, pictures, curves."""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("typer")
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+
+from lpd_tools.training.curves import Curves, draw_curves
+from lpd_tools.training.logs import append_csv, drop_rows_after, summary_writer
+from lpd_tools.training.samples import tiled
+from lpd_tools.training.transformer import train
+from training_runs import column, lpd_config, make_cache
+
+
+@pytest.fixture(scope="module")
+def cache_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_cache(tmp_path_factory.mktemp("tokens"))
+
+
+def test_csv_log(tmp_path: Path) -> None:
+    for step in (1, 2):
+        append_csv(tmp_path / "log.csv", {"step": step, "loss": step / 3})
+    assert (tmp_path / "log.csv").read_text().split() == ["step,loss", "1,0.333333333", "2,0.666666667"]
+    drop_rows_after(tmp_path / "log.csv", 1)
+    append_csv(tmp_path / "log.csv", {"step": 2, "loss": 0.5})
+    drop_rows_after(tmp_path / "none.csv", 1)
+    assert (tmp_path / "log.csv").read_text().split() == ["step,loss", "1,0.333333333", "2,0.5"]
+    drop_rows_after(tmp_path / "log.csv", 0)
+    append_csv(tmp_path / "log.csv", {"step": 1, "loss": 0.25})
+    assert (tmp_path / "log.csv").read_text().split() == ["step,loss", "1,0.25"]
+
+
+def test_a_row_that_was_cut_short_goes(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("step,loss\n1,0.5\n2")
+    drop_rows_after(tmp_path / "log.csv", 2)
+    assert (tmp_path / "log.csv").read_text().split() == ["step,loss", "1,0.5"]
+
+
+def test_log_survives_a_crash_while_rows_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2):
+        append_csv(tmp_path / "log.csv", {"step": step})
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", lambda file: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            drop_rows_after(tmp_path / "log.csv", 1)
+    assert (tmp_path / "log.csv").read_text().split() == ["step", "1", "2"]
+
+
+def test_tensorboard_shows_what_the_tables_hold(cache_path: Path, tmp_path: Path) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = lpd_config(cache_path, tmp_path, tensorboard=True, sample_every=4, sample_images=5)
+    config = dataclasses.replace(config, tokenizer=str(cache_path.with_name("tokenizer.safetensors")))
+    train(dataclasses.replace(config, steps=6, decay_steps=1))
+    # Steps 5 and 6 go away with this checkpoint; the resumed training writes them again.
+    (tmp_path / "checkpoints" / "step_000000006.pt").unlink()
+    train(config)
+    events = accumulators.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    shown = {event.step: event.value for event in events.Scalars("steps/loss")}
+    losses = [float(value) for value in column(tmp_path / "steps.csv", "loss")]
+    assert shown == pytest.approx(dict(enumerate(losses, start=1)), rel=1e-6)
+    assert len(events.Scalars("log/test_nats_10_steps")) == 2
+    assert [event.step for event in events.Images("samples")] == [4, 8]
+    with Image.open(tmp_path / "samples" / "step_000000008.png") as image:
+        assert image.size == (3 * 32, 2 * 32)
+        assert np.asarray(image).std() > 0
+
+
+def test_another_tokenizer_draws_no_pictures(cache_path: Path, tmp_path: Path) -> None:
+    other = make_cache(tmp_path / "other", codes=32).with_name("tokenizer.safetensors")
+    with pytest.raises(ValueError, match="is not the one that made the tokens"):
+        train(lpd_config(cache_path, tmp_path / "run", tokenizer=str(other)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_tensorboard_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
+        if name.startswith("torch.utils.tensorboard"):
+            raise ImportError(name)
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r"pip install 'lpd-ext\[train\]', or train with --no-tensorboard"):
+        summary_writer(tmp_path, 0)
+
+
+def test_pictures_are_tiled_row_by_row() -> None:
+    images = np.arange(1, 6, dtype=np.uint8)[:, None, None, None].repeat(2, 1).repeat(3, 2).repeat(3, 3)
+    grid = tiled(images)
+    assert grid.shape == (4, 9, 3)
+    assert grid[::2, ::3, 0].tolist() == [[1, 2, 3], [4, 5, 0]]
+
+
+def test_curves_are_drawn(cache_path: Path, tmp_path: Path) -> None:
+    train(lpd_config(cache_path, tmp_path))
+    rows = "step,test_psnr_centre,test_recognised\n1,20,0.5\n2,22,0.75\n"
+    (tmp_path / "tokenizer.csv").write_text(rows)
+    picture = draw_curves(Curves(str(tmp_path / "tokenizer.csv"), str(tmp_path / "log.csv"), str(tmp_path / "x.png")))
+    with Image.open(picture) as image:
+        assert image.size == (1320, 432)

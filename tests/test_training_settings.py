@@ -1,0 +1,162 @@
+"""Settings of the training commands: TOML files and options, ranges, learning rate, precision."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+
+pytest.importorskip("rich")
+
+from lpd_tools.settings import add_command, setting
+from lpd_tools.training.loop_settings import LoopSettings, fixed_settings, learning_rate
+from lpd_tools.training.precision import autocast_dtype, check_backend
+from typer.testing import CliRunner
+
+from lpd_ext.linear import has_fast_arithmetic
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    place: str = setting(..., "required")
+    count: int = setting(3, "an int")
+    rate: float = setting(0.5, "a float")
+    quick: bool = setting(False, "a bool")
+    sizes: tuple[int, ...] = setting((1, 2), "a tuple")
+
+
+def run(tmp_path: Path, toml: str, *options: str) -> Settings | str:
+    """What `lpd one` is called with, or why it is not."""
+    app = typer.Typer()
+    seen: list[Settings] = []
+    add_command(app, "one", Settings, seen.append, "First.")
+    add_command(app, "two", Settings, seen.append, "Second.")
+    (tmp_path / "recipe.toml").write_text(toml)
+    result = CliRunner().invoke(app, ["one", "--config", str(tmp_path / "recipe.toml"), *options])
+    return seen[0] if seen else str(result.exception)
+
+
+def test_options_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    toml = 'place = "here"\ncount = 7\nrate = 2\nsizes = [4]\nquick = true\n'
+    assert run(tmp_path, toml) == Settings("here", 7, 2.0, True, (4,))
+    options = ("--count", "3", "--sizes", "1", "--sizes", "2", "--no-quick")
+    # 3, (1, 2) and False are the defaults too: given on the command line they win all the same.
+    assert run(tmp_path, toml, *options) == Settings("here", 3, 2.0, False, (1, 2))
+    assert run(tmp_path, "", "--place", "there") == Settings("there")
+
+
+def test_a_file_may_have_a_table_per_command(tmp_path: Path) -> None:
+    assert run(tmp_path, '[one]\nplace = "a"\n[two]\nplace = "b"\ncount = 1\n') == Settings("a")
+    assert "has a table [three]; a table may be named one, two" in str(run(tmp_path, "[three]\ncount = 1\n"))
+    assert "outside them, the key 'count'" in str(run(tmp_path, "count = 1\n[one]\nrate = 1\n"))
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("stepz = 1", "sets 'stepz', which is no setting of one; allowed are place, count, rate, quick, sizes"),
+        ("count = 1.5", "count must be a whole number, got 1.5"),
+        ("count = true", "count must be a whole number, got True"),
+        ("rate = 'fast'", "rate must be a number, got 'fast'"),
+        ("quick = 1", "quick must be true or false, got 1"),
+        ("place = 1", "place must be a string, got 1"),
+        ("sizes = 4", "sizes must be a list, each entry a whole number, got 4"),
+        ("sizes = [4, 'x']", "sizes must be a whole number, got 'x'"),
+        ("count = 1", "place is missing: give --place, or set it in a file given by --config"),
+        ("count =", "is not valid TOML"),
+    ],
+)
+def test_what_a_file_must_not_say(tmp_path: Path, toml: str, message: str) -> None:
+    found = run(tmp_path, toml)
+    assert isinstance(found, str)
+    assert message in found
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    found = run(tmp_path, "", "--config", str(tmp_path / "none.toml"))
+    assert "there is none at" in str(found)
+
+
+# values
+
+
+def loop(**changes: object) -> LoopSettings:
+    return LoopSettings(**{"out_dir": "out", **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 101}, r"batch_size must be in \[1, 100\], got 101"),
+        ({"micro_batch_size": 65}, r"micro_batch_size must be in \[0, 64\], got 65"),
+        ({"evaluate_images": 31}, r"evaluate_images must be in \[0, 30\], got 31"),
+        ({"evaluate_every": 0}, r"evaluate_every must be in \[1, inf\], got 0"),
+        ({"keep": 0}, r"keep must be in \[1, inf\]"),
+        ({"seed": -1}, "seed must be in"),
+        ({"ema_decay": math.nan}, r"ema_decay must be in \[0, 1\], got nan"),
+        ({"learning_rate": -1.0}, "learning_rate must be in"),
+        ({"parallel": "tensor"}, "parallel must be ddp or fsdp, got 'tensor'"),
+        ({"precision": "half"}, "precision must be auto, fp32 or bf16, got 'half'"),
+        ({"compile_backend": "gcc"}, "compile_backend must be empty or one of .*inductor.*, got 'gcc'"),
+    ],
+)
+def test_impossible_values_are_named(changes: dict[str, object], message: str) -> None:
+    loop(evaluate_images=30).check(100, 30)
+    with pytest.raises(ValueError, match=message):
+        loop(**{"evaluate_images": 30, **changes}).check(100, 30)
+
+
+def test_an_empty_data_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="the data set holds no training images"):
+        loop(evaluate_images=0).check(0, 0)
+
+
+def test_learning_rate_shape() -> None:
+    rates = [learning_rate(step, 100, 2.0, warmup=10, decay=40, floor=0.5) for step in range(101)]
+    assert rates[:10] == pytest.approx([0.2 * i for i in range(10)])
+    assert rates[10:61] == [2.0] * 51
+    assert rates[80] == pytest.approx(1.25)
+    assert all(a > b for a, b in itertools.pairwise(rates[60:]))
+    assert rates[99] > rates[100] == 0.5
+
+
+def test_learning_rate_of_the_published_recipe() -> None:
+    recipe = loop(
+        batch_size=2048,
+        learning_rate=1e-4,
+        learning_rate_batch=256,
+        min_learning_rate=1e-5,
+        steps=450 * 625,
+        warmup_steps=50 * 625,
+        decay_steps=50 * 625,
+    )
+    assert recipe.learning_rate_at(0) == 0
+    assert recipe.learning_rate_at(25 * 625) == pytest.approx(4e-4)
+    assert recipe.learning_rate_at(50 * 625) == recipe.learning_rate_at(400 * 625) == pytest.approx(8e-4)
+    assert recipe.learning_rate_at(425 * 625) == pytest.approx((8e-4 + 1e-5) / 2)
+    assert recipe.learning_rate_at(450 * 625) == pytest.approx(1e-5)
+    assert loop(learning_rate=0.25).peak_learning_rate() == 0.25
+
+
+def test_only_what_counts_is_fixed_for_resuming() -> None:
+    fixed = fixed_settings(loop())
+    assert {"seed", "batch_size", "learning_rate", "weight_decay", "clip", "ema_decay", "beta2"} <= set(fixed)
+    assert not {"out_dir", "steps", "device", "parallel", "keep", "tensorboard", "micro_batch_size"} & set(fixed)
+
+
+def test_precision_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert autocast_dtype("fp32", cpu) is None
+    assert autocast_dtype("bf16", cpu) == torch.bfloat16
+    assert autocast_dtype("auto", cpu) == (torch.bfloat16 if has_fast_arithmetic(torch.bfloat16) else None)
+    for fast, dtype in ((True, torch.bfloat16), (False, None)):
+        monkeypatch.setattr("lpd_tools.training.precision.has_fast_arithmetic", lambda kind, fast=fast: fast)
+        assert autocast_dtype("auto", cpu) == dtype
+    with pytest.raises(ValueError, match="precision must be auto, fp32 or bf16, got 'half'"):
+        autocast_dtype("half", cpu)
+    check_backend("aot_eager")

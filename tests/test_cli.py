@@ -36,6 +36,8 @@ COMMANDS = [
     "train-judge",
     "train-tokenizer",
     "cache-tokens",
+    "check-tokens",
+    "prepare-icons",
     "train",
     "bundle",
     "generate",

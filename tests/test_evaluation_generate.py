@@ -108,6 +108,10 @@ def test_only_what_is_missing_is_drawn(kind: str, model: Path, tmp_path: Path, m
     generate(config)
     assert drawn == [SEED + 10]
     if kind == "png":
+        (tmp_path / "broken" / "1" / "04.png").unlink()  # the rest of its batch is there
+        drawn.clear()
+        generate(config)
+        assert drawn == [SEED]
         assert contents(tmp_path / "broken") == contents(whole)
     else:
         assert (tmp_path / "broken" / "samples.npz").read_bytes() == (whole / "samples.npz").read_bytes()

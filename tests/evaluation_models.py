@@ -17,8 +17,9 @@ def save_small_model(folder: Path, classes: int = 3, ch_mult: tuple[int, ...] = 
     """A pipeline of random weights on a 4 x 4 grid, which draws images of 8 x 8 (32 x 32 with four levels)."""
     torch.manual_seed(0)
     model = LPDModel(LPDConfig(32, depth=1, heads=2, vocab_size=40, num_classes=classes, grid=(4, 4))).eval()
-    nn.init.normal_(model.head.weight)  # else the tokens hardly depend on anything
-    nn.init.normal_(model.content)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:  # as weights start in training, tokens would not depend on the label
+            nn.init.normal_(parameter, std=0.5)
     sizes = TokenizerConfig(ch=32, ch_mult=ch_mult, z_channels=8, codebook_size=40, codebook_dim=4,
                             encoder_res_blocks=1, decoder_res_blocks=1)  # fmt: skip
     defaults = SamplingDefaults(num_inference_steps=4, guidance_scale=2.0, guidance_schedule="constant")

@@ -39,6 +39,7 @@ COMMANDS = [
     "check-tokens",
     "prepare-icons",
     "train",
+    "replay",
     "bundle",
     "generate",
     "measure",

@@ -34,7 +34,7 @@ from lpd_tools.evaluation.features import (
 )
 from lpd_tools.evaluation.images import ImageSet, data_images, in_memory, open_images
 from lpd_tools.evaluation.likelihood import dependency_loss, self_consistency
-from lpd_tools.evaluation.measure import Measurement, measure
+from lpd_tools.evaluation.measure import Measurement, measure, recognition_of
 from lpd_tools.evaluation.metrics import frechet_distance, kernel_distance, precision_recall
 from lpd_tools.evaluation.reference import balanced_sample, open_reference
 from typer.testing import CliRunner
@@ -378,8 +378,9 @@ def test_evaluate_measures_a_model(tmp_path: Path) -> None:
     ):
         assert text in result.output
     results = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert set(results["measures"]["FD-judge"]) == {
-        "generated", "reconstructed", "reconstructed reference", "real (the floor)"
+    assert set(results["measures"]["FD-judge"]) == {"generated", "reconstructed", "real (the floor)"}
+    assert set(results["recognised"]) == {
+        "generated", "reconstructed", "reconstructed reference", "real reference"
     }  # fmt: skip
     assert len(results["measures"]["FD-judge"]["generated"]["interval95"]) == 2
     assert len(results["recognised"]["generated"]) == 11
@@ -468,3 +469,16 @@ def test_data_sets_by_name(tmp_path: Path) -> None:
     assert (own.images.read(range(4)).shape, len(own.more)) == ((4, 16, 16, 3), 2)
     with pytest.raises(FileNotFoundError, match="no folder 'nowhere'"):
         open_reference("folder:nowhere", "", (16, 16))
+
+
+def test_recognition_needs_labels_that_the_judge_knows(tmp_path: Path) -> None:
+    """Without labels there are distances alone; each class is counted by itself."""
+    logits = torch.eye(10)[torch.tensor([0, 0, 1, 2])]
+    rates = recognition_of([logits], [torch.tensor([0, 1, 1, 1])])
+    assert {name: rate["mean"] for name, rate in rates.items()} == {"all": 1 / 2, "T-shirt/top": 1, "trouser": 1 / 3}
+    with pytest.raises(ValueError, match="labels up to 10, but the judge knows 10"):
+        recognition_of([logits], [torch.tensor([0, 1, 10, 2])])
+    plain = str(save_images(tmp_path / "plain", noise(4, 32)))
+    results = measure(Measurement((plain,), plain, judge=str(DATA / "judge.safetensors")))
+    assert "FD-judge" in results["measures"]
+    assert "recognised" not in results

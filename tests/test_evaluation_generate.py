@@ -47,13 +47,17 @@ def test_each_image_is_that_of_its_label_and_seed(model: Path, tmp_path: Path) -
     folder = generate(generation(model, tmp_path / "run"))
     assert list(contents(folder)) == [f"{c}/{number:02}.png" for c in range(3) for number in range(c, 12, 3)]
     pipe = LPDPipeline.from_pretrained(model)
-    drawn = []
+    drawn, others = [], []
     for batch in (range(0, 5), range(5, 10), range(10, 12)):
         labels, seeds = [i % CLASSES for i in batch], [SEED + i for i in batch]
         drawn.extend(pipe(labels, seeds=seeds, temperature=0.9, output_type="np").images)
+        shifted = [(label + 1) % CLASSES for label in labels]
+        others.extend(pipe(shifted, seeds=seeds, temperature=0.9, output_type="np").images)
     for number, image in enumerate(drawn):
         np.testing.assert_array_equal(np.asarray(Image.open(folder / str(number % 3) / f"{number:02}.png")), image)
-    assert len({image.tobytes() for image in drawn}) > 9  # else equal seeds would not be seen
+    # Else wrong seeds or labels would not be seen.
+    assert len({image.tobytes() for image in drawn}) == 12
+    assert not any((image == other).all() for image, other in zip(drawn, others, strict=True))
 
 
 def test_manifest_has_all_that_draws_the_images_again(model: Path, tmp_path: Path) -> None:
@@ -104,6 +108,10 @@ def test_only_what_is_missing_is_drawn(kind: str, model: Path, tmp_path: Path, m
     generate(config)
     assert drawn == [SEED + 10]
     if kind == "png":
+        (tmp_path / "broken" / "1" / "04.png").unlink()  # the rest of its batch is there
+        drawn.clear()
+        generate(config)
+        assert drawn == [SEED]
         assert contents(tmp_path / "broken") == contents(whole)
     else:
         assert (tmp_path / "broken" / "samples.npz").read_bytes() == (whole / "samples.npz").read_bytes()

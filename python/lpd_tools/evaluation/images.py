@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
 from PIL import Image
 from torch import Tensor
 
 from lpd_tools.data.image_source import ImageSource
 from lpd_tools.data.pixels import UnreadableImageError, centre_crop, open_image, to_rgb
-from lpd_tools.evaluation.metrics import read_arrays
+from lpd_tools.evaluation.npz import mapped_array, read_arrays
 
 MANIFEST_FILE, NPZ_FILE = "manifest.json", "samples.npz"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -159,7 +157,7 @@ def _resized(images: ImageSet, size: tuple[int, int]) -> ImageSet:
 
 
 def _npz_images(path: Path) -> ImageSet:
-    pixels = _mapped(path, "arr_0")
+    pixels = mapped_array(path, "arr_0")
     if pixels is None:
         pixels = read_arrays(path, ("arr_0",)).get("arr_0")
     if pixels is None:
@@ -178,25 +176,3 @@ def _npz_images(path: Path) -> ImageSet:
         return torch.from_numpy(np.stack([kept[i] for i in index]))
 
     return ImageSet(str(path), (pixels.shape[1], pixels.shape[2]), known, len(pixels), read)
-
-
-def _mapped(path: Path, name: str) -> np.ndarray | None:
-    """An array of an uncompressed .npz file, memory-mapped: sample batches are larger than memory; else None."""
-    try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            if f"{name}.npy" not in archive.namelist():
-                return None
-            entry = archive.getinfo(f"{name}.npy")
-            if entry.compress_type != zipfile.ZIP_STORED:
-                return None
-            file.seek(entry.header_offset + 26)  # the local header's lengths of name and extra field
-            lengths = file.read(4)
-            file.seek(int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little"), 1)
-            version = npy.read_magic(file)
-            read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, fortran, dtype = read_header(file)
-            if fortran or dtype.hasobject:
-                return None
-            return np.memmap(path, dtype, "r", file.tell(), shape)
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise ValueError(f"images: {str(path)!r} is no readable .npz file: {error}") from error

@@ -96,10 +96,12 @@ def compare(
     reference: Reference,
     extractors: Sequence[Extractor],
     others: Mapping[str, ImageSet] | None = None,
+    shown_to_judge: Mapping[str, ImageSet] | None = None,
 ) -> dict[str, Any]:
     """Measures of repeats of generated images, of the floor, and of `others` (by name), with what they were made with.
 
-    config: `Measurement`, or what has its fields `batch_size`, `seed` and `k`.
+    shown_to_judge: images that are only recognised, such as the reference's own in another form: their distance to it
+    means nothing. config: `Measurement`, or what has its fields `batch_size`, `device`, `seed` and `k`.
     """
     count = len(generated[0])
     measures: dict[str, dict[str, Any]] = {}
@@ -116,14 +118,12 @@ def compare(
             floor = _against(extractor.name, real.floor, real.floor_target, config)
             _collect(measures, FLOOR, [floor])
         if extractor.name == "judge":
-            labels = [images.labels for images in generated]
-            recognised[GENERATED] = recognition_of(seen, labels)
-            for name, images in (others or {}).items():
-                recognised[name] = recognition_of(rows[name], [images.labels])
-            if reference.images is not None and real.logits is not None:
-                recognised["real reference"] = recognition_of(
-                    [Features(real.logits, real.logits)], [reference.images.labels]
-                )
+            _recognise(recognised, GENERATED, seen, generated)
+            for name, images in {**(others or {}), **(shown_to_judge or {})}.items():
+                again = rows.get(name) or [extract(extractor, images, config.batch_size)]
+                _recognise(recognised, name, again, [images])
+            if reference.images is not None and real.values is not None:
+                _recognise(recognised, "real reference", [Features(real.values, real.logits)], [reference.images])
     results: dict[str, Any] = {"measures": measures}
     if recognised:
         results["recognised"] = recognised
@@ -176,15 +176,26 @@ def _collect(measures: dict[str, dict[str, Any]], row: str, repeats: Sequence[Ma
         measures.setdefault(name, {})[row] = over_repeats([repeat[name] for repeat in repeats])
 
 
-def recognition_of(seen: Sequence[Features], labels: Sequence[Tensor | None]) -> dict[str, Any]:
-    """Share of images that the judge reads as their label, over all ("all") and by class, over the repeats."""
+def _recognise(
+    recognised: dict[str, dict[str, Any]], row: str, seen: Sequence[Features], images: Sequence[ImageSet]
+) -> None:
+    """Adds the row of these images, repeats of each other, if their labels are known."""
+    labels = [set_.labels for set_ in images if set_.labels is not None]
+    logits = [features.logits for features in seen if features.logits is not None]
+    if len(labels) == len(images):
+        recognised[row] = recognition_of(logits, labels)
+
+
+def recognition_of(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, Any]:
+    """Share of images that the judge reads as their label, over all ("all") and by class, over the repeats.
+
+    logits [n, C] and labels int64 [n] of each repeat; ValueError for a label that the judge does not know.
+    """
     rates: dict[str, list[float]] = {}
-    for features, wanted in zip(seen, labels, strict=True):
-        if wanted is None or features.logits is None:
-            raise ValueError("images have no labels: recognition needs a folder for each class, or arr_1")
+    for found, wanted in zip(logits, labels, strict=True):
         if int(wanted.max()) >= len(CLASS_NAMES):
             raise ValueError(f"images have labels up to {int(wanted.max())}, but the judge knows {len(CLASS_NAMES)}")
-        right = (features.logits.argmax(1) == wanted).double()
+        right = (found.argmax(1) == wanted).double()
         rates.setdefault("all", []).append(float(right.mean()))
         for label, name in enumerate(CLASS_NAMES):
             if (wanted == label).any():

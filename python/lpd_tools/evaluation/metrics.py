@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lpd_tools.evaluation.extras import train_extra
+from lpd_tools.evaluation.npz import read_arrays
 
 KERNEL_SUBSETS = 100
 KERNEL_SUBSET_SIZE = 1000
@@ -60,17 +61,6 @@ def read_statistics(path: str | Path) -> Statistics | None:
     if not (mean.isfinite().all() and covariance.isfinite().all()):
         raise ValueError(f"reference {str(path)!r} holds values that are not finite")
     return Statistics(mean, covariance)
-
-
-def read_arrays(path: str | Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Those of the named arrays that an .npz file has; nothing pickled is read. ValueError for a damaged file."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in names if name in file.files}
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a damaged archive can raise anything
-        raise ValueError(f"path {str(path)!r} is no readable .npz file: {error}") from error
 
 
 def frechet_distance(found: Tensor, reference: Tensor | Statistics) -> float:

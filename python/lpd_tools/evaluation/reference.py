@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from lpd_tools.data.sources import open_data
 from lpd_tools.evaluation.features import Extractor, Features, extract
 from lpd_tools.evaluation.images import ImageSet, data_images, open_images
 from lpd_tools.evaluation.metrics import Statistics, read_statistics
+from lpd_tools.evaluation.npz import read_names
 
 DATA_SETS = ("fashion-mnist", "folder", "hf")
 
@@ -72,12 +72,6 @@ def _real_images(source: str, size: tuple[int, int], split: str) -> ImageSet:
     if is_data_set(source):
         return data_images(open_data(source).split(split), size, f"{source} ({split})")
     return open_images(source, size)
-
-
-def read_names(path: str | Path) -> list[str]:
-    """The names of an .npz file's arrays, which are not read."""
-    with zipfile.ZipFile(path) as archive:
-        return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
 def balanced_sample(labels: Tensor | None, total: int, count: int, seed: int = 0) -> Tensor:

@@ -8,6 +8,8 @@ at: that would wait for the device.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -192,6 +194,55 @@ def _(
     known: Tensor | None,
 ) -> Tensor:
     return seeds.new_empty(seeds.shape[0], height * width)
+
+
+def training_attention(
+    qkv: Tensor, group_sizes: Tensor, mutual_visibility: bool = True, scale: float | None = None
+) -> Tensor:
+    """Attention of the teacher-forced pass (see lpd_ext.training_attention), differentiable: [B, rows, H*D].
+
+    qkv [B, rows, 3, H, D], the 1 + N - m_last context rows, then the N query rows; group_sizes int32 [T]. Query rows of
+    a group see each other, or without mutual_visibility each itself alone. scale defaults to 1/sqrt(D). CPU only.
+    """
+    if scale is None:
+        scale = qkv.shape[-1] ** -0.5
+    output: Tensor = _ops.training_attention(qkv, group_sizes, mutual_visibility, scale)[0]
+    return output
+
+
+@torch.library.register_fake("lpd_ext::training_attention")
+def _(qkv: Tensor, group_sizes: Tensor, mutual_visibility: bool, scale: float) -> tuple[Tensor, Tensor]:
+    batch, rows, _, heads, head_dim = qkv.shape
+    return qkv.new_empty(batch, rows, heads * head_dim), qkv.new_empty(batch, heads, rows, dtype=torch.float32)
+
+
+@torch.library.register_fake("lpd_ext::training_attention_backward")
+def _(
+    grad_output: Tensor,
+    qkv: Tensor,
+    output: Tensor,
+    logsumexp: Tensor,
+    group_sizes: Tensor,
+    mutual_visibility: bool,
+    scale: float,
+) -> Tensor:
+    return qkv.new_empty(qkv.shape)
+
+
+def _save_for_training_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    qkv, group_sizes, ctx.mutual_visibility, ctx.scale = inputs
+    ctx.save_for_backward(qkv, *output, group_sizes)
+
+
+def _differentiate_training_attention(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+    saved = ctx.saved_tensors
+    grad_qkv = _ops.training_attention_backward(grad_output.contiguous(), *saved, ctx.mutual_visibility, ctx.scale)
+    return grad_qkv, None, None, None
+
+
+torch.library.register_autograd(
+    "lpd_ext::training_attention", _differentiate_training_attention, setup_context=_save_for_training_attention
+)
 
 
 def quantize_rows(x: Tensor, levels: int = 255) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,7 @@ class Visibility:
         Dropout, float64 and devices other than the CPU and CUDA take the mask.
         """
         if not dropout and like.is_cuda:
-            return cls(block_mask=training_block_mask(tuple(group_sizes), mutual_visibility, like.device))
+            return cls(block_mask=training_block_mask(group_sizes, mutual_visibility, like.device))
         if not dropout and like.is_cpu and like.dtype != torch.float64:
             return cls(torch.tensor(list(group_sizes), dtype=torch.int32), mutual_visibility)
         return cls(mask=training_mask(group_sizes, like.device, mutual_visibility), dropout=dropout)
@@ -49,10 +49,14 @@ class Visibility:
 def attend(qkv: Tensor, visibility: Visibility) -> Tensor:
     """softmax(q k^T / sqrt(D)) v over what each row sees: qkv [B, rows, 3, H, D] -> [B, rows, H * D]."""
     if visibility.group_sizes is not None:
-        return ops.training_attention(qkv, visibility.group_sizes, visibility.mutual_visibility)
+        return ops.training_attention(qkv, visibility.group_sizes, visibility.mutual_visibility)[0]
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     if visibility.block_mask is not None:
-        attended = _compiled_flex_attention()(q, k, v, block_mask=visibility.block_mask)
+        # Inside torch.compile it is compiled anyway.
+        if torch.compiler.is_compiling():
+            attended = flex_attention(q, k, v, block_mask=visibility.block_mask)
+        else:
+            attended = _compiled_flex_attention()(q, k, v, block_mask=visibility.block_mask)
     else:
         mask, dropout = visibility.mask, visibility.dropout
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
@@ -70,11 +74,20 @@ def training_mask(
     return sees(unused, unused, rows[:, None], rows[None, :])
 
 
-@lru_cache(_KEPT_BLOCK_MASKS)
-def training_block_mask(group_sizes: tuple[int, ...], mutual_visibility: bool, device: torch.device) -> BlockMask:
+def training_block_mask(group_sizes: Sequence[int], mutual_visibility: bool, device: torch.device) -> BlockMask:
     """`training_mask` as FlexAttention takes it, for every image and head; kept from call to call."""
+    block_mask: BlockMask = _cached_block_mask(tuple(group_sizes), mutual_visibility, device)
+    return block_mask
+
+
+@lru_cache(_KEPT_BLOCK_MASKS)
+def _block_mask(group_sizes: tuple[int, ...], mutual_visibility: bool, device: torch.device) -> BlockMask:
     rows = 1 + 2 * sum(group_sizes) - group_sizes[-1]
     return create_block_mask(_sees(group_sizes, device, mutual_visibility), None, None, rows, rows, str(device))
+
+
+# torch.compile would trace through the cache.
+_cached_block_mask: Callable[..., BlockMask] = torch.compiler.disable(_block_mask)
 
 
 def _sees(group_sizes: Sequence[int], device: torch.device | None, mutual_visibility: bool) -> Sees:
@@ -83,11 +96,12 @@ def _sees(group_sizes: Sequence[int], device: torch.device | None, mutual_visibi
     steps = torch.arange(len(sizes), device=device)
     context = torch.cat([steps.new_zeros(1), (steps[:-1] + 1).repeat_interleave(sizes[:-1])])
     block = torch.cat([context, steps.repeat_interleave(sizes)])
-    num_context = len(context)
+    # Tensors alone: a number would be compiled into FlexAttention's kernel, a table at a time.
+    is_context = torch.arange(len(block), device=device) < len(context)
 
     def sees(image: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
-        own = (row >= num_context) & (block[row] == block[key]) if mutual_visibility else row == key
-        return torch.where(key < num_context, block[row] >= block[key], own)
+        own = ~is_context[row] & (block[row] == block[key]) if mutual_visibility else row == key
+        return torch.where(is_context[key], block[row] >= block[key], own)
 
     return sees
 

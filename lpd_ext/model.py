@@ -212,7 +212,7 @@ class LPDModel(nn.Module):
         positions = torch.cat([condition_position, orders[:, :num_context] + 1, orders + 1], dim=1)
         x = self.z_proj_ln(F.embedding(contents, self.content) + F.embedding(positions, self.pos_embed))
         attention_dropout = attention_dropout if self.training else 0.0
-        visibility = Visibility.of(group_sizes, mutual_visibility, x.device, attention_dropout)
+        visibility = Visibility.of(group_sizes, mutual_visibility, x, attention_dropout)
         for block in self.blocks:
             x = block(x, visibility, dropout)
         logits: Tensor = self.head(self.norm(x[:, 1 + num_context :]))

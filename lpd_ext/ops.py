@@ -8,6 +8,8 @@ at: that would wait for the device.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -194,6 +196,70 @@ def _(
     return seeds.new_empty(seeds.shape[0], height * width)
 
 
+def training_attention(
+    qkv: Tensor, group_sizes: Tensor, mutual_visibility: bool = True, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention of the teacher-forced pass [B, rows, H*D], differentiable, and the log of each row's sum [B, H, rows].
+
+    qkv [B, rows, 3, H, D], the 1 + N - m_last context rows, then the N query rows; group_sizes int32 [T]. Who sees whom
+    is told in lpd_ext.training_attention. scale defaults to 1/sqrt(D).
+    """
+    if scale is None:
+        scale = qkv.shape[-1] ** -0.5
+    result: tuple[Tensor, Tensor] = torch.ops.lpd_ext.training_attention(qkv, group_sizes, mutual_visibility, scale)
+    return result
+
+
+@torch.library.register_fake("lpd_ext::training_attention")
+def _(qkv: Tensor, group_sizes: Tensor, mutual_visibility: bool, scale: float) -> tuple[Tensor, Tensor]:
+    batch, rows, _, heads, head_dim = qkv.shape
+    return qkv.new_empty(batch, rows, heads * head_dim), qkv.new_empty(batch, heads, rows, dtype=torch.float32)
+
+
+def training_attention_backward(
+    grad_output: Tensor,
+    qkv: Tensor,
+    output: Tensor,
+    logsumexp: Tensor,
+    group_sizes: Tensor,
+    mutual_visibility: bool,
+    scale: float,
+) -> Tensor:
+    """Gradient of qkv [B, rows, 3, H, D] from that of training_attention's output, and what it returned."""
+    saved, sizes = (qkv, output, logsumexp), (group_sizes, mutual_visibility, scale)
+    result: Tensor = torch.ops.lpd_ext.training_attention_backward(grad_output, *saved, *sizes)
+    return result
+
+
+@torch.library.register_fake("lpd_ext::training_attention_backward")
+def _(
+    grad_output: Tensor,
+    qkv: Tensor,
+    output: Tensor,
+    logsumexp: Tensor,
+    group_sizes: Tensor,
+    mutual_visibility: bool,
+    scale: float,
+) -> Tensor:
+    return qkv.new_empty(qkv.shape)
+
+
+def _save_for_training_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    qkv, group_sizes, ctx.mutual_visibility, ctx.scale = inputs
+    ctx.save_for_backward(qkv, *output, group_sizes)
+
+
+def _differentiate_training_attention(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+    qkv, output, logsumexp, group_sizes = ctx.saved_tensors
+    sizes = (group_sizes, ctx.mutual_visibility, ctx.scale)
+    return training_attention_backward(grad_output.contiguous(), qkv, output, logsumexp, *sizes), None, None, None
+
+
+torch.library.register_autograd(
+    "lpd_ext::training_attention", _differentiate_training_attention, setup_context=_save_for_training_attention
+)
+
+
 def quantize_rows(x: Tensor, levels: int = 255) -> tuple[Tensor, Tensor]:
     """Each row of x [R, K] as bytes 0..levels: uint8 [R, K], and float32 [R, 2], its scale and zero point.
 
@@ -301,7 +367,15 @@ OPERATORS = (
 )
 
 # Operators that only the CPU has kernels for.
-CPU_OPERATORS = ("quantize_rows", "dequantize_rows", "gelu_quantize_rows", "group_norm_scale_shift", "conv3x3")
+CPU_OPERATORS = (
+    "quantize_rows",
+    "dequantize_rows",
+    "gelu_quantize_rows",
+    "group_norm_scale_shift",
+    "conv3x3",
+    "training_attention",
+    "training_attention_backward",
+)
 
 # Without CUDA kernels in the build, CUDA tensors go through plain torch: slower, and it waits for the device.
 for _name in CPU_OPERATORS if _C.build_config()["cuda_architectures"] else OPERATORS + CPU_OPERATORS:

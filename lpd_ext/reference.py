@@ -34,6 +34,48 @@ def residual_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: T
     return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps).to(weight.dtype)
 
 
+def training_attention(
+    qkv: Tensor, group_sizes: Tensor, mutual_visibility: bool = True, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Step by step: its context rows see all context so far, its query rows that and each other or themselves."""
+    q, k, v = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).permute(2, 0, 3, 1, 4)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    sizes = group_sizes.tolist()
+    context, query = 0, 1 + sum(sizes[:-1])
+    context_rows, query_rows = [], []
+    for num_context, num_query in zip([1, *sizes[:-1]], sizes, strict=True):
+        new = slice(context, context := context + num_context)
+        own = slice(query, query := query + num_query)
+        seen_k, seen_v = k[:, :, :context], v[:, :, :context]
+        scores = scale * q[:, :, own] @ k[:, :, own].transpose(2, 3)
+        if not mutual_visibility:
+            others = ~torch.eye(num_query, dtype=torch.bool, device=qkv.device)
+            scores = scores.masked_fill(others, float("-inf"))
+        context_rows.append((scale * q[:, :, new] @ seen_k.transpose(2, 3), seen_v))
+        scores = torch.cat([scale * q[:, :, own] @ seen_k.transpose(2, 3), scores], 3)
+        query_rows.append((scores, torch.cat([seen_v, v[:, :, own]], 2)))
+    parts = context_rows + query_rows
+    output = torch.cat([scores.softmax(3) @ values for scores, values in parts], 2)
+    logsumexp = torch.cat([scores.logsumexp(3) for scores, _ in parts], 2)
+    return output.transpose(1, 2).flatten(2).to(qkv.dtype), logsumexp
+
+
+def training_attention_backward(
+    grad_output: Tensor,
+    qkv: Tensor,
+    output: Tensor,
+    logsumexp: Tensor,
+    group_sizes: Tensor,
+    mutual_visibility: bool,
+    scale: float,
+) -> Tensor:
+    """The gradient that autograd finds."""
+    with torch.enable_grad():
+        leaf = qkv.detach().requires_grad_()
+        output, _ = training_attention(leaf, group_sizes, mutual_visibility, scale)
+    return torch.autograd.grad(output, leaf, grad_output)[0].contiguous()
+
+
 def quantize_rows(x: Tensor, levels: int = 255) -> tuple[Tensor, Tensor]:
     """Bytes [R, K], and scale and zero point [R, 2] of each row, from a range that covers it and 0."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))

@@ -17,37 +17,46 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from lpd_ext import ops
+
 _KEPT_BLOCK_MASKS = 32  # training draws one of at most 14 tables per step
 Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Visibility:
-    """Who sees whom in one pass, in the form that `attend` takes it: a mask, or blocks of a mask on CUDA."""
+    """Who sees whom in one pass, in the form that `attend` takes it; which one depends on where and how it computes."""
 
-    mask: Tensor | None  # bool [rows, rows], True: may see
-    block_mask: BlockMask | None
-    dropout: float  # share of the attention probabilities set to zero, the others scaled up; with a mask only
+    group_sizes: Tensor | None = None  # int32 [T], for the operator of the CPU
+    mutual_visibility: bool = True
+    block_mask: BlockMask | None = None  # for FlexAttention, on CUDA
+    mask: Tensor | None = None  # bool [rows, rows], True: may see
+    dropout: float = 0.0  # share of the attention probabilities set to zero, the others scaled up; with a mask only
 
     @classmethod
-    def of(
-        cls,
-        group_sizes: Sequence[int],
-        mutual_visibility: bool = True,
-        device: torch.device | None = None,
-        dropout: float = 0.0,
-    ) -> Visibility:
-        """For groups of these sizes."""
-        if device is not None and device.type == "cuda" and not dropout:
-            return cls(None, training_block_mask(tuple(group_sizes), mutual_visibility, device), 0.0)
-        return cls(training_mask(group_sizes, device, mutual_visibility), None, dropout)
+    def of(cls, group_sizes: Sequence[int], mutual_visibility: bool, like: Tensor, dropout: float = 0.0) -> Visibility:
+        """For groups of these sizes and activations like the tensor given.
+
+        Dropout, float64 and devices other than the CPU and CUDA take the mask.
+        """
+        if not dropout and like.is_cuda:
+            return cls(block_mask=training_block_mask(group_sizes, mutual_visibility, like.device))
+        if not dropout and like.is_cpu and like.dtype != torch.float64:
+            return cls(torch.tensor(list(group_sizes), dtype=torch.int32), mutual_visibility)
+        return cls(mask=training_mask(group_sizes, like.device, mutual_visibility), dropout=dropout)
 
 
 def attend(qkv: Tensor, visibility: Visibility) -> Tensor:
     """softmax(q k^T / sqrt(D)) v over what each row sees: qkv [B, rows, 3, H, D] -> [B, rows, H * D]."""
+    if visibility.group_sizes is not None:
+        return ops.training_attention(qkv, visibility.group_sizes, visibility.mutual_visibility)[0]
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     if visibility.block_mask is not None:
-        attended = _compiled_flex_attention()(q, k, v, block_mask=visibility.block_mask)
+        # Inside torch.compile it is compiled anyway.
+        if torch.compiler.is_compiling():
+            attended = flex_attention(q, k, v, block_mask=visibility.block_mask)
+        else:
+            attended = _compiled_flex_attention()(q, k, v, block_mask=visibility.block_mask)
     else:
         mask, dropout = visibility.mask, visibility.dropout
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
@@ -65,11 +74,20 @@ def training_mask(
     return sees(unused, unused, rows[:, None], rows[None, :])
 
 
-@lru_cache(_KEPT_BLOCK_MASKS)
-def training_block_mask(group_sizes: tuple[int, ...], mutual_visibility: bool, device: torch.device) -> BlockMask:
+def training_block_mask(group_sizes: Sequence[int], mutual_visibility: bool, device: torch.device) -> BlockMask:
     """`training_mask` as FlexAttention takes it, for every image and head; kept from call to call."""
+    block_mask: BlockMask = _cached_block_mask(tuple(group_sizes), mutual_visibility, device)
+    return block_mask
+
+
+@lru_cache(_KEPT_BLOCK_MASKS)
+def _block_mask(group_sizes: tuple[int, ...], mutual_visibility: bool, device: torch.device) -> BlockMask:
     rows = 1 + 2 * sum(group_sizes) - group_sizes[-1]
     return create_block_mask(_sees(group_sizes, device, mutual_visibility), None, None, rows, rows, str(device))
+
+
+# torch.compile would trace through the cache.
+_cached_block_mask: Callable[..., BlockMask] = torch.compiler.disable(_block_mask)
 
 
 def _sees(group_sizes: Sequence[int], device: torch.device | None, mutual_visibility: bool) -> Sees:
@@ -78,11 +96,12 @@ def _sees(group_sizes: Sequence[int], device: torch.device | None, mutual_visibi
     steps = torch.arange(len(sizes), device=device)
     context = torch.cat([steps.new_zeros(1), (steps[:-1] + 1).repeat_interleave(sizes[:-1])])
     block = torch.cat([context, steps.repeat_interleave(sizes)])
-    num_context = len(context)
+    # Tensors alone: a number would be compiled into FlexAttention's kernel, a table at a time.
+    is_context = torch.arange(len(block), device=device) < len(context)
 
     def sees(image: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
-        own = (row >= num_context) & (block[row] == block[key]) if mutual_visibility else row == key
-        return torch.where(key < num_context, block[row] >= block[key], own)
+        own = ~is_context[row] & (block[row] == block[key]) if mutual_visibility else row == key
+        return torch.where(is_context[key], block[row] >= block[key], own)
 
     return sees
 

@@ -15,6 +15,7 @@
 #include "row_quantization/dequantize_rows.h"
 #include "row_quantization/quantize_rows.h"
 #include "token_sampling/sample_tokens.h"
+#include "training_attention/training_attention.h"
 
 // The calling thread does items [begin, end); callers split the work. Kernels touch nothing but what params point to.
 #define LPD_FOR_EACH_CPU_KERNEL(apply)                                                                             \
@@ -23,7 +24,8 @@
           apply(locality_order, LocalityOrderParams) apply(quantize_rows, QuantizeRowsParams)                      \
               apply(dequantize_rows, DequantizeRowsParams) apply(gelu_quantize_rows, GeluQuantizeRowsParams)       \
                   apply(group_norm_partials, GroupNormParams) apply(group_norm_scale_shift, GroupNormParams)       \
-                      apply(conv3x3_weights, Conv3x3Params) apply(conv3x3, Conv3x3Params)
+                      apply(conv3x3_weights, Conv3x3Params) apply(conv3x3, Conv3x3Params)                          \
+                          apply(training_attention, TrainingAttentionParams)
 
 namespace lpd {
 

@@ -19,9 +19,11 @@ from lpd_tools.bench.cases import SHAPES, Case, cases
 from lpd_tools.bench.decode import BASELINES, PUBLISHED, Decode, time_on_cpu, time_on_cuda
 from lpd_tools.bench.image import time_decoders, time_images
 from lpd_tools.bench.timing import Times, copy_bandwidth, interleaved, machine, time_text
+from lpd_tools.bench.training import time_training
 from lpd_tools.checks import check_device, check_output
 
 _FIRST_SHAPE = next(iter(SHAPES))
+_TRAINING_BATCH = 4
 
 
 class Part(str, Enum):
@@ -31,6 +33,7 @@ class Part(str, Enum):
     decode = "decode"
     tokenizer = "tokenizer"
     image = "image"
+    training = "training"
 
 
 def bench(
@@ -38,9 +41,11 @@ def bench(
     device: Annotated[str, typer.Option(help="cpu (fp32) or cuda (bf16).")] = "cpu",
     shape: Annotated[list[str] | None, typer.Option(help=f"{' or '.join(SHAPES)}, or both.")] = None,
     step: Annotated[int | None, typer.Option(min=1, help="Decoding step; default: the shape's own.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="Images (twice as many sequences); default 1.")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Images (twice as many sequences); default 1, 4 in training.")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=3, help="Timed calls of each operator, interleaved.")] = 30,
-    decodes: Annotated[int, typer.Option(min=2, help="Timed runs of each decode and decoder, interleaved.")] = 3,
+    decodes: Annotated[int, typer.Option(min=2, help="Timed runs of decodes, decoders and training, interleaved.")] = 3,
     baseline: Annotated[
         list[str] | None, typer.Option(help=f"Of decodes; default all: {', '.join(BASELINES)}.")
     ] = None,
@@ -55,7 +60,7 @@ def bench(
     if place.type == "cuda" and not _C.build_config()["cuda_architectures"]:
         raise ValueError("device cuda: lpd_ext was built without CUDA kernels; install it again where nvcc is found")
     if place.type == "cuda" and parts - {Part.operators, Part.decode}:
-        raise ValueError("part must be operators or decode on device cuda: tokenizer and image time the CPU's decoder")
+        raise ValueError("part must be operators or decode on device cuda: the others time kernels of the CPU")
     names = shape or [_FIRST_SHAPE]
     for name in names:
         if name not in SHAPES:
@@ -94,6 +99,14 @@ def bench(
                 title = f"Decode of {name}, {layers} layers, B = {images}"
                 _print_ratios(console, title, rows)
                 results += [about | {"depth": layers} | row for row in rows]
+    if Part.training in parts:
+        for name in names:
+            for images in batch or [_TRAINING_BATCH]:
+                title = f"Training attention of {name}, B = {images}"
+                with console.status(f"Timing: {title}"):
+                    rows = time_training(SHAPES[name], images, decodes)
+                _print_ratios(console, title, rows)
+                results += [{"shape": name, "batch": images} | row for row in rows]
     for chosen, title, measure in (
         (Part.tokenizer, "Tokens to pixels, 256 px", time_decoders),
         (Part.image, "From a label to a PNG", time_images),

@@ -28,6 +28,7 @@ from lpd_tools.evaluation.report import result_tables
 from lpd_tools.settings import add_command
 from lpd_tools.study.study import Study, run_study
 from lpd_tools.training.bundle import Bundling, bundle
+from lpd_tools.training.cost import training_cost
 from lpd_tools.training.curves import Curves, draw_curves
 from lpd_tools.training.export import Export, export
 from lpd_tools.training.judge import JudgeTraining, train_judge
@@ -155,6 +156,7 @@ add_command(app, "cache-tokens", TokenCaching, run_cache_tokens, "Encode the dat
 add_command(app, "check-tokens", TokenCheck, run_check_tokens, "Read a whole token cache and compare its checksums.")
 add_command(app, "prepare-icons", IconFolder, run_prepare_icons, "Make an image folder of an npm package of icons.")
 add_command(app, "train", LPDTraining, run_train, "Train the LPD transformer on cached tokens.")
+app.command()(training_cost)
 add_command(app, "export", Export, run_export, "Write the averaged weights of a checkpoint as a model.")
 add_command(app, "replay", Replay, run_replay, "Compute again the step in which a training found no finite loss.")
 add_command(app, "bundle", Bundling, run_bundle, "Put a trained model, its tokenizer and defaults in a folder.")

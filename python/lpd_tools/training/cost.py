@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
-from lpd_ext.model import LPDConfig
+import torch
+import typer
+
+from lpd_ext.model import LPDConfig, LPDModel
+from lpd_ext.schedule import group_sizes
+from lpd_tools.markdown import markdown_table
+from lpd_tools.settings import make_config, read_config
+from lpd_tools.training.transformer import LPDTraining
+
+_TABLES = ("cache-tokens", "train")
 
 
 @dataclass(frozen=True)
@@ -54,3 +65,44 @@ def image_cost(config: LPDConfig, tables: Sequence[Sequence[int]]) -> Cost:
         linear += config.depth * (context + query) * per_row + query * 2 * width * config.vocab_size
         attention += config.depth * allowed_pairs(sizes) * 4 * width
     return Cost(linear // len(tables), attention // len(tables))
+
+
+def training_cost(
+    recipes: Annotated[list[Path], typer.Argument(help="TOML files with tables [cache-tokens] and [train].")],
+    vocab_size: Annotated[int, typer.Option(help="Codes of the tokenizer.", min=1)] = 16384,
+    classes: Annotated[int, typer.Option(help="Classes of the data set.", min=1)] = 1000,
+    stride: Annotated[int, typer.Option(help="Pixels per token, along a side.", min=1)] = 16,
+    peak_tflops: Annotated[float, typer.Option(help="Of one GPU in the training's precision.", min=1e-3)] = 989.0,
+    utilisation: Annotated[
+        float, typer.Option(help="Share of that peak which training reaches.", min=1e-3, max=1)
+    ] = 0.4,
+) -> None:
+    """Print what recipes cost, as a Markdown table: an estimate, from the operations that a training counts."""
+    rows = [cost_row(recipe, vocab_size, classes, stride, 1e12 * peak_tflops * utilisation) for recipe in recipes]
+    head = ["recipe", "parameters", "images", "GFLOP per image", "of it attention", "total FLOP", "GPU hours"]
+    typer.echo(markdown_table(head, rows))
+
+
+def cost_row(path: Path, vocab_size: int, classes: int, stride: int, flops_per_second: float) -> list[str]:
+    """A recipe's row of the table; FileNotFoundError or ValueError for a file that is no whole recipe."""
+    tables = {name: read_config(path, name, ("cache-tokens", "train", "bundle", "evaluate")) for name in _TABLES}
+    recipe = make_config(LPDTraining, tables["train"], {}, str(path), "train")
+    size = tables["cache-tokens"].get("image_size")
+    if not isinstance(size, int) or size < stride or size % stride:
+        raise ValueError(f"recipe {str(path)!r}: image_size must be a multiple of {stride}, got {size!r}")
+    grid = (size // stride, size // stride)
+    config = LPDConfig(recipe.dim, recipe.depth, recipe.heads, vocab_size, classes, grid)
+    cost = image_cost(config, [group_sizes(config.num_tokens, steps) for steps in recipe.decoding_steps])
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in LPDModel(config).parameters())
+    images = recipe.steps * recipe.batch_size
+    total = images * cost.training_flops
+    return [
+        path.stem,
+        f"{parameters / 1e6:,.0f} M",
+        f"{images / 1e6:,.0f} M",
+        f"{cost.training_flops / 1e9:,.0f}",
+        f"{cost.attention_flops / cost.forward_flops:.0%}",
+        f"{total:.2g}",
+        f"{total / flops_per_second / 3600:,.0f}",
+    ]

@@ -7,7 +7,7 @@ fraction of the memory's speed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ class DecodingLinear(nn.Module, ABC):
     The state dict (and so copies and pickles) holds the weights in their plain order, under the names of nn.Linear.
     """
 
+    weight_names: tuple[str, ...] = ("weight",)  # of what `pack` takes
+
     def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
@@ -32,6 +34,10 @@ class DecodingLinear(nn.Module, ABC):
     @abstractmethod
     def pack(self, **weights: Tensor) -> None:
         """Take over weights, as `plain` returns them or as nn.Linear has them; ValueError if they cannot be packed."""
+
+    @abstractmethod
+    def check_move(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """ValueError unless the weights could be packed after fn, which moves or casts them."""
 
     @abstractmethod
     def plain(self) -> dict[str, Tensor]:
@@ -64,7 +70,7 @@ class DecodingLinear(nn.Module, ABC):
         errors: list[str],
     ) -> None:
         shape = (self.out_features, self.in_features)
-        weights = {name: state.pop(prefix + name) for name in ("weight", "weight_scale") if prefix + name in state}
+        weights = {name: state.pop(prefix + name) for name in self.weight_names if prefix + name in state}
         if "weight" not in weights:
             missing.append(prefix + "weight")
         elif weights["weight"].shape != shape:
@@ -90,13 +96,13 @@ class PackedLinear(DecodingLinear):
     """Packed weights in float32, or in bfloat16 where the processor computes with it."""
 
     def pack(self, **weights: Tensor) -> None:
-        weight = weights.pop("weight")
-        if weights:
-            raise ValueError(f"cannot pack weights with {', '.join(weights)}: they are int8")
-        if not can_pack(weight.device, weight.dtype):
-            raise ValueError(f"cannot pack weights of {weight.dtype} on {weight.device}: unpack the model first")
+        weight = weights["weight"]
+        _check_can_pack(weight)
         # Neither a parameter nor a buffer: .to() and its like cannot move or cast what is packed.
         self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _TYPICAL_ROWS)
+
+    def check_move(self, fn: Callable[[Tensor], Tensor]) -> None:
+        _check_can_pack(fn(torch.empty(0, dtype=self._packed.dtype)))
 
     @property
     def weight(self) -> Tensor:
@@ -124,6 +130,11 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and has_fast_arithmetic(dtype))
 
 
+def _check_can_pack(weight: Tensor) -> None:
+    if not can_pack(weight.device, weight.dtype):
+        raise ValueError(f"cannot pack weights of {weight.dtype} on {weight.device}: unpack the model first")
+
+
 def has_fast_arithmetic(dtype: torch.dtype) -> bool:
     """Whether this processor multiplies matrices in dtype itself, rather than by way of float32."""
     if dtype == torch.bfloat16:
@@ -143,13 +154,18 @@ def unpack(model: nn.Module) -> nn.Module:
     return replace_linears(model, PackedLinear, _linear_from)
 
 
-def replace_linears(module: nn.Module, kind: type[nn.Module], replacement: Callable[[Any], nn.Module]) -> nn.Module:
-    """Put replacement(layer) in the place of every layer of exactly that kind below module; returns module."""
+def replace_linears(
+    module: nn.Module, kind: type[nn.Module], replacement: Callable[[Any], nn.Module], kept: Sequence[str] = ()
+) -> nn.Module:
+    """Put replacement(layer) in the place of every layer of exactly that kind below module; returns module.
+
+    Layers with one of the names `kept` stay.
+    """
     for name, child in list(module.named_children()):
-        if type(child) is kind:
+        if type(child) is not kind:
+            replace_linears(child, kind, replacement, kept)
+        elif name not in kept:
             setattr(module, name, replacement(child))
-        else:
-            replace_linears(child, kind, replacement)
     return module
 
 

@@ -194,18 +194,18 @@ def _(
     return seeds.new_empty(seeds.shape[0], height * width)
 
 
-def quantize_rows(x: Tensor, levels: int = 255) -> tuple[Tensor, Tensor]:
+def quantize_rows(x: Tensor, levels: int = 255, rotate: bool = False) -> tuple[Tensor, Tensor]:
     """Each row of x [R, K] as bytes 0..levels: uint8 [R, K], and float32 [R, 2], its scale and zero point.
 
     x is about scale * (byte - zero_point); zero_point is a whole number, so zeros stay exact. A row with an
-    infinity or a NaN has scale NaN.
+    infinity or a NaN has scale NaN. rotate: of reference.rotate_rows(x) instead; K must be a multiple of 64 then.
     """
-    result: tuple[Tensor, Tensor] = _ops.quantize_rows(x, levels)
+    result: tuple[Tensor, Tensor] = _ops.quantize_rows(x, levels, rotate)
     return result
 
 
 @torch.library.register_fake("lpd_ext::quantize_rows")
-def _(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, levels: int, rotate: bool) -> tuple[Tensor, Tensor]:
     return _fake_quantized(x)
 
 
@@ -229,16 +229,24 @@ def _(product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | 
 
 
 def gelu_quantize_rows(
-    product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None, levels: int = 255
+    product: Tensor,
+    quantization: Tensor,
+    column_sum: Tensor,
+    bias: Tensor | None,
+    levels: int = 255,
+    rotate: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """quantize_rows of GELU of what dequantize_rows makes of product, which is overwritten; arguments as in both."""
-    result: tuple[Tensor, Tensor] = _ops.gelu_quantize_rows(product, quantization, column_sum, bias, levels)
+    """quantize_rows of GELU of what dequantize_rows makes of product; arguments as in both.
+
+    product is overwritten: with what was quantised, before any rotation.
+    """
+    result: tuple[Tensor, Tensor] = _ops.gelu_quantize_rows(product, quantization, column_sum, bias, levels, rotate)
     return result
 
 
 @torch.library.register_fake("lpd_ext::gelu_quantize_rows")
 def _(
-    product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None, levels: int
+    product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None, levels: int, rotate: bool
 ) -> tuple[Tensor, Tensor]:
     return _fake_quantized(product)
 

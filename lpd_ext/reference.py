@@ -34,9 +34,28 @@ def residual_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: T
     return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps).to(weight.dtype)
 
 
-def quantize_rows(x: Tensor, levels: int = 255) -> tuple[Tensor, Tensor]:
-    """Bytes [R, K], and scale and zero point [R, 2] of each row, from a range that covers it and 0."""
+ROTATION = 64
+
+
+def rotate_rows(x: Tensor) -> Tensor:
+    """Hadamard transform (Sylvester's order, unscaled) over the 64 equal slices of each row of x [R, K].
+
+    Applied twice it gives 64 x. An outlier is spread over 64 places, and the range of the row becomes smaller.
+    """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
+    slices = x.unflatten(1, (ROTATION, x.shape[1] // ROTATION))
+    half = 1
+    while half < ROTATION:
+        a, b = slices.unflatten(1, (ROTATION // 2 // half, 2, half)).unbind(2)
+        slices = torch.stack([a + b, a - b], dim=2).flatten(1, 3)
+        half *= 2
+    rotated: Tensor = slices.flatten(1)
+    return rotated
+
+
+def quantize_rows(x: Tensor, levels: int = 255, rotate: bool = False) -> tuple[Tensor, Tensor]:
+    """Bytes [R, K], and scale and zero point [R, 2] of each row, rotated or not, from a range that covers it and 0."""
+    x = rotate_rows(x) if rotate else x.to(torch.promote_types(x.dtype, torch.float32))
     low, high = x.amin(1, keepdim=True).clamp(max=0), x.amax(1, keepdim=True).clamp(min=0)
     scale = (high - low) / levels
     scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
@@ -55,12 +74,17 @@ def dequantize_rows(product: Tensor, quantization: Tensor, column_sum: Tensor, b
 
 
 def gelu_quantize_rows(
-    product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None, levels: int = 255
+    product: Tensor,
+    quantization: Tensor,
+    column_sum: Tensor,
+    bias: Tensor | None,
+    levels: int = 255,
+    rotate: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """dequantize_rows, GELU (exact form), quantize_rows."""
     dequantize_rows(product, quantization, column_sum, bias)
     product.copy_(F.gelu(product))
-    return quantize_rows(product, levels)
+    return quantize_rows(product, levels, rotate)
 
 
 def append_kv(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, segments: Tensor, max_rows: int) -> None:

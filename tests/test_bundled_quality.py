@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ pytest.importorskip("rich")
 
 from lpd_tools.data.fashion_mnist import from_pixels, load_fashion_mnist, to_images
 from lpd_tools.evaluation.evaluate import Evaluation, dependency_loss, evaluate, generate, reconstruct
+from lpd_tools.evaluation.int8_quality import FLOAT32, INT8, Int8Quality, forced_by_order, int8_quality
 from lpd_tools.evaluation.metrics import centre_psnr
 from lpd_tools.training.judge import Judge, grey, load_judge, predict
 
+from lpd_ext import quantize
 from lpd_ext.pipeline import LPDPipeline
 
 DATA = Path(__file__).parent / "data"
@@ -78,3 +81,50 @@ def test_evaluate_reports_every_measure(tmp_path: Path) -> None:
     assert set(results["nats_per_test_image"]["locality"]) == {"10", "64"}
     distances = results["frechet_distance_to_test_set"]
     assert all(value > 0 for value in distances.values())
+
+
+def int8_agreement(pipe: LPDPipeline, policy: str) -> float:
+    """Share of the argmaxes, teacher-forced on real images at 10 steps, that int8 leaves as they are."""
+    config = Int8Quality("", data_dir=str(DATA / "fashion_mnist"), forced_images=300, forced_orders=(policy,))
+    pipes = {FLOAT32: pipe, INT8: LPDPipeline.from_pretrained(dtype=INT8)}
+    return forced_by_order(pipes, config)[policy]["agreement"]
+
+
+needs_vnni = pytest.mark.skipif(
+    quantize._ACTIVATION_LEVELS < 255, reason="without VNNI activations have 7 bits, and int8 misses its gate"
+)
+
+
+@needs_vnni
+@pytest.mark.parametrize("policy", ["locality", "random"])
+def test_int8_keeps_the_argmaxes(policy: str, pipe: LPDPipeline) -> None:
+    assert int8_agreement(pipe, policy) >= 0.985
+
+
+@needs_vnni
+def test_the_gate_of_int8_rejects_rounding_without_rotation(pipe: LPDPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize.Int8Linear, "rotate", False)
+    assert int8_agreement(pipe, "locality") < 0.985
+
+
+def test_int8_quality_reports_every_measure(tmp_path: Path) -> None:
+    config = Int8Quality(
+        judge=str(DATA / "judge.safetensors"),
+        out=str(tmp_path / "int8.json"),
+        data_dir=str(DATA / "fashion_mnist"),
+        images=20,
+        seeds=(0, 7),
+        forced_images=20,
+        lpd_l_depth=1,
+    )
+    results = int8_quality(config)
+    assert json.loads((tmp_path / "int8.json").read_text()) == results
+    assert set(results["teacher_forced"]) == {"locality", "random", "raster"}
+    for row in results["teacher_forced"].values():
+        assert 0.95 < row["agreement"] < 1
+        assert 0 < row["nats"] < 1e-3
+    for row in results["drawn"].values():
+        assert row[FLOAT32] != row[INT8]
+        assert abs(row[FLOAT32]["recognised"] - row[INT8]["recognised"]) <= 0.1
+    assert len(results["lpd_l_random_weights"]["cosine"]) == 1
+    assert 0.999 < results["lpd_l_random_weights"]["cosine"][0] < 1

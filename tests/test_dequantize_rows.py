@@ -115,6 +115,20 @@ def test_gelu_and_its_bytes(rows: int, width: int, bias: bool, levels: int, cpu_
     assert all(map(torch.equal, result, ops.quantize_rows(activated, levels)))
 
 
+@pytest.mark.parametrize("levels", [127, 255])
+@pytest.mark.parametrize("width", [64, 192, 1024])
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_rotated_bytes_of_gelu(rows: int, width: int, levels: int, cpu_backend: torch.device) -> None:
+    args = random_arguments(rows, width)
+    plain, given = cloned(args), cloned(args)
+    ops.gelu_quantize_rows(*plain, levels)
+    result = ops.gelu_quantize_rows(*given, levels, rotate=True)
+    assert given[0].equal(plain[0])  # GELU itself is left, not its rotation
+    assert all(map(torch.equal, result, ops.quantize_rows(given[0], levels, rotate=True)))
+    twins = reference.gelu_quantize_rows(*given, levels, rotate=True)
+    assert all(map(torch.equal, twins, reference.quantize_rows(given[0], levels, rotate=True)))
+
+
 def test_gelu_is_accurate_everywhere(cpu_backend: torch.device) -> None:
     y = torch.cat([torch.linspace(-12, 12, 100_001), torch.logspace(-30, 30, 1001), -torch.logspace(-30, 30, 1001)])
     args = y[None], torch.tensor([[1.0, 0.0]]), torch.zeros(len(y)), None
@@ -306,11 +320,21 @@ def test_wrong_levels_write_nothing(levels: int, cpu_backend: torch.device) -> N
     assert args[0].equal(before)
 
 
+def test_a_width_that_cannot_be_rotated_writes_nothing(cpu_backend: torch.device) -> None:
+    args = random_arguments(4, 24)
+    before = args[0].clone()
+    with pytest.raises(RuntimeError, match="product: N must be a multiple of 64 with rotate, got 24"):
+        ops.gelu_quantize_rows(*args, rotate=True)
+    assert args[0].equal(before)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_opcheck(bias: bool, cpu_backend: torch.device) -> None:
     args = random_arguments(4, 24, bias)
     torch.library.opcheck(torch.ops.lpd_ext.dequantize_rows.default, cloned(args))
-    torch.library.opcheck(torch.ops.lpd_ext.gelu_quantize_rows.default, (*cloned(args), 127))
+    torch.library.opcheck(torch.ops.lpd_ext.gelu_quantize_rows.default, (*cloned(args), 127, False))
+    args = random_arguments(4, 128, bias)
+    torch.library.opcheck(torch.ops.lpd_ext.gelu_quantize_rows.default, (*cloned(args), 127, True))
 
 
 def test_fake_tensors_tell_shapes_and_dtypes() -> None:

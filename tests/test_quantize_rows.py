@@ -177,6 +177,62 @@ def test_a_range_beyond_float32_is_no_silent_zero(cpu_backend: torch.device) -> 
         assert not (scale * (quantized - zero_point)).isfinite().any()
 
 
+def sylvester(size: int) -> Tensor:
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], dim=1), torch.cat([matrix, -matrix], dim=1)])
+    return matrix
+
+
+@pytest.mark.parametrize("width", [64, 192, 1024])
+def test_the_twins_rotation_is_the_matrix(width: int) -> None:
+    x = random_rows(5, width).double()
+    by_matrix = torch.kron(sylvester(64), torch.eye(width // 64, dtype=torch.float64))
+    assert torch.allclose(reference.rotate_rows(x), x @ by_matrix.t(), rtol=0, atol=1e-12)
+    assert torch.allclose(reference.rotate_rows(reference.rotate_rows(x)), 64 * x, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("levels", [127, 255])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [0, 64, 192, 1024, 64 * 17, 64 * 36])
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_rotated_rows_are_the_rows_of_the_rotation(
+    rows: int, width: int, dtype: torch.dtype, levels: int, cpu_backend: torch.device
+) -> None:
+    """Bit for bit: the kernel adds in the twin's order."""
+    buffer = torch.full((2 * rows, width + 5), 99.0, dtype=dtype)
+    x = buffer[::2, 3 : width + 3]
+    x.copy_(random_rows(rows, width, dtype))
+    rotated = reference.rotate_rows(x)
+    assert rotated.dtype == torch.float32
+    result = ops.quantize_rows(x, levels, rotate=True)
+    assert all(map(torch.equal, result, ops.quantize_rows(rotated, levels)))
+    assert_quantized(rotated, result, levels)
+    twins = reference.quantize_rows(x, levels, rotate=True)
+    assert all(map(torch.equal, twins, reference.quantize_rows(rotated, levels)))
+
+
+def test_a_rotated_outlier_costs_the_others_little(cpu_backend: torch.device) -> None:
+    x = random_rows(50, 1024)
+    x[:, 300] = 40
+    errors = []
+    for rotate in (False, True):
+        quantized, quantization = ops.quantize_rows(x, rotate=rotate)
+        scale, zero_point = quantization.unsqueeze(-1).unbind(1)
+        found = scale * (quantized - zero_point)
+        errors.append(float(((reference.rotate_rows(found) / 64 if rotate else found) - x).square().mean().sqrt()))
+    assert errors[1] < 0.4 * errors[0]
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_not_a_number_shows_in_the_scale_of_a_rotated_row(value: float, cpu_backend: torch.device) -> None:
+    x = random_rows(3, 192)
+    x[1, 70] = value
+    for quantized, quantization in (ops.quantize_rows(x, rotate=True), reference.quantize_rows(x, rotate=True)):
+        assert quantization[:, 0].isnan().tolist() == [False, True, False]
+        assert quantized.shape == (3, 192)
+
+
 # Wrong twins: what the rule above must not let through.
 def mistaken(x: Tensor, mistake: str, levels: int = 255) -> Quantized:
     low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
@@ -243,6 +299,12 @@ def test_errors_name_the_argument(name: str, cpu_backend: torch.device) -> None:
         ops.quantize_rows(*spoil(random_rows(4, 24)))
 
 
+@pytest.mark.parametrize("width", [24, 63, 65])
+def test_widths_that_cannot_be_rotated(width: int, cpu_backend: torch.device) -> None:
+    with pytest.raises(RuntimeError, match=f"x: K must be a multiple of 64 with rotate, got {width}"):
+        ops.quantize_rows(random_rows(4, width), rotate=True)
+
+
 def test_no_columns(cpu_backend: torch.device) -> None:
     quantized, quantization = ops.quantize_rows(torch.empty(3, 0))
     assert quantized.shape == (3, 0)
@@ -252,7 +314,8 @@ def test_no_columns(cpu_backend: torch.device) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_opcheck(dtype: torch.dtype, cpu_backend: torch.device) -> None:
     for x in (random_rows(4, 24, dtype), random_rows(8, 30, dtype)[::2, 2:26], random_rows(0, 24, dtype)):
-        torch.library.opcheck(torch.ops.lpd_ext.quantize_rows.default, (x, 127))
+        torch.library.opcheck(torch.ops.lpd_ext.quantize_rows.default, (x, 127, False))
+    torch.library.opcheck(torch.ops.lpd_ext.quantize_rows.default, (random_rows(4, 128, dtype), 127, True))
 
 
 def test_fake_tensors_tell_shapes_and_dtypes() -> None:

@@ -11,11 +11,11 @@
 #include "execute.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lpd_ext, m) {
-  m.def("quantize_rows(Tensor x, int levels) -> (Tensor, Tensor)");
+  m.def("quantize_rows(Tensor x, int levels, bool rotate) -> (Tensor, Tensor)");
   m.def("dequantize_rows(Tensor(a!) product, Tensor quantization, Tensor column_sum, Tensor? bias) -> ()");
   m.def(
-      "gelu_quantize_rows(Tensor(a!) product, Tensor quantization, Tensor column_sum, Tensor? bias, int levels) -> "
-      "(Tensor, Tensor)");
+      "gelu_quantize_rows(Tensor(a!) product, Tensor quantization, Tensor column_sum, Tensor? bias, int levels, "
+      "bool rotate) -> (Tensor, Tensor)");
   m.def("group_norm_scale_shift(Tensor x, Tensor weight, Tensor bias, int num_groups, float eps) -> Tensor");
   m.def(
       "conv3x3(Tensor x, Tensor weight, Tensor bias, Tensor? scale_shift, Tensor(a!) out, bool upsample, "
@@ -35,6 +35,12 @@ int32_t checked_levels(int64_t levels) {
   return static_cast<int32_t>(levels);
 }
 
+bool checked_rotation(bool rotate, const Tensor& rows, const char* width) {
+  check(!rotate || rows.size(1) % lpd::kRotation == 0, width, " must be a multiple of ", lpd::kRotation,
+        " with rotate, got ", rows.size(1));
+  return rotate;
+}
+
 Quantized empty_quantized(const Tensor& rows) {
   return {torch::stable::new_empty(rows, {rows.size(0), rows.size(1)}, ScalarType::Byte),
           torch::stable::new_empty(rows, {rows.size(0), 2}, ScalarType::Float)};
@@ -44,7 +50,7 @@ lpd::RowQuantization* quantization_data(const Tensor& quantization) {
   return static_cast<lpd::RowQuantization*>(quantization.mutable_data_ptr());
 }
 
-Quantized quantize_rows(const Tensor& x, int64_t levels) {
+Quantized quantize_rows(const Tensor& x, int64_t levels, bool rotate) {
   lpd::QuantizeRowsParams params{};
   params.dtype = float_dtype(x, "x");
   check_shape(x, "x", "[R, K]", {-1, -1});
@@ -54,10 +60,11 @@ Quantized quantize_rows(const Tensor& x, int64_t levels) {
   params.x_stride = x.stride(0);
   params.num_rows = x.size(0);
   params.width = size32(x.size(1), "x: K");
+  params.rotate = checked_rotation(rotate, x, "x: K");
   const Quantized result = empty_quantized(x);
   params.quantized = static_cast<uint8_t*>(std::get<0>(result).mutable_data_ptr());
   params.quantization = quantization_data(std::get<1>(result));
-  execute_on_cpu(params, lpd::cpu_kernels().quantize_rows, params.num_rows, 0.2 * params.width);
+  execute_on_cpu(params, lpd::cpu_kernels().quantize_rows, params.num_rows, (rotate ? 0.5 : 0.2) * params.width);
   return result;
 }
 
@@ -88,10 +95,11 @@ void dequantize_rows(const Tensor& product, const Tensor& quantization, const Te
 }
 
 Quantized gelu_quantize_rows(const Tensor& product, const Tensor& quantization, const Tensor& column_sum,
-                             const OptionalTensor& bias, int64_t levels) {
+                             const OptionalTensor& bias, int64_t levels, bool rotate) {
   lpd::GeluQuantizeRowsParams params{};
   params.rows = dequantize_params(product, quantization, column_sum, bias);
   params.levels = checked_levels(levels);
+  params.rotate = checked_rotation(rotate, product, "product: N");
   const Quantized result = empty_quantized(product);
   params.quantized = static_cast<uint8_t*>(std::get<0>(result).mutable_data_ptr());
   params.quantization = quantization_data(std::get<1>(result));

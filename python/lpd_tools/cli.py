@@ -19,6 +19,7 @@ from lpd_tools.commands.orders import orders
 from lpd_tools.commands.sample import sample
 from lpd_tools.data.token_cache import TokenCaching, cache_tokens
 from lpd_tools.evaluation.evaluate import Evaluation, evaluate
+from lpd_tools.evaluation.int8_quality import Int8Quality, int8_quality
 from lpd_tools.settings import add_command
 from lpd_tools.training.bundle import Bundling, bundle
 from lpd_tools.training.curves import Curves, draw_curves
@@ -90,6 +91,28 @@ def run_evaluate(config: Evaluation) -> None:
         say(f"wrote {config.out}")
 
 
+def run_int8_quality(config: Int8Quality) -> None:
+    results = int8_quality(config)
+    forced = Table("order", "same argmax (%)", "nats", title="int8 against float32, teacher-forced")
+    for order, row in results["teacher_forced"].items():
+        share = f"{100 * row['agreement']:.2f} ± {100 * row['standard_error']:.2f}"
+        forced.add_row(order, share, f"{row['nats']:.1e}")
+    console.print(forced)
+    if "drawn" in results:
+        drawn = Table("seed", "weights", "recognised (%)", "Fréchet distance", title="drawn images, by the judge")
+        for seed, by_weights in results["drawn"].items():
+            for weights, row in by_weights.items():
+                share, distance = f"{100 * row['recognised']:.2f}", f"{row['frechet_distance']:.2f}"
+                drawn.add_row(seed, weights, share, distance)
+        console.print(drawn)
+    if "lpd_l_random_weights" in results:
+        row = results["lpd_l_random_weights"]
+        say("lpd_l, random weights: cosine after each block " + " ".join(f"{value:.5f}" for value in row["cosine"]))
+        say(f"logits: {row['kl']:.1e} nats, {100 * row['agreement']:.1f} % of the argmaxes the same")
+    if config.out:
+        say(f"wrote {config.out}")
+
+
 def result_tables(results: dict[str, Any]) -> list[Table]:
     """The measures of `evaluate` as tables: recognition, distances, nats."""
     sources = results["recognised"]
@@ -119,6 +142,7 @@ add_command(app, "cache-tokens", TokenCaching, run_cache_tokens, "Encode the dat
 add_command(app, "train", LPDTraining, run_train, "Train the LPD transformer on cached tokens.")
 add_command(app, "bundle", Bundling, run_bundle, "Put a trained model, its tokenizer and defaults in a folder.")
 add_command(app, "evaluate", Evaluation, run_evaluate, "Measure a model on Fashion-MNIST.")
+add_command(app, "int8-quality", Int8Quality, run_int8_quality, "Compare int8 with float32: argmaxes, judge, distance.")
 add_command(app, "curves", Curves, run_curves, "Draw the logs of the training programs.")
 add_command(app, "growth", Growth, run_growth, "Measure how time and memory grow with batch, steps, tokens and model.")
 add_command(app, "bench-check", BenchCheck, check, "Compare a few benchmark ratios with the committed ones.")

@@ -25,6 +25,7 @@ struct GeluQuantizeRowsParams {
   uint8_t* quantized;             // [R, N], contiguous: of gelu(y)
   RowQuantization* quantization;  // [R]: of gelu(y)
   int32_t levels;                 // the largest byte
+  bool rotate;                    // as of QuantizeRowsParams: the bytes, not what is left in product
 };
 
 }  // namespace lpd

@@ -53,7 +53,7 @@ void gelu_quantize_rows(const GeluQuantizeRowsParams& p, int64_t begin, int64_t 
   for (int64_t row = begin; row < end; ++row) {
     dequantize_row(p.rows, row, gelu);
     p.quantization[row] = quantize_row(p.rows.product + row * p.rows.product_stride, p.quantized + row * p.rows.width,
-                                       p.rows.width, p.levels);
+                                       p.rows.width, p.levels, p.rotate);
   }
 }
 

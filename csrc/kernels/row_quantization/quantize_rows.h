@@ -1,4 +1,5 @@
-// quantize_rows: each row of activations as bytes with a scale and a zero point of its own, chosen from what it holds.
+// quantize_rows: each row of activations as bytes with a scale and a zero point of its own, chosen from what it holds;
+// as it is, or rotated, which spreads outliers over the row, so that the steps get smaller.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +7,9 @@
 #include "common/dtype.h"
 
 namespace lpd {
+
+// A rotated row is that of kRotation equal slices after a Hadamard transform over them (Sylvester's order, not scaled).
+constexpr int kRotation = 64;
 
 // x ~ scale * (byte - zero_point). The range covers 0, and zero_point is a whole number, so 0 is exact.
 struct RowQuantization {
@@ -22,6 +26,7 @@ struct QuantizeRowsParams {
   int64_t num_rows;
   int32_t width;   // K
   int32_t levels;  // the largest byte
+  bool rotate;     // K is then a multiple of kRotation
   DType dtype;     // of x
 };
 

@@ -11,7 +11,6 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from lpd_ext.linear import DecodingLinear, PackedLinear, can_pack, has_fast_arithmetic, replace_linears
 from lpd_ext.model import LPDConfig, LPDModel, check_grid
-from lpd_ext.quantize import FLOAT_LAYERS, SCALE, Int8Linear
+from lpd_ext.quantize import SCALE, Int8Linear, use_planes
 from lpd_ext.state_files import complete_file, read_metadata, read_state_dict, write_state_dict
 
 CONFIG_FILE = "config.json"
@@ -111,9 +110,10 @@ def _load_part_by_part(
     """
     rest = _read_part(path, "", dtype)
     model, config = _empty_model(rest, config, grid)
-    kept = FLOAT_LAYERS if layers is Int8Linear else ()
-    for kind, others in ((layers, kept), (PackedLinear, ())):
-        replace_linears(model, nn.Linear, partial(_empty_layer, kind), others)
+    replace_linears(
+        model, nn.Linear, lambda linear: layers(linear.in_features, linear.out_features, linear.bias is not None)
+    )
+    use_planes(model)
     faults: list[str] = []
 
     def load(module: nn.Module, prefix: str, part: dict[str, Tensor]) -> None:
@@ -137,10 +137,6 @@ def _load_part_by_part(
     except RuntimeError as error:
         raise ValueError(f"the checkpoint does not fit {config}: {error}") from error
     return model.requires_grad_(False).eval()
-
-
-def _empty_layer(kind: type[DecodingLinear], linear: nn.Linear) -> DecodingLinear:
-    return kind(linear.in_features, linear.out_features, linear.bias is not None)
 
 
 def _read_part(path: Path, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ fraction of the memory's speed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -154,18 +154,13 @@ def unpack(model: nn.Module) -> nn.Module:
     return replace_linears(model, PackedLinear, _linear_from)
 
 
-def replace_linears(
-    module: nn.Module, kind: type[nn.Module], replacement: Callable[[Any], nn.Module], kept: Sequence[str] = ()
-) -> nn.Module:
-    """Put replacement(layer) in the place of every layer of exactly that kind below module; returns module.
-
-    Layers with one of the names `kept` stay.
-    """
+def replace_linears(module: nn.Module, kind: type[nn.Module], replacement: Callable[[Any], nn.Module]) -> nn.Module:
+    """Put replacement(layer) in the place of every layer of exactly that kind below module; returns module."""
     for name, child in list(module.named_children()):
-        if type(child) is not kind:
-            replace_linears(child, kind, replacement, kept)
-        elif name not in kept:
+        if type(child) is kind:
             setattr(module, name, replacement(child))
+        else:
+            replace_linears(child, kind, replacement)
     return module
 
 

@@ -3,7 +3,8 @@
 y = x W^T + b becomes one product of bytes, and one pass that gives it meaning again (ops.dequantize_rows); between fc1
 and fc2 that pass also applies GELU and rounds again. Inputs and weights are both rotated before they are rounded
 (reference.rotate_rows), which leaves their product as it is and halves the error of the inputs, whose outliers it
-spreads. The head stays in float32: it has a twentieth of the products, and its error goes into the logits undamped.
+spreads. Where errors reach the logits almost undamped, inputs are two planes of bytes, the second of which holds what
+the first leaves: twice the rows of one product, so the weights are still read once.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from lpd_ext import ops
-from lpd_ext.linear import DecodingLinear, pack, replace_linears, unpack
+from lpd_ext.linear import DecodingLinear, replace_linears, unpack
+from lpd_ext.model import LPDModel
 from lpd_ext.reference import ROTATION, rotate_rows
 
 SCALE = "rotated_scale"  # of int8 weights: the name that stands beside theirs in a state dict
-FLOAT_LAYERS = ("head",)
+FINE_BLOCKS = 3  # the last ones, whose inputs are in two planes, as those of the head
 _WEIGHT_LEVELS = 127
 # Without VNNI, pairs of products are summed in 16 bits: 2 * 127 * 127 fits, 2 * 255 * 127 does not.
 _ACTIVATION_LEVELS = 255 if torch.cpu._is_vnni_supported() else 127
@@ -35,6 +37,7 @@ class Int8Linear(DecodingLinear):
     """Packed int8 weights; float32 in and out. A float weight that is loaded into it is rotated and rounded."""
 
     weight_names = ("weight", SCALE)
+    planes = 1  # of the inputs' bytes
 
     @property
     def rotate(self) -> bool:
@@ -61,19 +64,19 @@ class Int8Linear(DecodingLinear):
         return {"weight": self._packed.to_dense().t().contiguous(), SCALE: self._scale.clone()}
 
     def forward(self, x: Tensor) -> Tensor:
-        quantized = ops.quantize_rows(x[None].flatten(0, -2), _ACTIVATION_LEVELS, self.rotate)
+        quantized = ops.quantize_rows(x[None].flatten(0, -2), _ACTIVATION_LEVELS, self.rotate, self.planes)
         return self._of_bytes(*quantized).view(*x.shape[:-1], self.out_features)
 
     def mlp(self, x: Tensor, fc2: nn.Module) -> Tensor:
         assert isinstance(fc2, Int8Linear)
-        quantized, quantization = ops.quantize_rows(x, _ACTIVATION_LEVELS, self.rotate)
-        of_hidden = (self._product(quantized), quantization, self._column_sum, self.bias)
-        return fc2._of_bytes(*ops.gelu_quantize_rows(*of_hidden, _ACTIVATION_LEVELS, fc2.rotate))
+        quantized, quantization = ops.quantize_rows(x, _ACTIVATION_LEVELS, self.rotate, self.planes)
+        of_hidden = (self._product(quantized), quantization, self._column_sum, self.bias, self.planes)
+        return fc2._of_bytes(*ops.gelu_quantize_rows(*of_hidden, _ACTIVATION_LEVELS, fc2.rotate, fc2.planes))
 
     def _of_bytes(self, quantized: Tensor, quantization: Tensor) -> Tensor:
         product = self._product(quantized)
-        ops.dequantize_rows(product, quantization, self._column_sum, self.bias)
-        return product
+        ops.dequantize_rows(product, quantization, self._column_sum, self.bias, self.planes)
+        return product[: len(product) // self.planes]
 
     def _product(self, quantized: Tensor) -> Tensor:
         # Scales per row and zero points are left to the pass that follows: oneDNN's fast kernels know neither.
@@ -104,11 +107,18 @@ def _checked_scale(weight: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def quantize(model: nn.Module) -> nn.Module:
-    """Round the linear layers of a float32 model on the CPU to int8, in place, for inference; returns it.
+    """Round every linear layer of a float32 model on the CPU to int8, in place, for inference; returns it."""
+    return use_planes(replace_linears(unpack(model), nn.Linear, _int8_from))
 
-    FLOAT_LAYERS are packed instead.
-    """
-    return pack(replace_linears(unpack(model), nn.Linear, _int8_from, FLOAT_LAYERS))
+
+def use_planes(model: nn.Module) -> nn.Module:
+    """Let the int8 layers of an LPD model that errors matter most in take their inputs in two planes; returns it."""
+    if isinstance(model, LPDModel):
+        for part in (*model.blocks[-FINE_BLOCKS:], model.head):
+            for layer in part.modules():
+                if isinstance(layer, Int8Linear):
+                    layer.planes = 2
+    return model
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -194,7 +194,7 @@ def test_the_twins_rotation_is_the_matrix(width: int) -> None:
 
 @pytest.mark.parametrize("levels", [127, 255])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", [0, 64, 192, 1024, 64 * 17, 64 * 36])
+@pytest.mark.parametrize("width", [64, 192, 1024, 64 * 17, 64 * 36])
 @pytest.mark.parametrize("rows", [0, 1, 7])
 def test_rotated_rows_are_the_rows_of_the_rotation(
     rows: int, width: int, dtype: torch.dtype, levels: int, cpu_backend: torch.device
@@ -210,6 +210,42 @@ def test_rotated_rows_are_the_rows_of_the_rotation(
     assert_quantized(rotated, result, levels)
     twins = reference.quantize_rows(x, levels, rotate=True)
     assert all(map(torch.equal, twins, reference.quantize_rows(rotated, levels)))
+
+
+def parts(result: Quantized, planes: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """Bytes, scales and zero points, float64 [planes, R, .]."""
+    quantized, quantization = (part.double().unflatten(0, (planes, len(part) // planes)) for part in result)
+    return quantized, *quantization.split(1, -1)
+
+
+@pytest.mark.parametrize("run", [ops.quantize_rows, reference.quantize_rows])
+@pytest.mark.parametrize("levels", [1, 127, 255])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 7, 64, 129, 1024])
+def test_the_second_plane_holds_what_the_first_leaves(
+    width: int, dtype: torch.dtype, levels: int, run: Callable[..., Quantized], cpu_backend: torch.device
+) -> None:
+    for kind in ("mixed", "positive", "all zero", "one outlier", "even steps"):
+        x = ROWS[kind](random_rows(7, width)).to(dtype)
+        for rotate in [False, True][: 1 + (width % 64 == 0)]:
+            result, first = run(x, levels, rotate, planes=2), run(x, levels, rotate)
+            assert all(part[:7].equal(whole) for part, whole in zip(result, first, strict=True))
+            quantized, scale, zero_point = parts(result)
+            assert torch.allclose(scale[1], scale[0] / levels, rtol=2 * EPS)
+            assert ((zero_point[1] - levels / 2).abs() <= 0.5).all()
+            assert quantized.max() <= levels
+            given = reference.rotate_rows(x) if rotate else x
+            found = (scale * (quantized - zero_point)).sum(0)
+            # Half a step of the second plane; the ends of what is left fall on a tie of an odd number of levels.
+            floor = scale[1] * 0.5 + 4 * levels * EPS * scale[0]
+            assert ((found - given.double()).abs() <= floor + scale[1] * 0.5 * (levels % 2)).all()
+            assert ((found - given.double()).abs() <= floor).double().mean() >= (0.9 if levels > 1 else 0.4)
+
+
+def test_no_rows_in_two_planes(cpu_backend: torch.device) -> None:
+    quantized, quantization = ops.quantize_rows(torch.empty(0, 24), planes=2)
+    assert quantized.shape == (0, 24)
+    assert quantization.shape == (0, 2)
 
 
 def test_a_rotated_outlier_costs_the_others_little(cpu_backend: torch.device) -> None:
@@ -231,6 +267,7 @@ def test_not_a_number_shows_in_the_scale_of_a_rotated_row(value: float, cpu_back
     for quantized, quantization in (ops.quantize_rows(x, rotate=True), reference.quantize_rows(x, rotate=True)):
         assert quantization[:, 0].isnan().tolist() == [False, True, False]
         assert quantized.shape == (3, 192)
+    assert ops.quantize_rows(x, planes=2)[1][:, 0].isnan().tolist() == [False, True, False] * 2
 
 
 # Wrong twins: what the rule above must not let through.
@@ -301,8 +338,14 @@ def test_errors_name_the_argument(name: str, cpu_backend: torch.device) -> None:
 
 @pytest.mark.parametrize("width", [24, 63, 65])
 def test_widths_that_cannot_be_rotated(width: int, cpu_backend: torch.device) -> None:
-    with pytest.raises(RuntimeError, match=f"x: K must be a multiple of 64 with rotate, got {width}"):
+    with pytest.raises(RuntimeError, match=f"x: K must be a multiple of 64 to be rotated, got {width}"):
         ops.quantize_rows(random_rows(4, width), rotate=True)
+
+
+@pytest.mark.parametrize("planes", [0, 3, -1, 2**32 + 1])
+def test_numbers_of_planes_that_there_are_not(planes: int, cpu_backend: torch.device) -> None:
+    with pytest.raises(RuntimeError, match=f"planes must be 1 or 2, got {planes}"):
+        ops.quantize_rows(random_rows(4, 24), planes=planes)
 
 
 def test_no_columns(cpu_backend: torch.device) -> None:
@@ -314,8 +357,8 @@ def test_no_columns(cpu_backend: torch.device) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_opcheck(dtype: torch.dtype, cpu_backend: torch.device) -> None:
     for x in (random_rows(4, 24, dtype), random_rows(8, 30, dtype)[::2, 2:26], random_rows(0, 24, dtype)):
-        torch.library.opcheck(torch.ops.lpd_ext.quantize_rows.default, (x, 127, False))
-    torch.library.opcheck(torch.ops.lpd_ext.quantize_rows.default, (random_rows(4, 128, dtype), 127, True))
+        torch.library.opcheck(torch.ops.lpd_ext.quantize_rows.default, (x, 127, False, 1))
+    torch.library.opcheck(torch.ops.lpd_ext.quantize_rows.default, (random_rows(4, 128, dtype), 127, True, 2))
 
 
 def test_fake_tensors_tell_shapes_and_dtypes() -> None:

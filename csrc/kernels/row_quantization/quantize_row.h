@@ -1,4 +1,4 @@
-// One row to bytes, in two passes of which the second finds it in cache: the range, then the bytes.
+// One row to bytes, in two passes of which the second finds it in cache: the range, then the bytes of both planes.
 #pragma once
 
 #include <cfloat>
@@ -59,10 +59,36 @@ void for_each_rotated_vector(const T* x, int width, Take take) {
   }
 }
 
+inline RowQuantization with_step(float step, float zero) {
+  const float scale = step >= FLT_MIN ? step : 1.0f;
+  return {scale, __builtin_nearbyintf(zero / scale)};
+}
+
+// The bytes of a plane, and what they stand for.
+struct Plane {
+  Plane(const RowQuantization& of, int levels)
+      : factor(broadcast(1.0f / of.scale)),
+        scale(broadcast(of.scale)),
+        zero_point(broadcast(of.zero_point)),
+        largest(broadcast(static_cast<float>(levels))) {}
+  Vec bytes(Vec value) const {
+    return min(max(round_to_int(fma(value, factor, zero_point)), broadcast(0.0f)), largest);
+  }
+  Vec rest(Vec value, Vec bytes) const { return fma(zero_point - bytes, scale, value); }
+  Vec factor, scale, zero_point, largest;
+};
+
+inline void store_first(uint8_t* out, Vec bytes, int count) {
+  if (count == Vec::kWidth) return store_bytes(out, bytes);
+  uint8_t buffer[Vec::kWidth];
+  store_bytes(buffer, bytes);
+  for (int i = 0; i < count; ++i) out[i] = buffer[i];
+}
+
 template <class T>
-RowQuantization quantize_row(const T* x, uint8_t* out, int width, int levels, bool rotate) {
+void quantize_row(const T* x, int width, const RowBytes& out, int64_t row) {
   const auto for_each = [&](auto take) {
-    rotate ? for_each_rotated_vector(x, width, take) : for_each_vector(x, width, take);
+    out.rotate ? for_each_rotated_vector(x, width, take) : for_each_vector(x, width, take);
   };
   const Vec zero = broadcast(0.0f);
   Vec low = zero, high = zero, not_finite = zero;  // comparisons lose a NaN, so 0 * x is summed: it keeps one
@@ -71,21 +97,21 @@ RowQuantization quantize_row(const T* x, uint8_t* out, int width, int levels, bo
     high = max(high, value);
     not_finite = fma(value, zero, not_finite);
   });
-  const float top = reduce_max(high), bottom = -reduce_max(zero - low), largest = static_cast<float>(levels);
-  const float span = (top - bottom) / largest;
-  const float scale = span >= FLT_MIN ? span : 1.0f;
-  const float inverse = 1.0f / scale;
-  const float zero_point = __builtin_nearbyintf(-bottom * inverse);
-
-  const Vec factor = broadcast(inverse), shift = broadcast(zero_point), end = broadcast(largest);
+  const float top = reduce_max(high), bottom = -reduce_max(zero - low), levels = static_cast<float>(out.levels);
+  // What the first plane leaves of a value is half a step at most, either way.
+  const RowQuantization first = with_step((top - bottom) / levels, -bottom);
+  const RowQuantization second = with_step(first.scale / levels, first.scale / 2);
+  const Plane coarse(first, out.levels), fine(second, out.levels);
+  uint8_t* bytes = out.quantized + row * width;
+  uint8_t* fine_bytes = out.planes == 2 ? bytes + out.num_rows * width : nullptr;
   for_each([&](int offset, Vec value, int count) {
-    const Vec bytes = min(max(round_to_int(fma(value, factor, shift)), zero), end);
-    if (count == Vec::kWidth) return store_bytes(out + offset, bytes);
-    uint8_t buffer[Vec::kWidth];
-    store_bytes(buffer, bytes);
-    for (int i = 0; i < count; ++i) out[offset + i] = buffer[i];
+    const Vec whole = coarse.bytes(value);
+    store_first(bytes + offset, whole, count);
+    if (fine_bytes) store_first(fine_bytes + offset, fine.bytes(coarse.rest(value, whole)), count);
   });
-  return {scale + reduce_add(not_finite), zero_point};
+  const float spoiled = reduce_add(not_finite);
+  out.quantization[row] = {first.scale + spoiled, first.zero_point};
+  if (fine_bytes) out.quantization[out.num_rows + row] = {second.scale + spoiled, second.zero_point};
 }
 
 }  // namespace

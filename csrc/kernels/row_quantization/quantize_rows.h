@@ -17,17 +17,24 @@ struct RowQuantization {
   float zero_point;
 };
 
+// Where bytes of rows go, and how they are made. With two planes a value is the sum of what its bytes in rows r and
+// R + r stand for: the second holds what rounding to the first leaves.
+struct RowBytes {
+  uint8_t* quantized;             // [planes * R, K], contiguous
+  RowQuantization* quantization;  // [planes * R]
+  int64_t num_rows;               // R
+  int32_t planes;                 // 1 or 2
+  int32_t levels;                 // the largest byte
+  bool rotate;                    // K is then a multiple of kRotation
+};
+
 // Strides in elements; rows are contiguous.
 struct QuantizeRowsParams {
-  const void* x;                  // [R, K]
-  uint8_t* quantized;             // [R, K], contiguous
-  RowQuantization* quantization;  // [R]
+  const void* x;  // [R, K]
+  RowBytes out;
   int64_t x_stride;
-  int64_t num_rows;
-  int32_t width;   // K
-  int32_t levels;  // the largest byte
-  bool rotate;     // K is then a multiple of kRotation
-  DType dtype;     // of x
+  int32_t width;  // K
+  DType dtype;    // of x
 };
 
 }  // namespace lpd

@@ -64,12 +64,6 @@ def linear_parameters(config: LPDConfig) -> int:
     return config.depth * (4 + 2 * config.mlp_ratio) * config.dim**2 + config.dim * config.vocab_size
 
 
-def linear_bytes(config: LPDConfig, dtype: str) -> int:
-    """Bytes of those; the head of an int8 model is in float32."""
-    head = config.dim * config.vocab_size
-    return (linear_parameters(config) - head) * _BYTES[dtype] + head * _BYTES[FLOAT32 if dtype == INT8 else dtype]
-
-
 def other_parameters(config: LPDConfig) -> int:
     """Biases, LayerNorms, contents and positions: always float32 (bfloat16 in a bfloat16 model)."""
     biases = config.depth * (3 + 1 + config.mlp_ratio + 1) * config.dim
@@ -81,20 +75,20 @@ def other_parameters(config: LPDConfig) -> int:
 def count(config: LPDConfig, batch: int, group_sizes: Sequence[int], dtype: str = FLOAT32) -> DecodeWork:
     """The work of drawing `batch` images with guidance; dtype: of the linear layers' weights, float32, int8, bfloat16.
 
-    With int8 weights all else is float32, the head too. A multiplication and an addition are two operations.
+    With int8 weights all else is float32. A multiplication and an addition are two operations.
     """
     plan = plan_decoding([group_sizes] * batch, [True] * batch, config.num_tokens, torch.device("cpu"))
     element = _BYTES[BFLOAT16 if dtype == BFLOAT16 else FLOAT32]
     scales = 0
     if dtype == INT8:  # scale, sum and zero point of each output channel
-        outputs = config.depth * (3 + 1 + config.mlp_ratio + 1) * config.dim
+        outputs = config.depth * (3 + 1 + config.mlp_ratio + 1) * config.dim + config.vocab_size
         scales = 3 * 4 * outputs
     activations = max(_activations(config, step) for step in plan.steps)
     cache = 2 * config.depth * plan.num_sequences * config.dim * plan.cache_positions
     return DecodeWork(
-        steps=tuple(_count_step(config, step, linear_bytes(config, dtype), element) for step in plan.steps),
+        steps=tuple(_count_step(config, step, _BYTES[dtype], element) for step in plan.steps),
         parameters=linear_parameters(config) + other_parameters(config),
-        model_bytes=linear_bytes(config, dtype) + other_parameters(config) * element + scales,
+        model_bytes=linear_parameters(config) * _BYTES[dtype] + other_parameters(config) * element + scales,
         cache_bytes=cache * element,
         activation_bytes=activations * element,
     )
@@ -114,7 +108,7 @@ def _count_step(config: LPDConfig, step: Step, weight_bytes: int, element: int) 
         + query_rows * config.dim * config.vocab_size
     )
     return StepWork(
-        weight_bytes=weight_bytes,
+        weight_bytes=weight_bytes * linear_parameters(config),
         key_value_bytes=element * 2 * config.depth * config.dim * int((seen + query).sum()),
         linear_flops=2 * multiplications,
         attention_flops=4 * config.dim * pairs,

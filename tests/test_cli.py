@@ -39,6 +39,7 @@ COMMANDS = [
     "train",
     "bundle",
     "evaluate",
+    "int8-quality",
     "curves",
     "growth",
     "bench-check",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lpd_ext.linear import DecodingLinear, PackedLinear, can_pack, has_fast_arithmetic, replace_linears
 from lpd_ext.model import LPDConfig, LPDModel, check_grid
-from lpd_ext.quantize import SCALE_SUFFIX, Int8Linear
+from lpd_ext.quantize import SCALE, Int8Linear, use_planes
 from lpd_ext.state_files import complete_file, read_metadata, read_state_dict, write_state_dict
 
 CONFIG_FILE = "config.json"
@@ -32,6 +32,8 @@ ModelDType = torch.dtype | Literal["int8"]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, "int8")
 _BLOCKS = "blocks."
 _MUTUAL_VISIBILITY = "mutual_visibility"  # in a file's metadata, where it is not as published
+_SCALE_SUFFIX = f".{SCALE}"
+_EARLIER_SCALE_SUFFIX = ".weight_scale"  # of int8 weights that were not rotated
 
 
 def load_model(
@@ -84,7 +86,9 @@ def _decoding_layers(
     state: Mapping[str, Tensor], dtype: ModelDType | None, device: torch.device, packed: bool
 ) -> type[DecodingLinear] | None:
     """The kind of linear layers that the arguments of `load_model` ask for; None: torch's own."""
-    stored_as_int8 = any(name.endswith(SCALE_SUFFIX) for name in state)
+    if any(name.endswith(_EARLIER_SCALE_SUFFIX) for name in state):
+        raise ValueError("the checkpoint has int8 weights of an earlier kind: make it again from one of float weights")
+    stored_as_int8 = any(name.endswith(_SCALE_SUFFIX) for name in state)
     if stored_as_int8 and dtype not in (None, "int8"):
         raise ValueError(f"dtype must be 'int8' or None for a checkpoint of int8 weights, got {dtype}")
     if stored_as_int8 or dtype == "int8":
@@ -111,6 +115,7 @@ def _load_part_by_part(
     replace_linears(
         model, nn.Linear, lambda linear: layers(linear.in_features, linear.out_features, linear.bias is not None)
     )
+    use_planes(model)
     faults: list[str] = []
 
     def load(module: nn.Module, prefix: str, part: dict[str, Tensor]) -> None:
@@ -141,7 +146,7 @@ def _read_part(path: Path, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]
     part: dict[str, Tensor] = {}
     for name, tensor in read_state_dict(path).items():
         if name.startswith(prefix) if prefix else not name.startswith(_BLOCKS):
-            kept = not tensor.is_floating_point() or name.endswith(SCALE_SUFFIX)
+            kept = not tensor.is_floating_point() or name.endswith(_SCALE_SUFFIX)
             # Matrices are copied when they are packed; anything else would keep the whole mapping.
             part[name.removeprefix(prefix)] = tensor.to(None if kept else dtype, copy=tensor.ndim != 2)
     return part
@@ -271,7 +276,7 @@ def save_model(
     if not model.config.mutual_visibility:
         metadata[_MUTUAL_VISIBILITY] = "False"
     state = model.state_dict()
-    scales = {name: state.pop(name) for name in list(state) if name.endswith(SCALE_SUFFIX)}
+    scales = {name: state.pop(name) for name in list(state) if name.endswith(_SCALE_SUFFIX)}
     if dtype is not None:
         state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
     write_state_dict(state | scales, directory / MODEL_FILE, None, metadata)

@@ -22,7 +22,8 @@ def accelerate(model: AnyModule, *, heads: int | None = None) -> AnyModule:
 
     model is any module with the published state-dict layout; heads is needed where the head dimension is not 64. The
     weights are taken as they are now (most are shared, the embedding tables are copied): after changing them, call
-    accelerate again. Raises ValueError if the layout does not fit.
+    accelerate again. Shared weights cannot be packed: on a CPU, `LPDPipeline` decodes faster. Raises ValueError if the
+    layout does not fit.
     """
     state = {name: value.detach() for name, value in model.state_dict().items()}
     if heads is None:

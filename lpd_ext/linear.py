@@ -23,6 +23,8 @@ class DecodingLinear(nn.Module, ABC):
     The state dict (and so copies and pickles) holds the weights in their plain order, under the names of nn.Linear.
     """
 
+    weight_names: tuple[str, ...] = ("weight",)  # of what `pack` takes
+
     def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
@@ -32,6 +34,10 @@ class DecodingLinear(nn.Module, ABC):
     @abstractmethod
     def pack(self, **weights: Tensor) -> None:
         """Take over weights, as `plain` returns them or as nn.Linear has them; ValueError if they cannot be packed."""
+
+    @abstractmethod
+    def check_move(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """ValueError unless the weights could be packed after fn, which moves or casts them."""
 
     @abstractmethod
     def plain(self) -> dict[str, Tensor]:
@@ -64,7 +70,7 @@ class DecodingLinear(nn.Module, ABC):
         errors: list[str],
     ) -> None:
         shape = (self.out_features, self.in_features)
-        weights = {name: state.pop(prefix + name) for name in ("weight", "weight_scale") if prefix + name in state}
+        weights = {name: state.pop(prefix + name) for name in self.weight_names if prefix + name in state}
         if "weight" not in weights:
             missing.append(prefix + "weight")
         elif weights["weight"].shape != shape:
@@ -90,13 +96,13 @@ class PackedLinear(DecodingLinear):
     """Packed weights in float32, or in bfloat16 where the processor computes with it."""
 
     def pack(self, **weights: Tensor) -> None:
-        weight = weights.pop("weight")
-        if weights:
-            raise ValueError(f"cannot pack weights with {', '.join(weights)}: they are int8")
-        if not can_pack(weight.device, weight.dtype):
-            raise ValueError(f"cannot pack weights of {weight.dtype} on {weight.device}: unpack the model first")
+        weight = weights["weight"]
+        _check_can_pack(weight)
         # Neither a parameter nor a buffer: .to() and its like cannot move or cast what is packed.
         self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _TYPICAL_ROWS)
+
+    def check_move(self, fn: Callable[[Tensor], Tensor]) -> None:
+        _check_can_pack(fn(torch.empty(0, dtype=self._packed.dtype)))
 
     @property
     def weight(self) -> Tensor:
@@ -122,6 +128,11 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and has_fast_arithmetic(dtype))
+
+
+def _check_can_pack(weight: Tensor) -> None:
+    if not can_pack(weight.device, weight.dtype):
+        raise ValueError(f"cannot pack weights of {weight.dtype} on {weight.device}: unpack the model first")
 
 
 def has_fast_arithmetic(dtype: torch.dtype) -> bool:

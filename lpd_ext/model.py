@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lpd_ext import ops
-from lpd_ext.linear import linear_step, mlp_step
+from lpd_ext.linear import DecodingLinear, linear_step, mlp_step
 from lpd_ext.plan import Step
 from lpd_ext.schedule import check_group_sizes
 from lpd_ext.training_attention import Visibility, attend
@@ -174,6 +174,14 @@ class LPDModel(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.content, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LPDModel:
+        # A packed layer that cannot follow says so before anything has moved.
+        for module in self.modules():
+            if isinstance(module, DecodingLinear):
+                module.check_move(fn)
+        super()._apply(fn, recurse)
+        return self
 
     def condition_ids(self, labels: Tensor) -> Tensor:
         """Content ids of labels int64 [B] in [0, C), or -1 for an unconditional image."""

@@ -260,53 +260,75 @@ torch.library.register_autograd(
 )
 
 
-def quantize_rows(x: Tensor, levels: int = 255) -> tuple[Tensor, Tensor]:
+def quantize_rows(x: Tensor, levels: int = 255, rotate: bool = False, planes: int = 1) -> tuple[Tensor, Tensor]:
     """Each row of x [R, K] as bytes 0..levels: uint8 [R, K], and float32 [R, 2], its scale and zero point.
 
     x is about scale * (byte - zero_point); zero_point is a whole number, so zeros stay exact. A row with an
-    infinity or a NaN has scale NaN.
+    infinity or a NaN has scale NaN. rotate: of reference.rotate_rows(x) instead; K must be a multiple of 64 then.
+    planes = 2: of twice the rows; rows R.. are of what the first R leave, so that both add up to x.
     """
-    result: tuple[Tensor, Tensor] = _ops.quantize_rows(x, levels)
+    result: tuple[Tensor, Tensor] = _ops.quantize_rows(x, levels, rotate, planes)
     return result
 
 
 @torch.library.register_fake("lpd_ext::quantize_rows")
-def _(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    return _fake_quantized(x)
+def _(x: Tensor, levels: int, rotate: bool, planes: int) -> tuple[Tensor, Tensor]:
+    return _fake_quantized(planes * x.shape[0], x)
 
 
-def _fake_quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
-    quantized = rows.new_empty(rows.shape, dtype=torch.uint8)
-    return quantized, rows.new_empty((rows.shape[0], 2), dtype=torch.float32)
+def _fake_quantized(rows: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    quantized = x.new_empty((rows, x.shape[1]), dtype=torch.uint8)
+    return quantized, x.new_empty((rows, 2), dtype=torch.float32)
 
 
-def dequantize_rows(product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None) -> None:
+def dequantize_rows(
+    product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None, planes: int = 1
+) -> None:
     """Turn a product of quantised rows [R, N] into scale * (product - zero_point * column_sum) + bias, in place.
 
     product float32, of the bytes with weights [N, K] that have been rounded; quantization float32 [R, 2], the rows'
-    scales and zero points; column_sum float32 [N], the weights' sums over K; bias float32 [N].
+    scales and zero points; column_sum float32 [N], the weights' sums over K; bias float32 [N]. planes = 2: the sum of
+    both planes, and bias once, in the first half of the rows.
     """
-    _ops.dequantize_rows(product, quantization, column_sum, bias)
+    _ops.dequantize_rows(product, quantization, column_sum, bias, planes)
 
 
 @torch.library.register_fake("lpd_ext::dequantize_rows")
-def _(product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None) -> None:
+def _(product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None, planes: int) -> None:
     return None
 
 
 def gelu_quantize_rows(
-    product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None, levels: int = 255
+    product: Tensor,
+    quantization: Tensor,
+    column_sum: Tensor,
+    bias: Tensor | None,
+    planes: int = 1,
+    levels: int = 255,
+    out_rotate: bool = False,
+    out_planes: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """quantize_rows of GELU of what dequantize_rows makes of product, which is overwritten; arguments as in both."""
-    result: tuple[Tensor, Tensor] = _ops.gelu_quantize_rows(product, quantization, column_sum, bias, levels)
+    """quantize_rows (levels, out_rotate, out_planes) of GELU of what dequantize_rows (the rest) makes of product.
+
+    product is overwritten: with what was quantised, before any rotation.
+    """
+    arguments = (product, quantization, column_sum, bias, planes, levels, out_rotate, out_planes)
+    result: tuple[Tensor, Tensor] = _ops.gelu_quantize_rows(*arguments)
     return result
 
 
 @torch.library.register_fake("lpd_ext::gelu_quantize_rows")
 def _(
-    product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None, levels: int
+    product: Tensor,
+    quantization: Tensor,
+    column_sum: Tensor,
+    bias: Tensor | None,
+    planes: int,
+    levels: int,
+    out_rotate: bool,
+    out_planes: int,
 ) -> tuple[Tensor, Tensor]:
-    return _fake_quantized(product)
+    return _fake_quantized(product.shape[0] // planes * out_planes, product)
 
 
 def group_norm_scale_shift(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float = 1e-6) -> Tensor:

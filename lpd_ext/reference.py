@@ -76,33 +76,72 @@ def training_attention_backward(
     return torch.autograd.grad(output, leaf, grad_output)[0].contiguous()
 
 
-def quantize_rows(x: Tensor, levels: int = 255) -> tuple[Tensor, Tensor]:
-    """Bytes [R, K], and scale and zero point [R, 2] of each row, from a range that covers it and 0."""
+ROTATION = 64
+
+
+def rotate_rows(x: Tensor) -> Tensor:
+    """Hadamard transform (Sylvester's order, unscaled) over the 64 equal slices of each row of x [R, K].
+
+    Applied twice it gives 64 x. An outlier is spread over 64 places, and the range of the row becomes smaller.
+    """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
+    slices = x.unflatten(1, (ROTATION, x.shape[1] // ROTATION))
+    half = 1
+    while half < ROTATION:
+        a, b = slices.unflatten(1, (ROTATION // 2 // half, 2, half)).unbind(2)
+        slices = torch.stack([a + b, a - b], dim=2).flatten(1, 3)
+        half *= 2
+    rotated: Tensor = slices.flatten(1)
+    return rotated
+
+
+def quantize_rows(x: Tensor, levels: int = 255, rotate: bool = False, planes: int = 1) -> tuple[Tensor, Tensor]:
+    """Bytes [R, K], and scale and zero point [R, 2] of each row, rotated or not, from a range that covers it and 0.
+
+    With two planes [2R, K] and [2R, 2]: rows R.. hold what the first leave, half a step of theirs at most either way.
+    """
+    x = rotate_rows(x) if rotate else x.to(torch.promote_types(x.dtype, torch.float32))
     low, high = x.amin(1, keepdim=True).clamp(max=0), x.amax(1, keepdim=True).clamp(min=0)
-    scale = (high - low) / levels
-    scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
-    zero_point = (-low / scale).round()
-    quantized = (x / scale + zero_point).round().clamp(0, levels).to(torch.uint8)
-    scale = scale + (0 * x).sum(1, keepdim=True)  # NaN where a row has an infinity or a NaN
-    return quantized, torch.cat([scale, zero_point], dim=1)
+    spoiled = (0 * x).sum(1, keepdim=True)  # NaN where a row has an infinity or a NaN
+    step, zero = (high - low) / levels, -low
+    quantized, quantization = [], []
+    for _ in range(planes):
+        scale = torch.where(step < torch.finfo(torch.float32).tiny, 1.0, step)
+        zero_point = (zero / scale).round()
+        bytes_ = (x / scale + zero_point).round().clamp(0, levels)
+        quantized.append(bytes_.to(torch.uint8))
+        quantization.append(torch.cat([scale + spoiled, zero_point], dim=1))
+        x = x - scale * (bytes_ - zero_point)
+        step, zero = scale / levels, scale / 2
+    return torch.cat(quantized), torch.cat(quantization)
 
 
-def dequantize_rows(product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None) -> None:
-    """product = scale * (product - zero_point * column_sum) + bias, in place."""
+def dequantize_rows(
+    product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None, planes: int = 1
+) -> None:
+    """product = scale * (product - zero_point * column_sum) + bias, in place; both planes summed in the first rows."""
     scale, zero_point = quantization.unsqueeze(-1).unbind(1)
-    product.sub_(zero_point * column_sum).mul_(scale)
-    if bias is not None:
-        product.add_(bias)
+    parts = scale * (product - zero_point * column_sum)
+    rows = len(product) // planes
+    y = parts.unflatten(0, (planes, rows)).sum(0)
+    product[:rows] = y if bias is None else y + bias
 
 
 def gelu_quantize_rows(
-    product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None, levels: int = 255
+    product: Tensor,
+    quantization: Tensor,
+    column_sum: Tensor,
+    bias: Tensor | None,
+    planes: int = 1,
+    levels: int = 255,
+    out_rotate: bool = False,
+    out_planes: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """dequantize_rows, GELU (exact form), quantize_rows."""
-    dequantize_rows(product, quantization, column_sum, bias)
-    product.copy_(F.gelu(product))
-    return quantize_rows(product, levels)
+    dequantize_rows(product, quantization, column_sum, bias, planes)
+    y = product[: len(product) // planes]
+    y.copy_(F.gelu(y))
+    return quantize_rows(y, levels, out_rotate, out_planes)
 
 
 def append_kv(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, segments: Tensor, max_rows: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,12 @@ from lpd_tools.data.sources import open_data
 from lpd_tools.evaluation.evaluate import reconstruct
 from lpd_tools.evaluation.generate import draw
 from lpd_tools.evaluation.images import data_images
+from lpd_tools.evaluation.int8_quality import FLOAT32, INT8, Int8Quality, forced_by_order, int8_quality
 from lpd_tools.evaluation.likelihood import dependency_loss, orders_for, self_consistency
 from lpd_tools.evaluation.metrics import centre_psnr
 from lpd_tools.training.judge import Judge, grey, load_judge, predict
 
+from lpd_ext import checkpoint, quantize
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.schedule import group_sizes
 
@@ -83,3 +86,51 @@ def test_few_steps_draw_what_the_model_believes_less(pipe: LPDPipeline) -> None:
         return self_consistency(pipe.model, drawn, labels).mean().item()
 
     assert nats(2) > 1.1 * nats(32)
+
+
+def int8_agreement(pipe: LPDPipeline, policy: str) -> float:
+    """Share of the argmaxes, teacher-forced on real images at 10 steps, that int8 leaves as they are."""
+    config = Int8Quality("", data_dir=str(DATA / "fashion_mnist"), forced_images=300, forced_orders=(policy,))
+    pipes = {FLOAT32: pipe, INT8: LPDPipeline.from_pretrained(dtype=INT8)}
+    return forced_by_order(pipes, config)[policy]["agreement"]
+
+
+needs_vnni = pytest.mark.skipif(
+    quantize._ACTIVATION_LEVELS < 255, reason="without VNNI activations have 7 bits, and int8 misses its gate"
+)
+
+
+@needs_vnni
+@pytest.mark.parametrize("policy", ["locality", "random"])
+def test_int8_keeps_the_argmaxes(policy: str, pipe: LPDPipeline) -> None:
+    assert int8_agreement(pipe, policy) >= 0.985
+
+
+@needs_vnni
+def test_the_gate_of_int8_rejects_one_byte_as_it_is(pipe: LPDPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize.Int8Linear, "rotate", False)
+    monkeypatch.setattr(checkpoint, "use_planes", lambda model: model)
+    assert int8_agreement(pipe, "locality") < 0.985
+
+
+def test_int8_quality_reports_every_measure(tmp_path: Path) -> None:
+    config = Int8Quality(
+        judge=str(DATA / "judge.safetensors"),
+        out=str(tmp_path / "int8.json"),
+        data_dir=str(DATA / "fashion_mnist"),
+        images=20,
+        seeds=(0, 7),
+        forced_images=20,
+        lpd_l_depth=1,
+    )
+    results = int8_quality(config)
+    assert json.loads((tmp_path / "int8.json").read_text()) == results
+    assert set(results["teacher_forced"]) == {"locality", "random", "raster"}
+    for row in results["teacher_forced"].values():
+        assert 0.95 < row["agreement"] < 1
+        assert 0 < row["nats"] < 1e-3
+    for row in results["drawn"].values():
+        assert row[FLOAT32] != row[INT8]
+        assert abs(row[FLOAT32]["recognised"] - row[INT8]["recognised"]) <= 0.1
+    assert len(results["lpd_l_random_weights"]["cosine"]) == 1
+    assert 0.999 < results["lpd_l_random_weights"]["cosine"][0] < 1

@@ -46,6 +46,7 @@ COMMANDS = [
     "generate",
     "measure",
     "evaluate",
+    "int8-quality",
     "curves",
     "study",
     "growth",

@@ -52,7 +52,7 @@ def test_parameters_are_those_of_the_model(config: LPDConfig) -> None:
     for name, value in (
         quantize(model).state_dict().items()
     ):  # an int8 layer keeps a sum and a zero point beside a scale
-        held += value.numel() * value.element_size() * (3 if name.endswith("weight_scale") else 1)
+        held += value.numel() * value.element_size() * (3 if name.endswith("rotated_scale") else 1)
     assert count(config, 1, sizes, "int8").model_bytes == held
 
 

@@ -77,7 +77,7 @@ def run(args: Arguments) -> Tensor:
 def run_gelu(args: Arguments, levels: int = 255) -> tuple[Tensor, Tensor, Tensor]:
     """gelu(y), its bytes, and their scales and zero points."""
     given, before = cloned(args), cloned(args)
-    quantized, quantization = ops.gelu_quantize_rows(*given, levels)
+    quantized, quantization = ops.gelu_quantize_rows(*given, levels=levels)
     assert all(map(same_bits, given[1:], before[1:]))
     return given[0], quantized, quantization
 
@@ -115,6 +115,63 @@ def test_gelu_and_its_bytes(rows: int, width: int, bias: bool, levels: int, cpu_
     assert all(map(torch.equal, result, ops.quantize_rows(activated, levels)))
 
 
+@pytest.mark.parametrize("levels", [127, 255])
+@pytest.mark.parametrize("width", [64, 192, 1024])
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_rotated_bytes_of_gelu(rows: int, width: int, levels: int, cpu_backend: torch.device) -> None:
+    args = random_arguments(rows, width)
+    plain, given = cloned(args), cloned(args)
+    ops.gelu_quantize_rows(*plain, levels=levels)
+    result = ops.gelu_quantize_rows(*given, levels=levels, out_rotate=True)
+    assert given[0].equal(plain[0])  # GELU itself is left, not its rotation
+    assert all(map(torch.equal, result, ops.quantize_rows(given[0], levels, rotate=True)))
+    twins = reference.gelu_quantize_rows(*given, levels=levels, out_rotate=True)
+    assert all(map(torch.equal, twins, reference.quantize_rows(given[0], levels, rotate=True)))
+
+
+@pytest.mark.parametrize("out_planes", [1, 2])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("width", [1, 7, 64, 129, 1024])
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_two_planes_are_summed(rows: int, width: int, bias: bool, out_planes: int, cpu_backend: torch.device) -> None:
+    args = random_arguments(2 * rows, width, bias)
+    product, quantization, column_sum, added = args
+    quantization[rows:, 0] /= 100
+    once = 0 if added is None else added.double()
+    halves = [
+        meaning((product[part].double(), quantization[part].double(), column_sum.double(), None))
+        for part in (slice(rows), slice(rows, None))
+    ]
+    floor = floor_of(args).unflatten(0, (2, rows)).sum(0)
+    for run_it in (ops.dequantize_rows, reference.dequantize_rows):
+        given = cloned(args)
+        run_it(*given, planes=2)
+        assert ((given[0][:rows] - (halves[0] + halves[1] + once)).abs() <= 3 * floor).all()
+    given, activated = cloned(args), cloned(args)
+    ops.dequantize_rows(*given, planes=2)
+    found = ops.gelu_quantize_rows(*activated, 2, 127, out_planes=out_planes)
+    assert_gelu_as_accurate(activated[0][:rows], given[0][:rows].double(), floor)
+    assert all(map(torch.equal, found, ops.quantize_rows(activated[0][:rows], 127, planes=out_planes)))
+
+
+def test_planes_that_do_not_fit_write_nothing(cpu_backend: torch.device) -> None:
+    for rows, planes, message in (
+        (5, 2, "product: its rows must be in 2 planes, got 5"),
+        (4, 3, "planes must be 1 or 2"),
+    ):
+        args = random_arguments(rows, 24)
+        before = args[0].clone()
+        for operator in (ops.dequantize_rows, ops.gelu_quantize_rows):
+            with pytest.raises(RuntimeError, match=message):
+                operator(*args, planes=planes)
+            assert args[0].equal(before)
+    args = random_arguments(4, 24)
+    before = args[0].clone()
+    with pytest.raises(RuntimeError, match="out_planes must be 1 or 2, got 0"):
+        ops.gelu_quantize_rows(*args, out_planes=0)
+    assert args[0].equal(before)
+
+
 def test_gelu_is_accurate_everywhere(cpu_backend: torch.device) -> None:
     y = torch.cat([torch.linspace(-12, 12, 100_001), torch.logspace(-30, 30, 1001), -torch.logspace(-30, 30, 1001)])
     args = y[None], torch.tensor([[1.0, 0.0]]), torch.zeros(len(y)), None
@@ -140,7 +197,7 @@ def test_twins(bias: bool) -> None:
     y = meaning(args)
     assert ((y - wanted).abs() <= 2 * floor_of(args)).all()
     activated = product.clone()
-    result = reference.gelu_quantize_rows(activated, *args[1:], 127)
+    result = reference.gelu_quantize_rows(activated, *args[1:], levels=127)
     assert activated.equal(F.gelu(y))
     assert all(map(torch.equal, result, reference.quantize_rows(F.gelu(y), 127)))
 
@@ -302,15 +359,25 @@ def test_wrong_levels_write_nothing(levels: int, cpu_backend: torch.device) -> N
     args = random_arguments(4, 24)
     before = args[0].clone()
     with pytest.raises(RuntimeError, match=rf"levels must be in \[1, 255\], got {levels}"):
-        ops.gelu_quantize_rows(*args, levels)
+        ops.gelu_quantize_rows(*args, levels=levels)
+    assert args[0].equal(before)
+
+
+def test_a_width_that_cannot_be_rotated_writes_nothing(cpu_backend: torch.device) -> None:
+    args = random_arguments(4, 24)
+    before = args[0].clone()
+    with pytest.raises(RuntimeError, match="product: N must be a multiple of 64 to be rotated, got 24"):
+        ops.gelu_quantize_rows(*args, out_rotate=True)
     assert args[0].equal(before)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_opcheck(bias: bool, cpu_backend: torch.device) -> None:
     args = random_arguments(4, 24, bias)
-    torch.library.opcheck(torch.ops.lpd_ext.dequantize_rows.default, cloned(args))
-    torch.library.opcheck(torch.ops.lpd_ext.gelu_quantize_rows.default, (*cloned(args), 127))
+    torch.library.opcheck(torch.ops.lpd_ext.dequantize_rows.default, (*cloned(args), 1))
+    torch.library.opcheck(torch.ops.lpd_ext.gelu_quantize_rows.default, (*cloned(args), 1, 127, False, 1))
+    args = random_arguments(4, 128, bias)
+    torch.library.opcheck(torch.ops.lpd_ext.gelu_quantize_rows.default, (*cloned(args), 2, 127, True, 2))
 
 
 def test_fake_tensors_tell_shapes_and_dtypes() -> None:
@@ -326,7 +393,7 @@ def test_fake_tensors_tell_shapes_and_dtypes() -> None:
 def test_compiles_without_a_graph_break(cpu_backend: torch.device) -> None:
     def both(first: Arguments, second: Arguments) -> tuple[Tensor, Tensor]:
         ops.dequantize_rows(*first)
-        return ops.gelu_quantize_rows(*second, 127)
+        return ops.gelu_quantize_rows(*second, levels=127)
 
     first, second = random_arguments(4, 24), random_arguments(5, 24, bias=False)
     compiled_first, compiled_second = cloned(first), cloned(second)

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from lpd_ext import ops, quantize
 from lpd_ext.checkpoint import load_model, save_model
 from lpd_ext.linear import linear_step, mlp_step, pack, unpack
-from lpd_ext.model import LPDModel
+from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.pipeline import LPDPipeline
-from lpd_ext.quantize import Int8Linear, is_quantized, quantize_weight
+from lpd_ext.quantize import SCALE, Int8Linear, is_quantized, quantize_weight
+from lpd_ext.reference import ROTATION, rotate_rows
 from lpd_ext.sampler import generate
 
 EPS = torch.finfo(torch.float32).eps
-SIZES = [(1, 1), (7, 5), (16, 129), (129, 16), (1, 33), (33, 1), (96, 512)]  # K, N
+SIZES = [(1, 1), (7, 5), (16, 129), (129, 16), (1, 33), (33, 1), (96, 512), (64, 5), (192, 129)]  # K, N
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -44,34 +45,47 @@ def rounded(linear: nn.Linear) -> Int8Linear:
     return layer
 
 
+def as_multiplied(linear: nn.Linear) -> Tensor:
+    """The weights as its int8 layer rounds them."""
+    weight = linear.weight.detach()
+    return rotate_rows(weight) / ROTATION if linear.in_features % ROTATION == 0 else weight
+
+
 def of_bytes(layer: Int8Linear, x: Tensor) -> Tensor:
     """What the layer shall compute of the bytes of x, in float64."""
     plain = layer.plain()
-    weight = plain["weight"].double() * plain["weight_scale"].double()[:, None]
-    quantized, quantization = ops.quantize_rows(x, quantize._ACTIVATION_LEVELS)
+    weight = plain["weight"].double() * plain[SCALE].double()[:, None]
+    quantized, quantization = ops.quantize_rows(x, quantize._ACTIVATION_LEVELS, layer.rotate, layer.planes)
     scale, zero_point = quantization.double().unsqueeze(-1).unbind(1)
-    y = scale * (quantized - zero_point) @ weight.t()
+    y = (scale * (quantized - zero_point) @ weight.t()).unflatten(0, (layer.planes, len(x))).sum(0)
     return y if layer.bias is None else y + layer.bias.double()
 
 
 def rounding_of(layer: Int8Linear, x: Tensor) -> Tensor:
     """How far float32 may be from `of_bytes`: three roundings of each of the terms that add up to a result."""
     plain = layer.plain()
-    weight, weight_scale = plain["weight"].double(), plain["weight_scale"].double()
-    quantized, quantization = ops.quantize_rows(x, quantize._ACTIVATION_LEVELS)
+    weight, weight_scale = plain["weight"].double(), plain[SCALE].double()
+    quantized, quantization = ops.quantize_rows(x, quantize._ACTIVATION_LEVELS, layer.rotate, layer.planes)
     scale, zero_point = quantization.double().unsqueeze(-1).unbind(1)
-    terms = (quantized.double() @ weight.t()).abs() + zero_point * weight.sum(1).abs()
-    return 1.5 * EPS * (scale * weight_scale * terms + (0 if layer.bias is None else layer.bias.double().abs()))
+    terms = scale * ((quantized.double() @ weight.t()).abs() + zero_point * weight.sum(1).abs())
+    terms = terms.unflatten(0, (layer.planes, len(x))).sum(0)
+    return 1.5 * EPS * (weight_scale * terms + (0 if layer.bias is None else layer.bias.double().abs()))
 
 
-def bound(linear: nn.Linear, x: Tensor) -> Tensor:
+def bound(linear: nn.Linear, x: Tensor, planes: int) -> Tensor:
     """Half a step of each weight times |x|, and half a step of each activation times |rounded weight|."""
-    ints, weight_scale = quantize_weight(linear.weight.detach())
+    ints, weight_scale = quantize_weight(as_multiplied(linear))
+    of_rotation: Tensor | float = 0.0
+    if linear.in_features % ROTATION == 0:  # six sums of each weight and activation, each rounded
+        sums = (part.detach().abs().double().unflatten(1, (ROTATION, -1)).sum(1) for part in (x, linear.weight))
+        of_rotation = 6 * EPS * next(sums) @ next(sums).t()
+        x = rotate_rows(x)
     low, high = x.double().amin(1, keepdim=True).clamp(max=0), x.double().amax(1, keepdim=True).clamp(min=0)
     levels = quantize._ACTIVATION_LEVELS
-    step = (high - low) / levels * (1 + 4 * levels * EPS)  # and what float32 adds near ties
+    step = (high - low) / levels
+    step = step / levels ** (planes - 1) + step * 4 * levels * EPS  # and what float32 adds near ties
     of_weights = x.double().abs().sum(1, keepdim=True) * weight_scale / 2 * (1 + 127 * EPS)
-    return of_weights + step / 2 * (ints.double().abs().sum(1) * weight_scale)
+    return of_weights + step / 2 * (ints.double().abs().sum(1) * weight_scale) + of_rotation
 
 
 def assert_within_bounds(y: Tensor, layer: Int8Linear, linear: nn.Linear, x: Tensor) -> None:
@@ -79,7 +93,7 @@ def assert_within_bounds(y: Tensor, layer: Int8Linear, linear: nn.Linear, x: Ten
     assert y.dtype == torch.float32
     assert ((y - of_bytes(layer, x)).abs() <= floor).all()
     exact = copy.deepcopy(linear).double()(x.double())
-    assert ((y - exact).abs() <= bound(linear, x) + floor).all()
+    assert ((y - exact).abs() <= bound(linear, x, layer.planes) + floor).all()
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -118,16 +132,18 @@ def test_a_channel_of_nothing_gives_its_bias(value: float) -> None:
 
 @pytest.mark.parametrize("levels", [127, 255])
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("planes", [1, 2])
 @pytest.mark.parametrize("size", SIZES)
 @torch.no_grad()
 def test_results_are_within_what_rounding_explains(
-    size: tuple[int, int], bias: bool, levels: int, monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int], planes: int, bias: bool, levels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if levels > quantize._ACTIVATION_LEVELS:
         pytest.skip("without VNNI products of whole bytes overflow 16 bits")
     monkeypatch.setattr(quantize, "_ACTIVATION_LEVELS", levels)
     linear = random_linear(*size, bias)
     layer = rounded(linear)
+    layer.planes = planes
     for rows in (1, 7, 40, 129):
         x = torch.randn(rows, size[0]) + 0.5
         assert_within_bounds(layer(x), layer, linear, x)
@@ -137,10 +153,11 @@ def test_results_are_within_what_rounding_explains(
 @torch.no_grad()
 def test_extreme_bytes_do_not_overflow() -> None:
     """All activations at one end and all weights at +-127: the largest sums there can be, in a long row."""
-    linear = nn.Linear(4096, 32, bias=False)
-    linear.weight.copy_(torch.tensor([1.0, -1.0]).repeat(16)[:, None].expand(32, 4096))
+    linear = nn.Linear(4095, 32, bias=False)  # not rotated: bytes would not be as extreme
+    linear.weight.copy_(torch.tensor([1.0, -1.0]).repeat(16)[:, None].expand(32, 4095))
     layer = rounded(linear)
-    for x in (torch.ones(40, 4096), -torch.ones(40, 4096)):
+    assert not layer.rotate
+    for x in (torch.ones(40, 4095), -torch.ones(40, 4095)):
         assert_within_bounds(layer(x), layer, linear, x)
         assert torch.allclose(layer(x), linear(x), rtol=1e-5)
 
@@ -153,6 +170,7 @@ def test_shapes_of_inputs() -> None:
     assert y.equal(layer(x.view(6, 48)).view(2, 3, 33))
     for shape in ((0,), (0, 3), (3, 0), (1, 1)):
         assert layer(torch.zeros(*shape, 48)).shape == (*shape, 33)
+    assert layer(x[1, 2]).equal(y[1, 2])
     buffer = torch.full((2, 3, 60), 9.0)
     buffer[..., 5:53] = x
     assert layer(buffer[..., 5:53]).equal(y)
@@ -162,18 +180,24 @@ def test_shapes_of_inputs() -> None:
 
 @pytest.mark.parametrize("levels", [127, 255])
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("sizes", [(48, 129), (64, 192), (64, 129), (48, 192)])
+@pytest.mark.parametrize("planes", [(1, 1), (1, 2), (2, 1), (2, 2)])
 @torch.no_grad()
-def test_mlp_is_the_layers_one_after_the_other(bias: bool, levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlp_is_the_layers_one_after_the_other(
+    planes: tuple[int, int], sizes: tuple[int, int], bias: bool, levels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if levels > quantize._ACTIVATION_LEVELS:
         pytest.skip("without VNNI products of whole bytes overflow 16 bits")
     monkeypatch.setattr(quantize, "_ACTIVATION_LEVELS", levels)
-    fc1, fc2 = rounded(random_linear(48, 129, bias)), rounded(random_linear(129, 48, bias))
-    x = torch.randn(7, 48)
+    fc1, fc2 = rounded(random_linear(*sizes, bias)), rounded(random_linear(*sizes[::-1], bias))
+    fc1.planes, fc2.planes = planes
+    x = torch.randn(7, sizes[0])
     hidden = nn.functional.gelu(fc1(x))
     plain = fc2.plain()
     # GELU of the fused pass differs by about 3e-7, which moves a byte at a tie by one: one step, for a few of them.
-    step = (hidden.amax(1) - hidden.amin(1)).clamp(min=1e-9)[:, None] / levels
-    largest = plain["weight"].abs().amax(1) * plain["weight_scale"]
+    given = rotate_rows(hidden) if fc2.rotate else hidden
+    step = (given.amax(1) - given.amin(1)).clamp(min=1e-9)[:, None] / levels
+    largest = plain["weight"].abs().amax(1) * plain[SCALE]
     difference = (mlp_step(fc1, fc2)(x) - fc2(hidden)).abs()
     assert (difference <= 2.1 * step * largest).all()
     assert (difference <= 1e-4 * fc2(hidden).abs().max()).float().mean() >= 0.7
@@ -200,12 +224,12 @@ def test_the_bounds_reject(mistake: str) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_weights_come_back_bit_for_bit(size: tuple[int, int]) -> None:
     linear = random_linear(*size)
-    ints, scale = quantize_weight(linear.weight.detach())
+    ints, scale = quantize_weight(as_multiplied(linear))
     layer = rounded(linear)
     state = {name: value.clone() for name, value in layer.state_dict().items()}
-    assert list(state) == ["weight", "weight_scale", "bias"]
+    assert list(state) == ["weight", SCALE, "bias"]
     assert state["weight"].equal(ints)
-    assert state["weight_scale"].equal(scale)
+    assert state[SCALE].equal(scale)
     empty = Int8Linear(*size, bias=True)
     empty.load_state_dict(state, assign=True)
     of_floats = Int8Linear(*size, bias=True)
@@ -217,7 +241,7 @@ def test_weights_come_back_bit_for_bit(size: tuple[int, int]) -> None:
     for value in layer.state_dict().values():  # copies, but for the bias
         value.detach().view(-1)[:1] = 1
     assert layer.plain()["weight"].equal(ints)
-    assert layer.plain()["weight_scale"].equal(scale)
+    assert layer.plain()[SCALE].equal(scale)
 
 
 def good_state() -> dict[str, Tensor]:
@@ -230,10 +254,10 @@ def good_state() -> dict[str, Tensor]:
         ({"weight": None}, r'Missing key.*"0\.weight"'),
         ({"bias": None}, r'Missing key.*"0\.bias"'),
         ({"weight": torch.zeros(7, 5, dtype=torch.int8)}, r"0\.weight: expected shape \[5, 7\], got \[7, 5\]"),
-        ({"weight_scale": None}, r"0\.weight: weight_scale must be float32 \[5\] beside an int8 weight, got None"),
-        ({"weight_scale": torch.ones(4)}, r"0\.weight: weight_scale must be float32 \[5\].* got torch.float32 \[4\]"),
-        ({"weight_scale": torch.ones(5).half()}, r"0\.weight: weight_scale must be float32 .* got torch.float16"),
-        ({"weight": torch.zeros(5, 7)}, r"0\.weight: .* got torch\.float32 beside a weight_scale"),
+        ({SCALE: None}, r"0\.weight: rotated_scale must be float32 \[5\] beside an int8 weight, got None"),
+        ({SCALE: torch.ones(4)}, r"0\.weight: rotated_scale must be float32 \[5\].* got torch.float32 \[4\]"),
+        ({SCALE: torch.ones(5).half()}, r"0\.weight: rotated_scale must be float32 .* got torch.float16"),
+        ({"weight": torch.zeros(5, 7)}, r"0\.weight: .* got torch\.float32 beside a rotated_scale"),
         ({"weight": torch.zeros(5, 7, dtype=torch.uint8)}, r"0\.weight: weights must be int8 .* got torch\.uint8"),
         ({"surprise": torch.ones(1)}, r'Unexpected key.*"0\.surprise"'),
     ],
@@ -249,9 +273,23 @@ def test_a_state_dict_that_does_not_fit(change: dict[str, Tensor | None], messag
 @pytest.mark.parametrize("move", [torch.float16, torch.bfloat16, torch.float64, "meta"])
 def test_moves_are_refused(move: torch.dtype | str) -> None:
     layer = rounded(random_linear(7, 5))
-    with pytest.raises(ValueError, match=r"weight_scale must be float32|int8 layers decode on the CPU"):
+    with pytest.raises(ValueError, match=r"rotated_scale must be float32|int8 layers decode on the CPU"):
         layer.to(move)
     assert all(value.equal(good_state()[name]) for name, value in layer.state_dict().items())
+
+
+@pytest.mark.parametrize("make", [quantize.quantize, pack])
+@pytest.mark.parametrize("move", [torch.float16, torch.float64, "meta"])
+def test_a_model_that_cannot_move_stays_as_it_is(
+    make: Callable[[nn.Module], nn.Module], move: torch.dtype | str
+) -> None:
+    model = make(load_golden().model())
+    before = model.state_dict()
+    with pytest.raises(ValueError, match=r"rotated_scale must be float32|decode on the CPU|cannot pack weights of"):
+        model.to(move)
+    after = model.state_dict()
+    assert all(value.dtype == before[name].dtype and value.equal(before[name]) for name, value in after.items())
+    assert model.to("cpu").float() is model
 
 
 def test_only_float32_models_are_rounded() -> None:
@@ -302,6 +340,24 @@ def test_int8_model_is_near_the_float_one(golden_int8: LPDModel) -> None:
     assert (logits_of(golden_int8)[0] - wanted).norm() > 0.03 * wanted.norm()
 
 
+def planes_of(model: LPDModel) -> dict[str, int]:
+    return {name: layer.planes for name, layer in model.named_modules() if isinstance(layer, Int8Linear)}
+
+
+def test_the_last_blocks_and_the_head_take_two_planes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = LPDModel(LPDConfig(64, 5, 2, vocab_size=32, num_classes=3, grid=(4, 4))).eval().requires_grad_(False)
+    save_model(model, tmp_path / "float")
+    planes = planes_of(quantize.quantize(model))
+    assert len(planes) == 5 * 4 + 1
+    for name, count in planes.items():
+        assert count == (2 if name == "head" or name.split(".")[1] in "234" else 1), name
+    save_model(model, tmp_path / "int8")
+    for loaded in (load_model(tmp_path / "float", dtype="int8"), load_model(tmp_path / "int8"), copy.deepcopy(model)):
+        assert planes_of(loaded) == planes
+    assert quantize.use_planes(nn.Sequential(rounded(random_linear(7, 5))))[0].planes == 1
+
+
 @pytest.mark.parametrize("dtype", [None, "int8"])
 def test_a_file_of_int8_weights(golden_int8: LPDModel, tmp_path: Path, dtype: Any) -> None:
     save_model(golden_int8, tmp_path / "int8")
@@ -311,7 +367,7 @@ def test_a_file_of_int8_weights(golden_int8: LPDModel, tmp_path: Path, dtype: An
     linears = {f"blocks.{i}.{name}" for i in range(golden_int8.config.depth) for name in
                ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")} | {"head"}  # fmt: skip
     assert {name for name, value in stored.items() if value.dtype == torch.int8} == {f"{n}.weight" for n in linears}
-    assert {name for name in stored if name.endswith("scale")} == {f"{name}.weight_scale" for name in linears}
+    assert {name for name in stored if name.endswith("scale")} == {f"{name}.rotated_scale" for name in linears}
     assert {value.dtype for value in stored.values()} == {torch.int8, torch.float32}
     saved = sum(3 * value.numel() for value in stored.values() if value.dtype == torch.int8)
     added = sum(4 * value.numel() for name, value in stored.items() if name.endswith("scale"))
@@ -340,11 +396,11 @@ def test_scales_stay_float32_in_a_half_precision_file(golden_int8: LPDModel, tmp
         save_model(golden_int8, tmp_path, dtype=dtype)
         stored, state = load_file(tmp_path / "model.safetensors"), golden_int8.state_dict()
         for name, value in stored.items():
-            exact = value.dtype == torch.int8 or name.endswith(".weight_scale")
+            exact = value.dtype == torch.int8 or name.endswith(".rotated_scale")
             assert value.equal(state[name] if exact else state[name].to(dtype)), name
         loaded = load_model(tmp_path)
         assert {value.dtype for value in loaded.state_dict().values()} == {torch.int8, torch.float32}
-        assert loaded.head.plain()["weight_scale"].equal(golden_int8.head.plain()["weight_scale"])
+        assert all(value.equal(state[name]) for name, value in loaded.state_dict().items() if name.endswith(SCALE))
 
 
 def test_int8_at_another_grid(golden_int8: LPDModel, tmp_path: Path) -> None:
@@ -374,10 +430,12 @@ def test_int8_files_refuse(golden_int8: LPDModel, tmp_path: Path, options: dict[
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"blocks.1.attn.proj.weight_scale": None}, r"blocks\.1\..*attn\.proj\.weight: weight_scale must be float32"),
-        ({"head.weight_scale": torch.ones(3)}, r"head\.weight: weight_scale must be float32"),
+        ({"blocks.1.attn.proj.rotated_scale": None}, r"blocks\.1\..*attn\.proj\.weight: rotated_scale must be float32"),
+        ({"blocks.0.mlp.fc1.rotated_scale": torch.ones(3)}, r"blocks\.0\..*fc1\.weight: rotated_scale must be float32"),
+        ({"head.rotated_scale": torch.ones(3)}, r"head\.weight: rotated_scale must be float32"),
+        ({"blocks.0.mlp.fc1.weight_scale": torch.ones(3)}, r"int8 weights of an earlier kind: make it again"),
         ({"blocks.0.mlp.fc1.weight": None}, r"blocks\.0\.mlp\.fc1\.weight is missing"),
-        ({"blocks.2.norm1.weight_scale": torch.ones(3)}, r"blocks\.2\.norm1\.weight_scale is unexpected"),
+        ({"blocks.2.norm1.rotated_scale": torch.ones(3)}, r"blocks\.2\.norm1\.rotated_scale is unexpected"),
     ],
 )
 def test_int8_files_that_do_not_fit(

@@ -177,6 +177,99 @@ def test_a_range_beyond_float32_is_no_silent_zero(cpu_backend: torch.device) -> 
         assert not (scale * (quantized - zero_point)).isfinite().any()
 
 
+def sylvester(size: int) -> Tensor:
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], dim=1), torch.cat([matrix, -matrix], dim=1)])
+    return matrix
+
+
+@pytest.mark.parametrize("width", [64, 192, 1024])
+def test_the_twins_rotation_is_the_matrix(width: int) -> None:
+    x = random_rows(5, width).double()
+    by_matrix = torch.kron(sylvester(64), torch.eye(width // 64, dtype=torch.float64))
+    assert torch.allclose(reference.rotate_rows(x), x @ by_matrix.t(), rtol=0, atol=1e-12)
+    assert torch.allclose(reference.rotate_rows(reference.rotate_rows(x)), 64 * x, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("levels", [127, 255])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [64, 192, 1024, 64 * 17, 64 * 36])
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_rotated_rows_are_the_rows_of_the_rotation(
+    rows: int, width: int, dtype: torch.dtype, levels: int, cpu_backend: torch.device
+) -> None:
+    """Bit for bit: the kernel adds in the twin's order."""
+    buffer = torch.full((2 * rows, width + 5), 99.0, dtype=dtype)
+    x = buffer[::2, 3 : width + 3]
+    x.copy_(random_rows(rows, width, dtype))
+    rotated = reference.rotate_rows(x)
+    assert rotated.dtype == torch.float32
+    result = ops.quantize_rows(x, levels, rotate=True)
+    assert all(map(torch.equal, result, ops.quantize_rows(rotated, levels)))
+    assert_quantized(rotated, result, levels)
+    twins = reference.quantize_rows(x, levels, rotate=True)
+    assert all(map(torch.equal, twins, reference.quantize_rows(rotated, levels)))
+
+
+def parts(result: Quantized, planes: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """Bytes, scales and zero points, float64 [planes, R, .]."""
+    quantized, quantization = (part.double().unflatten(0, (planes, len(part) // planes)) for part in result)
+    return quantized, *quantization.split(1, -1)
+
+
+@pytest.mark.parametrize("run", [ops.quantize_rows, reference.quantize_rows])
+@pytest.mark.parametrize("levels", [1, 127, 255])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 7, 64, 129, 1024])
+def test_the_second_plane_holds_what_the_first_leaves(
+    width: int, dtype: torch.dtype, levels: int, run: Callable[..., Quantized], cpu_backend: torch.device
+) -> None:
+    for kind in ("mixed", "positive", "all zero", "one outlier", "even steps"):
+        x = ROWS[kind](random_rows(7, width)).to(dtype)
+        for rotate in [False, True][: 1 + (width % 64 == 0)]:
+            result, first = run(x, levels, rotate, planes=2), run(x, levels, rotate)
+            assert all(part[:7].equal(whole) for part, whole in zip(result, first, strict=True))
+            quantized, scale, zero_point = parts(result)
+            assert torch.allclose(scale[1], scale[0] / levels, rtol=2 * EPS)
+            assert ((zero_point[1] - levels / 2).abs() <= 0.5).all()
+            assert quantized.max() <= levels
+            given = reference.rotate_rows(x) if rotate else x
+            found = (scale * (quantized - zero_point)).sum(0)
+            # Half a step of the second plane; the ends of what is left fall on a tie of an odd number of levels.
+            floor = scale[1] * 0.5 + 4 * levels * EPS * scale[0]
+            assert ((found - given.double()).abs() <= floor + scale[1] * 0.5 * (levels % 2)).all()
+            assert ((found - given.double()).abs() <= floor).double().mean() >= (0.9 if levels > 1 else 0.4)
+
+
+def test_no_rows_in_two_planes(cpu_backend: torch.device) -> None:
+    quantized, quantization = ops.quantize_rows(torch.empty(0, 24), planes=2)
+    assert quantized.shape == (0, 24)
+    assert quantization.shape == (0, 2)
+
+
+def test_a_rotated_outlier_costs_the_others_little(cpu_backend: torch.device) -> None:
+    x = random_rows(50, 1024)
+    x[:, 300] = 40
+    errors = []
+    for rotate in (False, True):
+        quantized, quantization = ops.quantize_rows(x, rotate=rotate)
+        scale, zero_point = quantization.unsqueeze(-1).unbind(1)
+        found = scale * (quantized - zero_point)
+        errors.append(float(((reference.rotate_rows(found) / 64 if rotate else found) - x).square().mean().sqrt()))
+    assert errors[1] < 0.4 * errors[0]
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_not_a_number_shows_in_the_scale_of_a_rotated_row(value: float, cpu_backend: torch.device) -> None:
+    x = random_rows(3, 192)
+    x[1, 70] = value
+    for quantized, quantization in (ops.quantize_rows(x, rotate=True), reference.quantize_rows(x, rotate=True)):
+        assert quantization[:, 0].isnan().tolist() == [False, True, False]
+        assert quantized.shape == (3, 192)
+    assert ops.quantize_rows(x, planes=2)[1][:, 0].isnan().tolist() == [False, True, False] * 2
+
+
 # Wrong twins: what the rule above must not let through.
 def mistaken(x: Tensor, mistake: str, levels: int = 255) -> Quantized:
     low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
@@ -243,6 +336,18 @@ def test_errors_name_the_argument(name: str, cpu_backend: torch.device) -> None:
         ops.quantize_rows(*spoil(random_rows(4, 24)))
 
 
+@pytest.mark.parametrize("width", [24, 63, 65])
+def test_widths_that_cannot_be_rotated(width: int, cpu_backend: torch.device) -> None:
+    with pytest.raises(RuntimeError, match=f"x: K must be a multiple of 64 to be rotated, got {width}"):
+        ops.quantize_rows(random_rows(4, width), rotate=True)
+
+
+@pytest.mark.parametrize("planes", [0, 3, -1, 2**32 + 1])
+def test_numbers_of_planes_that_there_are_not(planes: int, cpu_backend: torch.device) -> None:
+    with pytest.raises(RuntimeError, match=f"planes must be 1 or 2, got {planes}"):
+        ops.quantize_rows(random_rows(4, 24), planes=planes)
+
+
 def test_no_columns(cpu_backend: torch.device) -> None:
     quantized, quantization = ops.quantize_rows(torch.empty(3, 0))
     assert quantized.shape == (3, 0)
@@ -252,7 +357,8 @@ def test_no_columns(cpu_backend: torch.device) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_opcheck(dtype: torch.dtype, cpu_backend: torch.device) -> None:
     for x in (random_rows(4, 24, dtype), random_rows(8, 30, dtype)[::2, 2:26], random_rows(0, 24, dtype)):
-        torch.library.opcheck(torch.ops.lpd_ext.quantize_rows.default, (x, 127))
+        torch.library.opcheck(torch.ops.lpd_ext.quantize_rows.default, (x, 127, False, 1))
+    torch.library.opcheck(torch.ops.lpd_ext.quantize_rows.default, (random_rows(4, 128, dtype), 127, True, 2))
 
 
 def test_fake_tensors_tell_shapes_and_dtypes() -> None:

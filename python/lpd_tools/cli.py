@@ -23,8 +23,9 @@ from lpd_tools.data.token_check import TokenCheck, check_tokens
 from lpd_tools.data.token_shards import SKIPPED_FILE
 from lpd_tools.evaluation.evaluate import Evaluation, evaluate
 from lpd_tools.evaluation.generate import Generation, generate
+from lpd_tools.evaluation.int8_quality import Int8Quality, int8_quality
 from lpd_tools.evaluation.measure import Measurement, measure
-from lpd_tools.evaluation.report import result_tables
+from lpd_tools.evaluation.report import int8_tables, result_tables
 from lpd_tools.settings import add_command
 from lpd_tools.study.study import Study, run_study
 from lpd_tools.training.bundle import Bundling, bundle
@@ -145,6 +146,14 @@ def show_results(results: dict[str, Any], out: str) -> None:
         say(f"wrote {out}")
 
 
+def run_int8_quality(config: Int8Quality) -> None:
+    results = int8_quality(config)
+    for table in int8_tables(results):
+        console.print(table)
+    if config.out:
+        say(f"wrote {config.out}")
+
+
 app.command()(sample)
 app.command()(orders)
 app.command()(info)
@@ -163,6 +172,7 @@ add_command(app, "bundle", Bundling, run_bundle, "Put a trained model, its token
 add_command(app, "generate", Generation, run_generate, "Draw images of every class, to measure them.")
 add_command(app, "measure", Measurement, run_measure, "Compare generated images with real ones.")
 add_command(app, "evaluate", Evaluation, run_evaluate, "Draw images of every class and measure them and the model.")
+add_command(app, "int8-quality", Int8Quality, run_int8_quality, "Compare int8 with float32: argmaxes, judge, distance.")
 add_command(app, "curves", Curves, run_curves, "Draw the logs of the training programs.")
 add_command(app, "study", Study, run_quality_study, "Measure quality over steps, orders, thresholds and guidance.")
 add_command(app, "growth", Growth, run_growth, "Measure how time and memory grow with batch, steps, tokens and model.")

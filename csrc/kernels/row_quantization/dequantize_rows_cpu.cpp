@@ -27,19 +27,24 @@ void dequantize_row(const DequantizeRowsParams& p, int64_t row, Activation activ
   constexpr int kWidth = Vec::kWidth;
   const int full = p.width / kWidth * kWidth, rest = p.width - full;
   float* product = p.product + row * p.product_stride;
-  const Vec scale = broadcast(p.quantization[row].scale);
-  const Vec minus_zero_point = broadcast(-p.quantization[row].zero_point);
-  const auto value = [&](Vec sum, Vec column_sum, Vec bias) {
-    return activation(fma(fma(minus_zero_point, column_sum, sum), scale, bias));
+  const auto part = [&](int64_t plane_row, Vec sum, Vec column_sum, Vec added) {
+    const RowQuantization& of = p.quantization[plane_row];
+    return fma(fma(broadcast(-of.zero_point), column_sum, sum), broadcast(of.scale), added);
   };
+  const int64_t fine_row = p.planes == 2 ? p.num_rows + row : -1;
+  const float* fine = fine_row < 0 ? nullptr : p.product + fine_row * p.product_stride;
   const Vec zero = broadcast(0.0f);
   for (int i = 0; i < full; i += kWidth) {
-    store(product + i, value(load(product + i), load(p.column_sum + i), p.bias ? load(p.bias + i) : zero));
+    const Vec column_sum = load(p.column_sum + i);
+    Vec added = p.bias ? load(p.bias + i) : zero;
+    if (fine) added = part(fine_row, load(fine + i), column_sum, added);
+    store(product + i, activation(part(row, load(product + i), column_sum, added)));
   }
   if (rest > 0) {
-    const Vec bias = p.bias ? load_partial(p.bias + full, rest) : zero;
-    store_partial(product + full,
-                  value(load_partial(product + full, rest), load_partial(p.column_sum + full, rest), bias), rest);
+    const Vec column_sum = load_partial(p.column_sum + full, rest);
+    Vec added = p.bias ? load_partial(p.bias + full, rest) : zero;
+    if (fine) added = part(fine_row, load_partial(fine + full, rest), column_sum, added);
+    store_partial(product + full, activation(part(row, load_partial(product + full, rest), column_sum, added)), rest);
   }
 }
 
@@ -52,8 +57,7 @@ void dequantize_rows(const DequantizeRowsParams& p, int64_t begin, int64_t end) 
 void gelu_quantize_rows(const GeluQuantizeRowsParams& p, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     dequantize_row(p.rows, row, gelu);
-    p.quantization[row] = quantize_row(p.rows.product + row * p.rows.product_stride, p.quantized + row * p.rows.width,
-                                       p.rows.width, p.levels);
+    quantize_row(p.rows.product + row * p.rows.product_stride, p.rows.width, p.out, row);
   }
 }
 

@@ -8,8 +8,7 @@ namespace {
 template <class T>
 void quantize_row_range(const QuantizeRowsParams& p, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
-    p.quantization[row] =
-        quantize_row(static_cast<const T*>(p.x) + row * p.x_stride, p.quantized + row * p.width, p.width, p.levels);
+    quantize_row(static_cast<const T*>(p.x) + row * p.x_stride, p.width, p.out, row);
   }
 }
 

@@ -75,6 +75,29 @@ def number(value: float) -> str:
     return f"{value:.3g}" if 0 < abs(value) < 1 else f"{value:.2f}"
 
 
+def int8_tables(results: Mapping[str, Any]) -> list[Table]:
+    """What `lpd int8-quality` found, of int8 against float32."""
+    forced = Table("order", "same argmax (%)", "nats", title="int8 against float32, teacher-forced")
+    for order, row in results["teacher_forced"].items():
+        share = f"{100 * row['agreement']:.2f} ± {100 * row['standard_error']:.2f}"
+        forced.add_row(order, share, f"{row['nats']:.1e}")
+    tables = [forced]
+    if "drawn" in results:
+        drawn = Table("seed", "weights", "recognised (%)", "Fréchet distance", title="drawn images, by the judge")
+        for seed, by_weights in results["drawn"].items():
+            for weights, row in by_weights.items():
+                drawn.add_row(seed, weights, f"{100 * row['recognised']:.2f}", f"{row['frechet_distance']:.2f}")
+        tables.append(drawn)
+    if "lpd_l_random_weights" in results:
+        row = results["lpd_l_random_weights"]
+        blocks = Table("block", "cosine", title="lpd_l, random weights: rows that leave each block")
+        for number, cosine in enumerate(row["cosine"], start=1):
+            blocks.add_row(str(number), f"{cosine:.5f}")
+        blocks.caption = f"logits: {row['kl']:.1e} nats, {100 * row['agreement']:.1f} % of the argmaxes the same"
+        tables.append(blocks)
+    return tables
+
+
 def picture(images: ImageSet, class_names: Sequence[str]) -> Image.Image:
     """The first images of up to ten classes, one row a class."""
     assert images.labels is not None

@@ -21,7 +21,7 @@ from lpd_tools.bench.timing import Times, interleaved
 from lpd_tools.bench.training_slices import SlicedAttention, slices
 
 CPU = torch.device("cpu")
-OURS, DENSE, SLICED, PRODUCTS = "training_attention", "SDPA, dense mask", "SDPA, slices", "plain products"
+OURS, DENSE, SLICED, PRODUCTS = "training_attention", "SDPA mask", "SDPA slices", "products"
 _PEAK_SIDE = 2048  # of the matrices whose product tells what the processor does at best
 Attention = Callable[[Tensor], Tensor]
 

@@ -73,7 +73,7 @@ def test_errors_are_one_sentence(tmp_path: Path) -> None:
 
 def test_from_images_to_a_pipeline(tmp_path: Path) -> None:
     """Tokenizer, token cache, transformer and bundle, a few steps each, end in a pipeline that draws."""
-    data = ("--data-dir", DATA / "fashion_mnist")
+    data = ("--data", f"fashion-mnist:{DATA / 'fashion_mnist'}")
     quick = ("--precision", "fp32", "--batch-size", 4, "--steps", 3, "--warmup-steps", 1, "--decay-steps", 1)
     sizes = ("--ch-mult", 1, "--ch-mult", 1, "--ch-mult", 1, "--codebook-size", 16, "--z-channels", 8)
     log = ("--evaluate-every", 2, "--evaluate-images", 4)

@@ -6,16 +6,21 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
+from lpd_tools.data.pixels import UnreadableImageError
+from lpd_tools.data.sources import open_data
 from lpd_tools.training.codebook import CodebookAverages
 from lpd_tools.training.curves import read_log
+from lpd_tools.training.processes import Processes
 from lpd_tools.training.tokenizer import ImageBatch, TokenizerTask, train_tokenizer
 from training_runs import differences, newest_state, tokenizer_config
 
@@ -71,6 +76,61 @@ def test_tokenizer_learns_and_reports_its_codebook(tmp_path: Path) -> None:
     weighted = [m + 0.025 * c for m, c in zip(steps["mse"], steps["commitment"], strict=True)]
     assert steps["loss"] == pytest.approx(weighted, rel=1e-5)
     assert (tmp_path / "samples" / "step_000000060.png").exists()
+
+
+def folder_of_pictures(root: Path, count: int = 12) -> str:
+    """Coloured pictures of two classes, 40 x 32, a left half that is darker, and one file that is no picture."""
+    for split in ("train", "val"):
+        for number in range(count):
+            folder = root / split / ("red", "blue")[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = np.full((32, 40, 3), 100 + 10 * number, np.uint8)
+            pixels[:, :20] //= 2
+            Image.fromarray(pixels).save(folder / f"{number:02}.png")
+    (root / "train" / "red" / "broken.png").write_bytes(b"no picture")
+    return f"folder:{root}"
+
+
+def test_tokenizer_learns_from_a_folder_of_pictures(tmp_path: Path) -> None:
+    """Colour, whole-image PSNR, the unreadable picture listed; other pictures are no resuming."""
+    data = folder_of_pictures(tmp_path / "pictures")
+    config = tokenizer_config(
+        tmp_path / "run", data=data, image_size=16, evaluate_images=6, mirror=True, sample_every=6
+    )
+    train_tokenizer(config)
+    log = read_log(tmp_path / "run" / "log.csv")
+    assert "test_psnr_centre" not in log
+    assert all(5 < value < 60 for value in log["test_psnr"])
+    skipped = (tmp_path / "run" / "skipped.csv").read_text().splitlines()
+    assert len(skipped) == 2
+    assert "broken.png" in skipped[1]
+    with pytest.raises(UnreadableImageError, match=r"broken\.png"):
+        train_tokenizer(dataclasses.replace(config, out_dir=str(tmp_path / "strict"), strict=True))
+    (tmp_path / "pictures" / "train" / "red" / "00.png").unlink()
+    with pytest.raises(ValueError, match="data_sha256 is"):
+        train_tokenizer(dataclasses.replace(config, steps=7))
+
+
+def test_mirrored_images_are_half_of_a_batch(tmp_path: Path) -> None:
+    """Which images are mirrored is a function of the step, whoever asks for which rows."""
+    data = open_data(folder_of_pictures(tmp_path / "pictures"))
+    config = tokenizer_config(tmp_path / "run", image_size=16, batch_size=12, mirror=True)
+    task = TokenizerTask(config, data, 16, Processes(0, 1, torch.device("cpu")))
+    whole = torch.cat([task.batch(step, slice(None)).images for step in range(20)])
+    mirrored = (whole[..., 0].mean((1, 2)) > whole[..., -1].mean((1, 2))).float()
+    assert 0.35 < mirrored.mean() < 0.65
+    assert torch.equal(task.batch(3, slice(4, 9)).images, whole[3 * 12 :][4:9])
+    plain = TokenizerTask(dataclasses.replace(config, mirror=False), data, 16, Processes(0, 1, torch.device("cpu")))
+    assert all((plain.batch(3, slice(None)).images[..., 0] < plain.batch(3, slice(None)).images[..., -1]).flatten())
+
+
+def test_data_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    data = folder_of_pictures(tmp_path / "pictures")
+    with pytest.raises(ValueError, match="image_size must be a multiple of the tokenizer's stride 4, got 18"):
+        train_tokenizer(tokenizer_config(tmp_path / "run", data=data, image_size=18))
+    with pytest.raises(ValueError, match="judge must be empty unless data is fashion-mnist at 32 pixels, got 'folder:"):
+        train_tokenizer(tokenizer_config(tmp_path / "run", data=data, judge="judge.safetensors"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_sizes_are_no_resuming(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def lpd_config(tokens: Path, out_dir: Path, **changes: Any) -> LPDTraining:
 
 def tokenizer_config(out_dir: Path, **changes: Any) -> TokenizerTraining:
     """Six steps of a narrow tokenizer with 8x8 tokens."""
-    config = TokenizerTraining(out_dir=str(out_dir), data_dir=str(DATA), precision="fp32", z_channels=8)
+    config = TokenizerTraining(out_dir=str(out_dir), data=f"fashion-mnist:{DATA}", precision="fp32", z_channels=8)
     config = dataclasses.replace(config, ch_mult=(1, 1, 1), codebook_size=16, batch_size=4, steps=6, warmup_steps=2)
     config = dataclasses.replace(config, decay_steps=3, revive_every=2, evaluate_every=3, evaluate_images=8)
     config = dataclasses.replace(config, log_every=1, sample_every=0, tensorboard=False)

@@ -11,9 +11,9 @@ from lpd_tools.training.precision import check_backend, check_precision
 
 PARALLEL = ("ddp", "fsdp")
 # A resumed training may change what leaves every optimisation step as it was, how long it goes on, and its precision.
-_PLACES = ("out_dir", "tokens", "data_dir", "judge", "tokenizer", "init_from")
+_PLACES = ("out_dir", "tokens", "data", "judge", "tokenizer", "init_from")
 _MACHINE = ("device", "parallel", "micro_batch_size", "checkpoint_activations", "compile_backend", "precision")
-_REPORTS = ("save_every_s", "keep", "log_every", "tensorboard", "evaluate_every", "evaluate_images")
+_REPORTS = ("strict", "save_every_s", "keep", "log_every", "tensorboard", "evaluate_every", "evaluate_images")
 _SAMPLES = ("sample_every", "sample_images", "sample_guidance")
 FREE_ON_RESUMING = (*_PLACES, *_MACHINE, *_REPORTS, *_SAMPLES, "steps", "decay_steps")
 

@@ -1,4 +1,4 @@
-"""Trains the VQ tokenizer on Fashion-MNIST: reconstruction and commitment losses, moving-average codebook."""
+"""Trains the VQ tokenizer on images: reconstruction and commitment losses, moving-average codebook."""
 
 from __future__ import annotations
 
@@ -14,17 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lpd_ext.tokenizer import AttnBlock, ResBlock, TokenizerConfig, VQTokenizer
-from lpd_tools.data.fashion_mnist import (
-    FASHION_MNIST_DIR,
-    LabelledImages,
-    centre_grey,
-    from_pixels,
-    load_fashion_mnist,
-    step_generator,
-    to_images,
-)
+from lpd_tools.data.fashion_mnist import BORDER, centre_grey, from_pixels, step_generator
+from lpd_tools.data.image_reader import ImageReader, write_skipped
+from lpd_tools.data.image_source import DataSet
+from lpd_tools.data.pixels import background_colour, to_input
+from lpd_tools.data.sources import DATA_HELP, open_data
 from lpd_tools.data.token_cache import file_hash
-from lpd_tools.evaluation.metrics import centre_psnr
+from lpd_tools.evaluation.metrics import centre_psnr, psnr
 from lpd_tools.settings import setting
 from lpd_tools.training.codebook import CodebookAverages
 from lpd_tools.training.judge import Judge, load_judge, predict
@@ -37,6 +33,10 @@ from lpd_tools.training.state import fill
 from lpd_tools.training.task import Test
 
 RESULT = "tokenizer.safetensors"
+SKIPPED_FILE = "skipped.csv"
+_FASHION_MNIST = "fashion-mnist"  # the kind of data that the judge knows
+_TEST_BATCH = 50
+_KEPT_BYTES = 2 << 30  # a data set that is no larger is read once and stays in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,14 @@ class TokenizerTraining(LoopSettings):
     On resuming, `steps` and `decay_steps` may change (the decay moves with them), and what changes no weight.
     """
 
-    data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
-    judge: str = setting("", "a trained judge: switches on the perceptual loss and logs how many it recognises")
+    data: str = setting("fashion-mnist", DATA_HELP)
+    image_size: int = setting(0, "side of the square images in pixels; 0: 32 for fashion-mnist, else 256")
+    background: str = setting("white", "colour behind transparent images, by name or #rrggbb")
+    strict: bool = setting(False, "stop at the first image that cannot be read, rather than skip and list it")
+    mirror: bool = setting(False, "mirror half of the images, chosen at random")
+    judge: str = setting(
+        "", "a trained judge of fashion-mnist: switches on the perceptual loss and logs how many it recognises"
+    )
     perceptual_weight: float = setting(0.05, "weight of the perceptual loss")
     ch: int = setting(32, "base width")
     ch_mult: tuple[int, ...] = setting((1, 1, 2), "width of each resolution as a multiple of ch, highest first")
@@ -113,21 +119,35 @@ class TokenizerTask:
 
     name = "tokenizer"
 
-    def __init__(
-        self, config: TokenizerTraining, train: LabelledImages, test: LabelledImages, group: Processes
-    ) -> None:
-        self.config, self.train_set, self.test_set, self.group = config, train, test, group
+    def __init__(self, config: TokenizerTraining, data: DataSet, size: int, group: Processes) -> None:
+        self.config, self.data, self.group = config, data, group
+        background = background_colour(config.background)
+        self.readers = {
+            split: ImageReader(
+                data.split(split),
+                size,
+                background,
+                config.strict,
+                keep=3 * size * size * len(data.split(split)) <= _KEPT_BYTES,
+                split=split,
+            )
+            for split in ("train", "test")
+        }
         torch.manual_seed(config.seed)
         self.averages = CodebookAverages(config.codebook_size, config.codebook_dim, group.device)
         self.network = Autoencoder(VQTokenizer(config.sizes()), self.averages)
         self.blocks = [module for module in self.network.modules() if isinstance(module, (ResBlock, AttnBlock))]
         self.judge = load_judge(config.judge).to(group.device) if config.judge else None
-        self.shuffle = EpochShuffle(len(train), config.batch_size, config.seed)
+        self.shuffle = EpochShuffle(len(data.train), config.batch_size, config.seed)
         self._seen: list[tuple[Tensor, Tensor | None]] = []  # vectors [n, d] of this step, and their codes [n]
 
     def batch(self, step: int, rows: slice) -> ImageBatch:
         """Those rows of the batch of `step`."""
-        images = to_images(self.train_set.pixels[self.shuffle.batch(step)[rows]])
+        index, flip = self.shuffle.batch(step), None
+        if self.config.mirror:
+            generator = step_generator(self.config.seed, step, stream=2)
+            flip = (torch.rand(len(index), generator=generator) < 0.5)[rows]
+        images = self.readers["train"].images(index[rows], flip)
         return ImageBatch(images.to(self.group.device), quantised=step >= self.config.warmup_steps)
 
     def losses(self, model: nn.Module, batch: ImageBatch) -> dict[str, Tensor]:
@@ -161,26 +181,30 @@ class TokenizerTask:
     @torch.no_grad()
     def test(self, average: Mapping[str, Tensor]) -> Test:
         """Error of the reconstructed test images, the share recognised by the judge, use of the codebook."""
-        pixels = self.test_set.pixels[: self.config.evaluate_images]
-        labels = self.test_set.labels[: self.config.evaluate_images]
-        restored = from_pixels(reconstruct(self._averaged(average), pixels, self.group.device))
-        psnr = centre_psnr(restored, pixels)
-        row = {
-            "perplexity": self.averages.perplexity(),
-            "codes_used": self.averages.usage(self.config.revive_below),
-            "test_psnr_centre": psnr,
-        }
+        pixels = self._test_pixels(self.config.evaluate_images)
+        restored = reconstruct(self._averaged(average), pixels, self.group.device)
+        row = {"perplexity": self.averages.perplexity(), "codes_used": self.averages.usage(self.config.revive_below)}
+        if self.data.kind == _FASHION_MNIST and pixels.shape[2] == 32:
+            # The black border is no feat, and all channels are grey.
+            name, centre = "test_psnr_centre", slice(BORDER, -BORDER)
+            row[name] = centre_psnr(from_pixels(restored), pixels[:, 0, centre, centre])
+        else:
+            name = "test_psnr"
+            row[name] = psnr(restored.permute(0, 3, 1, 2).float(), pixels.float())
         if self.judge is not None:
-            right = predict(self.judge, restored.to(self.group.device)).cpu() == labels
+            labels = self.data.test.labels[: len(pixels)]
+            right = predict(self.judge, from_pixels(restored).to(self.group.device)).cpu() == labels
             row["test_recognised"] = float(right.float().mean())
-        return Test(-psnr, row)
+        return Test(-row[name], row)
 
     def draw(self, average: Mapping[str, Tensor]) -> np.ndarray:
         """Test images, each with its reconstruction to the right."""
-        pixels = self.test_set.pixels[:18]
+        pixels = self._test_pixels(18)
         restored = reconstruct(self._averaged(average), pixels, self.group.device)
-        original = VQTokenizer.to_pixels(to_images(pixels))
-        return tiled(torch.cat([original, restored], dim=2).numpy())
+        return tiled(torch.cat([pixels.permute(0, 2, 3, 1), restored], dim=2).numpy())
+
+    def _test_pixels(self, count: int) -> Tensor:
+        return self.readers["test"].pixels(torch.arange(min(count, len(self.data.test))))
 
     def state(self) -> dict[str, Any]:
         """The averages that make the codebook."""
@@ -192,8 +216,10 @@ class TokenizerTask:
         self.averages.total.copy_(state["total"])
 
     def export(self, average: Mapping[str, Tensor], out: Path) -> None:
-        """Writes tokenizer.safetensors (fp16)."""
+        """Writes tokenizer.safetensors (fp16), and the list of images that this process could not read."""
         self._averaged(average).save(out / RESULT)
+        if skipped := [entry for reader in self.readers.values() for entry in reader.skipped]:
+            write_skipped(skipped, out / SKIPPED_FILE)
 
     def _averaged(self, average: Mapping[str, Tensor]) -> VQTokenizer:
         model = Autoencoder(VQTokenizer(self.config.sizes()), self.averages)
@@ -214,8 +240,8 @@ def perceptual_loss(judge: Judge, images: Tensor, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reconstruct(tokenizer: VQTokenizer, pixels: Tensor, device: torch.device) -> Tensor:
-    """Pixels uint8 [B, 32, 32, 3] of grey images uint8 [B, 28, 28], encoded and decoded."""
-    parts = [tokenizer.decode(tokenizer.encode(to_images(part).to(device))) for part in pixels.split(250)]
+    """Pixels uint8 [B, S, S, 3] of images uint8 [B, 3, S, S], encoded and decoded."""
+    parts = [tokenizer.decode(tokenizer.encode(to_input(part).to(device))) for part in pixels.split(_TEST_BATCH)]
     return VQTokenizer.to_pixels(torch.cat(parts)).cpu()
 
 
@@ -225,11 +251,16 @@ def train_tokenizer(config: TokenizerTraining) -> Path:
     Errors and torchrun as in `transformer.train`.
     """
     with processes(config.device) as group:
-        train, test = (load_fashion_mnist(split, config.data_dir) for split in ("train", "test"))
+        data = open_data(config.data)
+        size = config.image_size or data.default_image_size
+        if size % (stride := 2 ** (len(config.ch_mult) - 1)):
+            raise ValueError(f"image_size must be a multiple of the tokenizer's stride {stride}, got {size}")
+        if config.judge and (data.kind, size) != (_FASHION_MNIST, 32):
+            raise ValueError(f"judge must be empty unless data is fashion-mnist at 32 pixels, got {config.data!r}")
         any_number = (0, math.inf)
         config.check(
-            len(train),
-            len(test),
+            len(data.train),
+            len(data.test),
             # The codebook is initialised from vectors of the warm-up.
             warmup_steps=(1, math.inf),
             revive_every=(1, math.inf),
@@ -239,7 +270,7 @@ def train_tokenizer(config: TokenizerTraining) -> Path:
             revive_below=any_number,
         )
         group.share(config.batch_size)
-        task = TokenizerTask(config, train, test, group)
-        judge_hash = file_hash(config.judge) if config.judge else ""
-        Training(task, config, group, fixed_settings(config) | {"judge_sha256": judge_hash}).run()
+        task = TokenizerTask(config, data, size, group)
+        inputs = {"judge_sha256": file_hash(config.judge) if config.judge else "", "data_sha256": data.fingerprint()}
+        Training(task, config, group, fixed_settings(config) | inputs).run()
     return Path(config.out_dir) / RESULT

@@ -45,10 +45,12 @@ class Instruments:
         first = point.seed * self.images
         labels = torch.arange(self.images) % model.config.num_classes
         begun = time.perf_counter()
-        drawn = from_pixels(self._pixels(point, self._tokens(point, labels, first)))
+        temperature = self.pipes[point.trained].defaults.temperature
+        drawn = from_pixels(self._pixels(point, self._tokens(point, labels, first, temperature)))
         seconds = (time.perf_counter() - begun) / self.images
         free_labels = labels[: len(self.tokens)]
-        free = self._tokens(replace(point, guidance_scale=1.0), free_labels, first)
+        # As the model sees the images: neither guidance nor temperature between them and it.
+        free = self._tokens(replace(point, guidance_scale=1.0), free_labels, first, temperature=1.0)
         sizes = group_sizes(model.config.num_tokens, point.steps)
         orders = self._orders(point, sizes, first, len(self.tokens))
         visible = point.drawn == "mutual"
@@ -64,11 +66,11 @@ class Instruments:
             processor=self.processor,
         )
 
-    def _tokens(self, point: Point, labels: Tensor, first_seed: int) -> Tensor:
+    def _tokens(self, point: Point, labels: Tensor, first_seed: int, temperature: float) -> Tensor:
         """Tokens int64 [B, N] drawn as at `point`, image i from seed first_seed + i."""
         draw = self._pipeline_tokens if point.drawn == "mutual" else self._plain_tokens
         batches = labels.split(_BATCH)
-        return torch.cat([draw(point, batch, first_seed + i * _BATCH) for i, batch in enumerate(batches)])
+        return torch.cat([draw(point, batch, first_seed + i * _BATCH, temperature) for i, batch in enumerate(batches)])
 
     @torch.inference_mode()
     def _pixels(self, point: Point, tokens: Tensor) -> Tensor:
@@ -76,12 +78,13 @@ class Instruments:
         grids = tokens.unflatten(1, pipe.model.config.grid).split(_BATCH)
         return torch.cat([VQTokenizer.to_pixels(pipe.tokenizer.decode(batch)) for batch in grids])
 
-    def _pipeline_tokens(self, point: Point, labels: Tensor, seed: int) -> Tensor:
+    def _pipeline_tokens(self, point: Point, labels: Tensor, seed: int, temperature: float) -> Tensor:
         drawn = self.pipes[point.trained](
             labels.tolist(),
             num_inference_steps=point.steps,
             order=point.order,
             guidance_scale=point.guidance_scale,
+            temperature=temperature,
             proximity_threshold=point.proximity_threshold,
             repulsion_threshold=point.repulsion_threshold,
             seeds=list(range(seed, seed + len(labels))),
@@ -89,7 +92,7 @@ class Instruments:
         )
         return drawn.tokens.flatten(1)
 
-    def _plain_tokens(self, point: Point, labels: Tensor, seed: int) -> Tensor:
+    def _plain_tokens(self, point: Point, labels: Tensor, seed: int, temperature: float) -> Tensor:
         """Queries hidden from each other, which the kernels do not have: plain torch, one random stream for a batch."""
         pipe = self.pipes[point.trained]
         sizes = group_sizes(pipe.model.config.num_tokens, point.steps)
@@ -100,7 +103,7 @@ class Instruments:
             sizes,
             self._orders(point, sizes, seed, len(labels)),
             point.guidance_scale,
-            temperature=pipe.defaults.temperature,
+            temperature=temperature,
             mutual_visibility=False,
         )
 

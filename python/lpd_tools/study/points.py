@@ -33,7 +33,7 @@ class Measured:
     recognised: float  # share of guided images that the judge reads as their class
     frechet: float  # Fréchet distance of their judge features to the test set's
     dependency_nats: float  # teacher-forced nats per real test image, groups drawn as at this point
-    consistency_nats: float  # nats per image drawn without guidance, by the model trained alike, one token at a time
+    consistency_nats: float  # nats per image drawn without guidance at temperature 1, scored one token at a time
     seconds_per_image: float
     processor: str
 

@@ -23,6 +23,7 @@ pytest.importorskip("rich")
 from evaluation_models import save_small_model, with_hash
 from lpd_tools.evaluation.generate import Generation, generate, repeat_of
 from lpd_tools.evaluation.images import open_images
+from training_runs import LPD
 
 from lpd_ext.pipeline import LPDPipeline
 
@@ -120,7 +121,7 @@ def test_only_what_is_missing_is_drawn(kind: str, model: Path, tmp_path: Path, m
 def test_killed_and_resumed(model: Path, tmp_path: Path) -> None:
     """SIGKILL at any time leaves whole images only, and the resumed run equals an unbroken one byte for byte."""
     options = ["--model", model, "--images-per-class", 60, "--seed", SEED, "--batch-size", 2]
-    command = [sys.executable, "-m", "lpd_tools", "generate", "--out", tmp_path / "killed", *options]
+    command = [sys.executable, LPD, "generate", "--out", tmp_path / "killed", *options]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while len(contents(tmp_path / "killed")) < 9 and process.poll() is None and time.monotonic() < deadline:
@@ -151,7 +152,7 @@ def test_two_processes_draw_what_one_draws(model: Path, tmp_path: Path) -> None:
         0,
         "--standalone",
     ]
-    command = [*launcher, "-m", "lpd_tools", "generate", "--out", tmp_path / "two", *options]
+    command = [*launcher, LPD, "generate", "--out", tmp_path / "two", *options]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, env=os.environ)
     assert result.returncode == 0, result.stderr
     assert contents(tmp_path / "two") == contents(generate(generation(model, tmp_path / "one")))

@@ -157,7 +157,8 @@ def test_killed_and_resumed_is_the_same_to_the_byte(cache_path: Path, tokenizer_
         "t.cache_tokens(t.caching(Path(sys.argv[2]), Path(sys.argv[3])))"
     )
     arguments = [sys.executable, "-c", script, str(Path(__file__).parent), str(tokenizer_path), str(out)]
-    assert subprocess.run(arguments, check=False).returncode == -signal.SIGKILL
+    # Elsewhere: a checkout has the sources of lpd_ext, but not what was built of them.
+    assert subprocess.run(arguments, check=False, cwd=tmp_path).returncode == -signal.SIGKILL
     # Two batches to a shard, two views of a batch: the eighth call is the last of the second shard.
     assert sorted(contents(out)) == ["train-00000.safetensors"]
     with pytest.raises(FileNotFoundError, match="finish one, with `lpd cache-tokens`"):

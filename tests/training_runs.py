@@ -19,6 +19,9 @@ from lpd_tools.training.transformer import LPDTraining
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
 
 DATA = Path(__file__).parent / "data" / "fashion_mnist"
+# The command as it is installed. `python -m` and `-c` look for lpd_ext in the current folder first, which in a checkout
+# has the sources, but not what was built of them.
+LPD = str(Path(sys.executable).with_name("lpd"))
 
 
 def make_cache(folder: Path, codes: int = 16, levels: int = 4) -> Path:
@@ -64,7 +67,7 @@ def as_options(config: Any) -> list[str]:
 
 def start(arguments: list[str], processes: int = 1, threads: int = 2) -> subprocess.Popen[str]:
     """`lpd` with these arguments, in a process of its own or in several that torchrun starts."""
-    return start_python(["-m", "lpd_tools", *arguments], processes, threads)
+    return start_python([LPD, *arguments], processes, threads)
 
 
 def start_python(arguments: list[str], processes: int = 1, threads: int = 2) -> subprocess.Popen[str]:
@@ -72,11 +75,15 @@ def start_python(arguments: list[str], processes: int = 1, threads: int = 2) -> 
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        # torchrun runs scripts and modules; it adds the interpreter itself.
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "0", "CUDA_VISIBLE_DEVICES": ""}
     # What torchrun says of its workers goes where the test looks for errors.
     return subprocess.Popen(
-        [*launcher, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*launcher, *arguments],
+        env=environment,
+        cwd=sys.prefix,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 

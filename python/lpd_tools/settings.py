@@ -47,7 +47,7 @@ def add_command(
         text = item.metadata.get("help", "")
         if item.default is MISSING:  # not for typer to demand: the file may have it
             option = typer.Option(help=text, show_default="required")
-            parameters.append(_parameter(item.name, Annotated[typing.Optional[kind], option], None))  # noqa: UP045 (of a run-time type)
+            parameters.append(_parameter(item.name, Annotated[kind | None, option], None))
         else:
             default = item.default if element is None else list(item.default)
             parameters.append(_parameter(item.name, Annotated[kind, typer.Option(help=text)], default))

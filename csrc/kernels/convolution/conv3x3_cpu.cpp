@@ -9,20 +9,14 @@
 #include <type_traits>
 
 #include "common/cpu_kernels.h"
+#include "common/register_block.h"
 #include "common/simd.h"
 
 namespace lpd::LPD_ISA {
 namespace {
 
 constexpr int kWidth = Vec::kWidth;
-#if defined(LPD_ISA_AVX512)
-constexpr int kRows = 12, kVecs = 2;
-#elif defined(LPD_ISA_AVX2)
-constexpr int kRows = 6, kVecs = 2;
-#else
-constexpr int kRows = 4, kVecs = 8;
-#endif
-static_assert(kConvPanel % (kVecs * kWidth) == 0 && kConvPad % kWidth == 0);
+static_assert(kConvPanel % (kBlockVecs * kWidth) == 0 && kConvPad % kWidth == 0);
 
 // What the operands of the matrix products are: rounded to bfloat16 in fp32 where there are no instructions for it.
 enum class Operands { kFloat32, kRounded, kBFloat16 };
@@ -214,21 +208,23 @@ void transform_block(const Conv3x3Params& p, const Block& block, typename Elemen
   }
 }
 
-// c[Rows, kVecs * kWidth] = a[Rows, depth] b[depth, kVecs * kWidth]; rows of b and c are kConvPanel long.
+// c[Rows, kBlockVecs * kWidth] = a[Rows, depth] b[depth, kBlockVecs * kWidth]; rows of b and c are kConvPanel long.
 template <int Rows>
 void multiply_block(const float* a, int64_t a_stride, const float* b, int depth, float* c) {
-  Vec sum[Rows][kVecs];
-  LPD_UNROLL for (int r = 0; r < Rows; ++r) { LPD_UNROLL for (int v = 0; v < kVecs; ++v) sum[r][v] = broadcast(0.0f); }
+  Vec sum[Rows][kBlockVecs];
+  LPD_UNROLL for (int r = 0; r < Rows; ++r) {
+    LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) sum[r][v] = broadcast(0.0f);
+  }
   for (int k = 0; k < depth; ++k) {
-    Vec right[kVecs];
-    LPD_UNROLL for (int v = 0; v < kVecs; ++v) right[v] = load(b + int64_t{k} * kConvPanel + v * kWidth);
+    Vec right[kBlockVecs];
+    LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) right[v] = load(b + int64_t{k} * kConvPanel + v * kWidth);
     LPD_UNROLL for (int r = 0; r < Rows; ++r) {
       const Vec left = broadcast(a[r * a_stride + k]);
-      LPD_UNROLL for (int v = 0; v < kVecs; ++v) sum[r][v] = fma(left, right[v], sum[r][v]);
+      LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) sum[r][v] = fma(left, right[v], sum[r][v]);
     }
   }
   LPD_UNROLL for (int r = 0; r < Rows; ++r) {
-    LPD_UNROLL for (int v = 0; v < kVecs; ++v) store(c + r * kConvPanel + v * kWidth, sum[r][v]);
+    LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) store(c + r * kConvPanel + v * kWidth, sum[r][v]);
   }
 }
 
@@ -237,24 +233,24 @@ void multiply_block(const float* a, int64_t a_stride, const float* b, int depth,
 template <int Rows>
 __attribute__((target("avx512bf16"))) void multiply_block(const BFloat16* a, int64_t a_stride, const BFloat16* b,
                                                           int depth, float* c) {
-  __m512 sum[Rows][kVecs];
+  __m512 sum[Rows][kBlockVecs];
   LPD_UNROLL for (int r = 0; r < Rows; ++r) {
-    LPD_UNROLL for (int v = 0; v < kVecs; ++v) sum[r][v] = _mm512_setzero_ps();
+    LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) sum[r][v] = _mm512_setzero_ps();
   }
   for (int k = 0; k < depth; k += 2) {
-    __m512bh right[kVecs];
-    LPD_UNROLL for (int v = 0; v < kVecs; ++v) {
+    __m512bh right[kBlockVecs];
+    LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) {
       right[v] = (__m512bh)_mm512_loadu_si512(b + int64_t{k} * kConvPanel + v * 2 * kWidth);
     }
     LPD_UNROLL for (int r = 0; r < Rows; ++r) {
       int32_t pair;
       std::memcpy(&pair, a + r * a_stride + k, sizeof(pair));
       const __m512bh left = (__m512bh)_mm512_set1_epi32(pair);
-      LPD_UNROLL for (int v = 0; v < kVecs; ++v) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], left, right[v]);
+      LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], left, right[v]);
     }
   }
   LPD_UNROLL for (int r = 0; r < Rows; ++r) {
-    LPD_UNROLL for (int v = 0; v < kVecs; ++v) _mm512_storeu_ps(c + r * kConvPanel + v * kWidth, sum[r][v]);
+    LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) _mm512_storeu_ps(c + r * kConvPanel + v * kWidth, sum[r][v]);
   }
 }
 #endif
@@ -268,16 +264,16 @@ void multiply_rows(int rows, const T* a, int64_t a_stride, const T* b, int depth
 template <class T>
 void multiply_panel(const Conv3x3Params& p, int tiles, const T* points, const T* weights, float* products) {
   constexpr int kPerChannel = sizeof(T) == 2 ? 2 : 1;  // channels come in pairs
-  const int blocks = (tiles + kRows - 1) / kRows, block_rows = (tiles + blocks - 1) / blocks;
+  const int blocks = (tiles + kBlockRows - 1) / kBlockRows, block_rows = (tiles + blocks - 1) / blocks;
   const int64_t a_stride = p.in_channels + kConvPad;
   for (int point = 0; point < kConvPoints; ++point) {
     const T* a = points + point * conv3x3_point_floats(p);
     const T* b = weights + int64_t{point} * p.in_channels * kConvPanel;
     float* c = products + point * conv3x3_product_floats(p);
-    for (int column = 0; column < kConvPanel; column += kVecs * kWidth) {
+    for (int column = 0; column < kConvPanel; column += kBlockVecs * kWidth) {
       for (int r = 0; r < tiles; r += block_rows) {
-        multiply_rows<kRows>(std::min(block_rows, tiles - r), a + r * a_stride, a_stride, b + kPerChannel * column,
-                             p.in_channels, c + int64_t{r} * kConvPanel + column);
+        multiply_rows<kBlockRows>(std::min(block_rows, tiles - r), a + r * a_stride, a_stride, b + kPerChannel * column,
+                                  p.in_channels, c + int64_t{r} * kConvPanel + column);
       }
     }
   }

@@ -3,19 +3,11 @@
 
 #include <cstdint>
 
+#include "common/register_block.h"
 #include "common/simd.h"
 
 namespace lpd {
 namespace {
-
-// Rows x vectors of accumulators: as many as leave registers for the operands.
-#if defined(LPD_ISA_AVX512)
-constexpr int kBlockRows = 12, kBlockVecs = 2;
-#elif defined(LPD_ISA_AVX2)
-constexpr int kBlockRows = 6, kBlockVecs = 2;
-#else
-constexpr int kBlockRows = 4, kBlockVecs = 8;
-#endif
 
 // Row stride of every scratch matrix. A constant lets one pointer address all rows of a block; the odd number of cache
 // lines (17) spreads rows over the sets of L1.

@@ -3,9 +3,9 @@
 // dimensions for the values; one register-blocked product serves both. Limited by FMAs while the cache is in L3, by
 // memory when it is not.
 #include <initializer_list>
-#include <limits>
 
 #include "common/cpu_kernels.h"
+#include "common/softmax_row.h"
 #include "group_attention/block_product.h"
 
 namespace lpd::LPD_ISA {
@@ -17,7 +17,6 @@ constexpr int kMaxHeadDim = 256;
 constexpr int kMaxRows = 48;     // rows that share one pass over the keys
 constexpr int kMaxKeys = 256;    // keys per softmax update
 constexpr int kValueChunk = 64;  // keys whose V stays in L1 (16 KB at D = 64) while all rows use it
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 static_assert(kMaxHeadDim <= kScratchStride && kMaxKeys <= kScratchStride);
 
 // 276 KB of the thread's stack.
@@ -98,15 +97,6 @@ FetchAhead fetch_item(const Item<T>& item) {
   return ahead;
 }
 
-// to[0, n) = from * scale, padded with zeros up to a whole vector.
-template <class T>
-void copy_row(const T* from, float scale, int n, float* to) {
-  const int full = n / kWidth * kWidth;
-  const Vec factor = broadcast(scale);
-  for (int i = 0; i < full; i += kWidth) store(to + i, load(from + i) * factor);
-  if (full < n) store(to + full, load_partial(from + full, n - full) * factor);
-}
-
 // scratch.keys[D, n] = K of keys [first, first + n), transposed; the last key is repeated up to a whole vector.
 template <class T>
 void transpose_keys(const Item<T>& item, int first, int n, Scratch& scratch) {
@@ -129,30 +119,6 @@ void transpose_keys(const Item<T>& item, int first, int n, Scratch& scratch) {
       transpose4(rows + d, stride, scratch.keys + d * kKeyBlock + block, kKeyBlock);
     }
   }
-}
-
-// Largest of n scores; the lanes after them, up to a whole vector, become -inf.
-float finish_scores(float* scores, int n) {
-  const int full = n / kWidth * kWidth;
-  Vec top = broadcast(-kInfinity);
-  for (int i = 0; i < full; i += kWidth) top = max(top, load(scores + i));
-  if (full < n) {
-    const Vec tail = keep_first(load(scores + full), n - full, -kInfinity);
-    store(scores + full, tail);
-    top = max(top, tail);
-  }
-  return reduce_max(top);
-}
-
-// Turns n finished scores into exp(score - reference) and returns their sum.
-float exponentiate(float* scores, int n, float reference) {
-  Vec sum = broadcast(0.0f);
-  for (int i = 0; i < n; i += kWidth) {
-    const Vec probability = exp_nonpositive(load(scores + i) - broadcast(reference));
-    store(scores + i, probability);
-    sum = sum + probability;
-  }
-  return reduce_add(sum);
 }
 
 // Softmax of one tile, unnormalised, against the largest score so far; `visible` scores of row r count.

@@ -3,20 +3,13 @@
 
 #include <cstdint>
 
+#include "common/register_block.h"
 #include "common/simd.h"
 #include "training_attention/row_tiles.h"
 
 namespace lpd {
 namespace {
 
-// Rows x vectors of accumulators: as many as leave registers for the operands.
-#if defined(LPD_ISA_AVX512)
-constexpr int kProductRows = 12, kProductVecs = 2;
-#elif defined(LPD_ISA_AVX2)
-constexpr int kProductRows = 6, kProductVecs = 2;
-#else
-constexpr int kProductRows = 4, kProductVecs = 8;
-#endif
 constexpr int64_t kTileStride = kTrainingTileStride;
 
 // c[Rows, Vecs * kWidth] = a[Rows, depth] b[depth, Vecs * kWidth], added to c if `accumulate`. a is part of a tile, or
@@ -57,15 +50,15 @@ template <bool kTransposed>
 void product(int rows, int vecs, const float* a, const float* b, int64_t b_stride, int depth, float* c,
              int64_t c_stride, bool accumulate) {
   const auto block =
-      vecs == 1 ? product_rows<kProductRows, 1, kTransposed> : product_rows<kProductRows, kProductVecs, kTransposed>;
+      vecs == 1 ? product_rows<kBlockRows, 1, kTransposed> : product_rows<kBlockRows, kBlockVecs, kTransposed>;
   block(rows, a, b, b_stride, depth, c, c_stride, accumulate);
 }
 
 inline int vectors(int count) { return (count + Vec::kWidth - 1) / Vec::kWidth; }
 
-// `count` rows are shared out evenly over blocks of at most kProductRows.
+// `count` rows are shared out evenly over blocks of at most kBlockRows.
 inline int rows_per_block(int count) {
-  const int blocks = (count + kProductRows - 1) / kProductRows;
+  const int blocks = (count + kBlockRows - 1) / kBlockRows;
   return (count + blocks - 1) / blocks;
 }
 
@@ -73,7 +66,7 @@ inline int rows_per_block(int count) {
 void score_span(const KeySpan& span, int head_dim, const float* x, const float* columns, int64_t stride, float* out) {
   const int block_rows = rows_per_block(span.end - span.begin);
   for (int v = 0; v * Vec::kWidth < span.num_keys;) {
-    const int left = vectors(span.num_keys) - v, vecs = left >= kProductVecs ? kProductVecs : 1;
+    const int left = vectors(span.num_keys) - v, vecs = left >= kBlockVecs ? kBlockVecs : 1;
     const int column = v * Vec::kWidth;
     for (int r = span.begin; r < span.end; r += block_rows) {
       const int rows = span.end - r < block_rows ? span.end - r : block_rows;
@@ -90,7 +83,7 @@ void add_rows(const KeySpan& span, int head_dim, const float* weights, const flo
               float* sums) {
   const int block_rows = rows_per_block(span.end - span.begin), all = vectors(head_dim);
   for (int v = 0; v < all;) {
-    const int vecs = all - v >= kProductVecs ? kProductVecs : 1, column = v * Vec::kWidth;
+    const int vecs = all - v >= kBlockVecs ? kBlockVecs : 1, column = v * Vec::kWidth;
     for (int r = span.begin; r < span.end; r += block_rows) {
       const int rows = span.end - r < block_rows ? span.end - r : block_rows;
       product<false>(rows, vecs, weights + r * kTileStride, rows_of_keys + span.key * stride + column, stride,
@@ -104,7 +97,7 @@ void add_rows(const KeySpan& span, int head_dim, const float* weights, const flo
 void add_to_keys(const KeySpan& span, int head_dim, const float* weights, const float* x, float* sums, int64_t stride) {
   const int block_keys = rows_per_block(span.num_keys), all = vectors(head_dim);
   for (int v = 0; v < all;) {
-    const int vecs = all - v >= kProductVecs ? kProductVecs : 1, column = v * Vec::kWidth;
+    const int vecs = all - v >= kBlockVecs ? kBlockVecs : 1, column = v * Vec::kWidth;
     int first = span.begin;
     for (int key = 0; key < span.num_keys; key += block_keys) {
       const int keys = span.num_keys - key < block_keys ? span.num_keys - key : block_keys;

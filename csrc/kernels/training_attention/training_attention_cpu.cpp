@@ -4,16 +4,15 @@
 // ends at the last key that one of its rows sees. Limited by FMAs: 4 D per pair of a row and a key that it sees, and
 // 10 D for the gradient.
 #include <cmath>
-#include <limits>
 
 #include "common/cpu_kernels.h"
+#include "common/softmax_row.h"
 #include "training_attention/tile_product.h"
 
 namespace lpd::LPD_ISA {
 namespace {
 
 constexpr int kWidth = Vec::kWidth;
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kTileFloats = int64_t{kTrainingTileRows} * kTrainingTileStride;
 static_assert(kTrainingAttentionMaxHeadDim <= kTrainingTileStride && kTileKeys <= kTrainingTileStride);
 static_assert(kTrainingAlignment % kWidth == 0);
@@ -33,15 +32,6 @@ class Workspace {
  private:
   float* next_;
 };
-
-// to[0, n) = from * scale, padded with zeros up to a whole vector.
-template <class T>
-void copy_row(const T* from, float scale, int n, float* to) {
-  const int full = n / kWidth * kWidth;
-  const Vec factor = broadcast(scale);
-  for (int i = 0; i < full; i += kWidth) store(to + i, load(from + i) * factor);
-  if (full < n) store(to + full, load_partial(from + full, n - full) * factor);
-}
 
 template <class T>
 void write_row(const float* from, float scale, int n, T* to) {
@@ -116,30 +106,6 @@ struct Head {
     for (int d = 0; d < head_dim; ++d) fill(to + d * key_stride + padded, key_stride - padded, 0.0f);
   }
 };
-
-// Largest of n scores; the lanes after them, up to a whole vector, become -inf.
-float finish_scores(float* scores, int n) {
-  const int full = n / kWidth * kWidth;
-  Vec top = broadcast(-kInfinity);
-  for (int i = 0; i < full; i += kWidth) top = max(top, load(scores + i));
-  if (full < n) {
-    const Vec tail = keep_first(load(scores + full), n - full, -kInfinity);
-    store(scores + full, tail);
-    top = max(top, tail);
-  }
-  return reduce_max(top);
-}
-
-// Turns n finished scores into exp(score - reference) and returns their sum.
-float exponentiate(float* scores, int n, float reference) {
-  Vec sum = broadcast(0.0f);
-  for (int i = 0; i < n; i += kWidth) {
-    const Vec probability = exp_nonpositive(load(scores + i) - broadcast(reference));
-    store(scores + i, probability);
-    sum = sum + probability;
-  }
-  return reduce_add(sum);
-}
 
 // Zeros after the first `count` columns, which fill whole vectors, up to those that a block of rows may read.
 void clear_unseen(float* row, int count, int num_keys) {

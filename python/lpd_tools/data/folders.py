@@ -116,5 +116,6 @@ def _files(root: Path, split: str, names: list[str]) -> Files:
 def _pictures(top: Path) -> Iterator[Path]:
     for folder, _, files in os.walk(top, followlinks=True):
         for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122
-                yield Path(folder, name)
+            path = Path(folder, name)
+            if not name.startswith(".") and path.suffix.lower() in SUFFIXES:
+                yield path

@@ -30,6 +30,7 @@ from lpd_tools.evaluation.likelihood import dependency_loss, orders_for, self_co
 from lpd_tools.evaluation.measure import (
     RECONSTRUCTED,
     REFERENCE_HELP,
+    Comparison,
     chosen_extractors,
     compare,
     manifests,
@@ -48,7 +49,7 @@ PICTURE_FILE = "grid.png"
 
 
 @dataclass(frozen=True)
-class Evaluation(Generation):
+class Evaluation(Comparison, Generation):
     """A generation, repeated with other seeds, and what is measured of it; `out` also gets the results.
 
     Repeat r draws seeds `seed` + r·n to `seed` + (r + 1)·n - 1 of n = images_per_class · C images.
@@ -56,15 +57,6 @@ class Evaluation(Generation):
 
     repeats: int = setting(1, "runs with seeds of their own; three give a 95 % interval")
     reference: str = setting("fashion-mnist", REFERENCE_HELP)
-    floor: str = setting(
-        "", "further real images for the floor (without: a data set's training split, else two halves)"
-    )
-    features: tuple[str, ...] = setting(
-        (), "of efficientnet, judge, inception (without: those whose file is given, else efficientnet)"
-    )
-    judge: str = setting("", "a judge of Fashion-MNIST that was not used for tuning")
-    inception: str = setting("", "the standard Inception network as a TorchScript file")
-    k: int = setting(3, "neighbours of precision and recall")
     reconstructed_images: int = setting(2000, "real images to put through the tokenizer (0: none)")
     nats_images: int = setting(1000, "real images for the teacher-forced nats (0: none)")
     self_images: int = setting(200, "images to draw without guidance for the self-consistency (0: none)")

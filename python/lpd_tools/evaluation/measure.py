@@ -37,12 +37,10 @@ ENOUGH_IMAGES = 2000
 GENERATED, FLOOR, RECONSTRUCTED = "generated", "real (the floor)", "reconstructed"
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """What is compared with what, and by which features."""
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How images are compared with real ones."""
 
-    images: tuple[str, ...] = setting(..., "folder or .npz file of generated images; several are repeats")
-    reference: str = setting(..., REFERENCE_HELP)
     floor: str = setting(
         "", "further real images for the floor (without: a data set's training split, else two halves)"
     )
@@ -51,11 +49,19 @@ class Measurement:
     )
     judge: str = setting("", "a judge of Fashion-MNIST that was not used for tuning")
     inception: str = setting("", "the standard Inception network as a TorchScript file")
+    k: int = setting(3, "neighbours of precision and recall")
+
+
+@dataclass(frozen=True)
+class Measurement(Comparison):
+    """What is compared with what."""
+
+    images: tuple[str, ...] = setting(..., "folder or .npz file of generated images; several are repeats")
+    reference: str = setting(..., REFERENCE_HELP)
     size: int = setting(0, "side to bring all images to (0: that of the generated images)")
     batch_size: int = setting(100, "images per batch of the feature networks")
     device: str = setting("", "cpu, cuda or cuda:<index> (empty: cuda if there is one)")
     seed: int = setting(0, "seed of the samples drawn for the floor, the kernel distance and the inception score")
-    k: int = setting(3, "neighbours of precision and recall")
     out: str = setting("", "JSON file to write")
 
 

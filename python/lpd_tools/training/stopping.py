@@ -6,6 +6,7 @@ import signal
 import threading
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -22,12 +23,12 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = False
-        self._before: dict[int, signal.Handlers | int | None] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
         # Python delivers signals to the main thread, and lets no other set handlers.
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}  # type: ignore[misc]
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""Linear layers made ready for decoding on a CPU: weights laid out for oneDNN's kernels, and never trained.
+"""Linear layers made ready for decoding on a CPU: weights laid out for ops.packed_linear, and never trained.
 
 A decoding step multiplies few rows by large matrices; kernels that find the matrix in its plain order read it at a
 fraction of the memory's speed.
@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_TYPICAL_ROWS = 40  # oneDNN is told how many rows to expect; any number may come
+from lpd_ext import ops
+from lpd_ext.reference import pack_weight, unpack_weight
 
 
 class DecodingLinear(nn.Module, ABC):
@@ -99,7 +100,7 @@ class PackedLinear(DecodingLinear):
         weight = weights["weight"]
         _check_can_pack(weight)
         # Neither a parameter nor a buffer: .to() and its like cannot move or cast what is packed.
-        self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _TYPICAL_ROWS)
+        self._packed: Tensor = pack_weight(weight.detach())
 
     def check_move(self, fn: Callable[[Tensor], Tensor]) -> None:
         _check_can_pack(fn(torch.empty(0, dtype=self._packed.dtype)))
@@ -107,25 +108,33 @@ class PackedLinear(DecodingLinear):
     @property
     def weight(self) -> Tensor:
         """A copy of the weights [N, K] in their plain order."""
-        return self._packed.to_dense()
+        return unpack_weight(self._packed, self.out_features, self.in_features)
 
     def plain(self) -> dict[str, Tensor]:
         return {"weight": self.weight}
 
     def forward(self, x: Tensor) -> Tensor:
-        # Detached: oneDNN's operator has no derivative, and would leave its part out of a gradient with a warning only.
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x.detach(), self._packed, self.bias, "none", [], "")
-        return out
+        return self._product(x, gelu=False)
 
     def mlp(self, x: Tensor, fc2: nn.Module) -> Tensor:
-        hidden = torch.ops.mkldnn._linear_pointwise(x.detach(), self._packed, self.bias, "gelu", [], "none")
-        out: Tensor = fc2(hidden)
+        out: Tensor = fc2(self._product(x, gelu=True))
         return out
+
+    def _product(self, x: Tensor, gelu: bool) -> Tensor:
+        # Detached: the operator has no derivative, and would leave its part out of a gradient with a warning only.
+        y = ops.packed_linear(rows_of(x.detach()), self._packed, self.bias, self.out_features, gelu)
+        return y.view(*x.shape[:-1], self.out_features)
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """x [..., K] as [R, K] whose rows are contiguous, a view where it can be."""
+    rows = x if x.dim() == 2 else x[None].flatten(0, -2)
+    return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether PackedLinear takes weights of this kind, on this processor."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if device.type != "cpu":
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and has_fast_arithmetic(dtype))
 

@@ -273,62 +273,58 @@ def quantize_rows(x: Tensor, levels: int = 255, rotate: bool = False, planes: in
 
 @torch.library.register_fake("lpd_ext::quantize_rows")
 def _(x: Tensor, levels: int, rotate: bool, planes: int) -> tuple[Tensor, Tensor]:
-    return _fake_quantized(planes * x.shape[0], x)
+    quantized = x.new_empty((planes * x.shape[0], x.shape[1]), dtype=torch.uint8)
+    return quantized, x.new_empty((planes * x.shape[0], 2), dtype=torch.float32)
 
 
-def _fake_quantized(rows: int, x: Tensor) -> tuple[Tensor, Tensor]:
-    quantized = x.new_empty((rows, x.shape[1]), dtype=torch.uint8)
-    return quantized, x.new_empty((rows, 2), dtype=torch.float32)
+def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, gelu: bool = False) -> Tensor:
+    """x W^T + bias [R, N], or GELU of it (exact form), with weights as reference.pack_weight lays them out.
 
-
-def dequantize_rows(
-    product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None, planes: int = 1
-) -> None:
-    """Turn a product of quantised rows [R, N] into scale * (product - zero_point * column_sum) + bias, in place.
-
-    product float32, of the bytes with weights [N, K] that have been rounded; quantization float32 [R, 2], the rows'
-    scales and zero points; column_sum float32 [N], the weights' sums over K; bias float32 [N]. planes = 2: the sum of
-    both planes, and bias once, in the first half of the rows.
+    x [R, K], weight and bias [N] in float32, or all in bfloat16 (summed in float32). To the last bit, a row of the
+    result does not depend on the other rows.
     """
-    _ops.dequantize_rows(product, quantization, column_sum, bias, planes)
-
-
-@torch.library.register_fake("lpd_ext::dequantize_rows")
-def _(product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None, planes: int) -> None:
-    return None
-
-
-def gelu_quantize_rows(
-    product: Tensor,
-    quantization: Tensor,
-    column_sum: Tensor,
-    bias: Tensor | None,
-    planes: int = 1,
-    levels: int = 255,
-    out_rotate: bool = False,
-    out_planes: int = 1,
-) -> tuple[Tensor, Tensor]:
-    """quantize_rows (levels, out_rotate, out_planes) of GELU of what dequantize_rows (the rest) makes of product.
-
-    product is overwritten: with what was quantised, before any rotation.
-    """
-    arguments = (product, quantization, column_sum, bias, planes, levels, out_rotate, out_planes)
-    result: tuple[Tensor, Tensor] = _ops.gelu_quantize_rows(*arguments)
+    result: Tensor = _ops.packed_linear(x, weight, bias, out_features, gelu)
     return result
 
 
-@torch.library.register_fake("lpd_ext::gelu_quantize_rows")
-def _(
-    product: Tensor,
+@torch.library.register_fake("lpd_ext::packed_linear")
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, gelu: bool) -> Tensor:
+    return x.new_empty((x.shape[0], out_features))
+
+
+def packed_linear_int8(
+    quantized: Tensor,
     quantization: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    column_sum: Tensor,
+    bias: Tensor | None,
+    planes: int = 1,
+    gelu: bool = False,
+) -> Tensor:
+    """packed_linear of what quantize_rows made of x, float32 [R, N], with int8 weights.
+
+    quantized uint8 [planes * R, K] and quantization float32 [planes * R, 2], as quantize_rows gives them; weight int8,
+    as reference.pack_weight lays it out, stands for weight * scale [N]; column_sum float32 [N], the sums of that over
+    K; bias float32 [N]. Products of bytes are summed exactly; K is 65,536 at most.
+    """
+    arguments = (quantized, quantization, weight, scale, column_sum, bias, planes, gelu)
+    result: Tensor = _ops.packed_linear_int8(*arguments)
+    return result
+
+
+@torch.library.register_fake("lpd_ext::packed_linear_int8")
+def _(
+    quantized: Tensor,
+    quantization: Tensor,
+    weight: Tensor,
+    scale: Tensor,
     column_sum: Tensor,
     bias: Tensor | None,
     planes: int,
-    levels: int,
-    out_rotate: bool,
-    out_planes: int,
-) -> tuple[Tensor, Tensor]:
-    return _fake_quantized(product.shape[0] // planes * out_planes, product)
+    gelu: bool,
+) -> Tensor:
+    return quantization.new_empty((quantized.shape[0] // planes, scale.shape[0]))
 
 
 def group_norm_scale_shift(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float = 1e-6) -> Tensor:
@@ -391,8 +387,8 @@ OPERATORS = (
 # Operators that only the CPU has kernels for.
 CPU_OPERATORS = (
     "quantize_rows",
-    "dequantize_rows",
-    "gelu_quantize_rows",
+    "packed_linear",
+    "packed_linear_int8",
     "group_norm_scale_shift",
     "conv3x3",
     "training_attention",

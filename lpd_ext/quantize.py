@@ -1,10 +1,10 @@
 """int8 linear layers for decoding on a CPU: weights rounded per output channel, activations per row on the fly.
 
-y = x W^T + b becomes one product of bytes, and one pass that gives it meaning again (ops.dequantize_rows); between fc1
-and fc2 that pass also applies GELU and rounds again. Inputs and weights are both rotated before they are rounded
-(reference.rotate_rows), which leaves their product as it is and halves the error of the inputs, whose outliers it
-spreads. Where errors reach the logits almost undamped, inputs are two planes of bytes, the second of which holds what
-the first leaves: twice the rows of one product, so the weights are still read once.
+y = x W^T + b becomes a product of bytes whose sums get their meaning back before they are written
+(ops.packed_linear_int8). Inputs and weights are both rotated before they are rounded (reference.rotate_rows), which
+leaves their product as it is and halves the error of the inputs, whose outliers it spreads. Where errors reach the
+logits almost undamped, inputs are two planes of bytes, the second of which holds what the first leaves: twice the rows
+of one product, so the weights are still read once.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from lpd_ext import ops
-from lpd_ext.linear import DecodingLinear, replace_linears, unpack
+from lpd_ext.linear import DecodingLinear, replace_linears, rows_of, unpack
 from lpd_ext.model import LPDModel
-from lpd_ext.reference import ROTATION, rotate_rows
+from lpd_ext.reference import ROTATION, pack_weight, rotate_rows, unpack_weight
 
 SCALE = "rotated_scale"  # of int8 weights: the name that stands beside theirs in a state dict
 FINE_BLOCKS = 3  # the last ones, whose inputs are in two planes, as those of the head
-_WEIGHT_LEVELS = 127
-# Without VNNI, pairs of products are summed in 16 bits: 2 * 127 * 127 fits, 2 * 255 * 127 does not.
-_ACTIVATION_LEVELS = 255 if torch.cpu._is_vnni_supported() else 127
+_WEIGHT_LEVELS, _ACTIVATION_LEVELS = 127, 255
+_SUMMED_ROWS = 64
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,49 +51,30 @@ class Int8Linear(DecodingLinear):
             beside = "" if scale is None else f" beside a {SCALE}"
             raise ValueError(f"weights must be int8 or floats of their own scale, got {weight.dtype}{beside}")
         scale = _checked_scale(weight, scale)
-        self._packed: Tensor = torch.ops.onednn.qlinear_prepack(weight, None)
+        self._packed: Tensor = pack_weight(weight)
         self._scale = scale.detach().clone()
-        self._column_sum = weight.sum(1, dtype=torch.int32) * scale
-        self._no_zero_points = torch.zeros(len(weight), dtype=torch.int32)
+        # In parts: torch makes int32 of what it sums, which holes in the heap would keep.
+        sums = [part.sum(1, dtype=torch.int32) for part in weight.split(_SUMMED_ROWS)]
+        self._column_sum = torch.cat(sums) * scale
 
     def check_move(self, fn: Callable[[Tensor], Tensor]) -> None:
         _checked_scale(fn(torch.empty(0, dtype=torch.int8)), fn(torch.empty(0)))
 
     def plain(self) -> dict[str, Tensor]:
-        return {"weight": self._packed.to_dense().t().contiguous(), SCALE: self._scale.clone()}
+        return {"weight": unpack_weight(self._packed, self.out_features, self.in_features), SCALE: self._scale.clone()}
 
     def forward(self, x: Tensor) -> Tensor:
-        quantized = ops.quantize_rows(x[None].flatten(0, -2), _ACTIVATION_LEVELS, self.rotate, self.planes)
-        return self._of_bytes(*quantized).view(*x.shape[:-1], self.out_features)
+        return self._product(x, gelu=False)
 
     def mlp(self, x: Tensor, fc2: nn.Module) -> Tensor:
-        assert isinstance(fc2, Int8Linear)
-        quantized, quantization = ops.quantize_rows(x, _ACTIVATION_LEVELS, self.rotate, self.planes)
-        of_hidden = (self._product(quantized), quantization, self._column_sum, self.bias, self.planes)
-        return fc2._of_bytes(*ops.gelu_quantize_rows(*of_hidden, _ACTIVATION_LEVELS, fc2.rotate, fc2.planes))
+        out: Tensor = fc2(self._product(x, gelu=True))
+        return out
 
-    def _of_bytes(self, quantized: Tensor, quantization: Tensor) -> Tensor:
-        product = self._product(quantized)
-        ops.dequantize_rows(product, quantization, self._column_sum, self.bias, self.planes)
-        return product[: len(product) // self.planes]
-
-    def _product(self, quantized: Tensor) -> Tensor:
-        # Scales per row and zero points are left to the pass that follows: oneDNN's fast kernels know neither.
-        unscaled = (1.0, 0)
-        result: Tensor = torch.ops.onednn.qlinear_pointwise(
-            quantized,
-            *unscaled,
-            self._packed,
-            self._scale,
-            self._no_zero_points,
-            None,
-            *unscaled,
-            torch.float32,
-            "none",
-            [],
-            "",
-        )
-        return result
+    def _product(self, x: Tensor, gelu: bool) -> Tensor:
+        quantized = ops.quantize_rows(rows_of(x.detach()), _ACTIVATION_LEVELS, self.rotate, self.planes)
+        of_weights = (self._packed, self._scale, self._column_sum)
+        y = ops.packed_linear_int8(*quantized, *of_weights, self.bias, self.planes, gelu)
+        return y.view(*x.shape[:-1], self.out_features)
 
 
 def _checked_scale(weight: Tensor, scale: Tensor | None) -> Tensor:

@@ -116,32 +116,53 @@ def quantize_rows(x: Tensor, levels: int = 255, rotate: bool = False, planes: in
     return torch.cat(quantized), torch.cat(quantization)
 
 
-def dequantize_rows(
-    product: Tensor, quantization: Tensor, column_sum: Tensor, bias: Tensor | None, planes: int = 1
-) -> None:
-    """product = scale * (product - zero_point * column_sum) + bias, in place; both planes summed in the first rows."""
-    scale, zero_point = quantization.unsqueeze(-1).unbind(1)
-    parts = scale * (product - zero_point * column_sum)
-    rows = len(product) // planes
-    y = parts.unflatten(0, (planes, rows)).sum(0)
-    product[:rows] = y if bias is None else y + bias
+LINEAR_PANEL = 32
 
 
-def gelu_quantize_rows(
-    product: Tensor,
+def pack_weight(weight: Tensor) -> Tensor:
+    """Weights [N, K] as packed_linear reads them: [ceil(N / 32), ceil(K / e), 32, e], padded with zeros.
+
+    e elements of a channel fill four bytes: 1 float32, 2 bfloat16, 4 int8.
+    """
+    elements = 4 // weight.element_size()
+    channels, inputs = weight.shape
+    padding = (0, -inputs % elements, 0, -channels % LINEAR_PANEL)
+    padded = F.pad(weight, padding) if any(padding) else weight  # F.pad copies
+    panels: Tensor = padded.unflatten(1, (-1, elements)).unflatten(0, (-1, LINEAR_PANEL))
+    return panels.transpose(1, 2).contiguous()
+
+
+def unpack_weight(packed: Tensor, out_features: int, in_features: int) -> Tensor:
+    """The weights [N, K] that pack_weight laid out, as a copy."""
+    plain: Tensor = packed.transpose(1, 2).flatten(2).flatten(0, 1)[:out_features, :in_features]
+    return plain.clone()
+
+
+def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, gelu: bool = False) -> Tensor:
+    """F.linear with weights in their plain order, then GELU in its exact form; rounded to the dtype of x at the end."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    plain = unpack_weight(weight, out_features, x.shape[1])
+    y = F.linear(x.to(dtype), plain.to(dtype), None if bias is None else bias.to(dtype))
+    return (F.gelu(y) if gelu else y).to(x.dtype)
+
+
+def packed_linear_int8(
+    quantized: Tensor,
     quantization: Tensor,
+    weight: Tensor,
+    scale: Tensor,
     column_sum: Tensor,
     bias: Tensor | None,
     planes: int = 1,
-    levels: int = 255,
-    out_rotate: bool = False,
-    out_planes: int = 1,
-) -> tuple[Tensor, Tensor]:
-    """dequantize_rows, GELU (exact form), quantize_rows."""
-    dequantize_rows(product, quantization, column_sum, bias, planes)
-    y = product[: len(product) // planes]
-    y.copy_(F.gelu(y))
-    return quantize_rows(y, levels, out_rotate, out_planes)
+    gelu: bool = False,
+) -> Tensor:
+    """The sum over planes of row_scale * (scale * product of bytes - zero_point * column_sum), then bias and GELU."""
+    plain = unpack_weight(weight, len(scale), quantized.shape[1])
+    product = (quantized.double() @ plain.double().t()).to(scale.dtype) * scale  # double: exact sums of whole numbers
+    row_scale, zero_point = quantization.unsqueeze(-1).unbind(1)
+    y = (row_scale * (product - zero_point * column_sum)).unflatten(0, (planes, -1)).sum(0)
+    y = y if bias is None else y + bias
+    return F.gelu(y) if gelu else y
 
 
 def append_kv(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, segments: Tensor, max_rows: int) -> None:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from lpd_ext import ops
 
-_KEPT_BLOCK_MASKS = 32  # training draws one of at most 14 tables per step
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
 Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -40,6 +40,8 @@ class Visibility:
         Dropout, float64 and devices other than the CPU and CUDA take the mask.
         """
         if not dropout and like.is_cuda:
+            from lpd_ext.block_attention import training_block_mask
+
             return cls(block_mask=training_block_mask(group_sizes, mutual_visibility, like.device))
         if not dropout and like.is_cpu and like.dtype != torch.float64:
             return cls(torch.tensor(list(group_sizes), dtype=torch.int32), mutual_visibility)
@@ -52,11 +54,9 @@ def attend(qkv: Tensor, visibility: Visibility) -> Tensor:
         return ops.training_attention(qkv, visibility.group_sizes, visibility.mutual_visibility)[0]
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     if visibility.block_mask is not None:
-        # Inside torch.compile it is compiled anyway.
-        if torch.compiler.is_compiling():
-            attended = flex_attention(q, k, v, block_mask=visibility.block_mask)
-        else:
-            attended = _compiled_flex_attention()(q, k, v, block_mask=visibility.block_mask)
+        from lpd_ext.block_attention import block_attention  # here alone: it needs torch.compile, 75 MB
+
+        attended = block_attention(q, k, v, visibility.block_mask)
     else:
         mask, dropout = visibility.mask, visibility.dropout
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
@@ -68,30 +68,14 @@ def training_mask(
     group_sizes: Sequence[int], device: torch.device | None = None, mutual_visibility: bool = True
 ) -> Tensor:
     """Who sees whom in the teacher-forced pass, bool [rows, rows] (True: may see)."""
-    sees = _sees(group_sizes, device, mutual_visibility)
+    sees = visibility_of(group_sizes, device, mutual_visibility)
     unused = torch.zeros((), dtype=torch.int64, device=device)
     rows = torch.arange(1 + 2 * sum(group_sizes) - group_sizes[-1], device=device)
     return sees(unused, unused, rows[:, None], rows[None, :])
 
 
-def training_block_mask(group_sizes: Sequence[int], mutual_visibility: bool, device: torch.device) -> BlockMask:
-    """`training_mask` as FlexAttention takes it, for every image and head; kept from call to call."""
-    block_mask: BlockMask = _cached_block_mask(tuple(group_sizes), mutual_visibility, device)
-    return block_mask
-
-
-@lru_cache(_KEPT_BLOCK_MASKS)
-def _block_mask(group_sizes: tuple[int, ...], mutual_visibility: bool, device: torch.device) -> BlockMask:
-    rows = 1 + 2 * sum(group_sizes) - group_sizes[-1]
-    return create_block_mask(_sees(group_sizes, device, mutual_visibility), None, None, rows, rows, str(device))
-
-
-# torch.compile would trace through the cache.
-_cached_block_mask: Callable[..., BlockMask] = torch.compiler.disable(_block_mask)
-
-
-def _sees(group_sizes: Sequence[int], device: torch.device | None, mutual_visibility: bool) -> Sees:
-    """FlexAttention's mask_mod (image, head, row, key): whether a row sees a key, for indices that broadcast."""
+def visibility_of(group_sizes: Sequence[int], device: torch.device | None, mutual_visibility: bool) -> Sees:
+    """Whether a row sees a key, by (image, head, row, key) as FlexAttention's mask_mod, for indices that broadcast."""
     sizes = torch.tensor(list(group_sizes), device=device)
     steps = torch.arange(len(sizes), device=device)
     context = torch.cat([steps.new_zeros(1), (steps[:-1] + 1).repeat_interleave(sizes[:-1])])
@@ -104,9 +88,3 @@ def _sees(group_sizes: Sequence[int], device: torch.device | None, mutual_visibi
         return torch.where(is_context[key], block[row] >= block[key], own)
 
     return sees
-
-
-@cache
-def _compiled_flex_attention() -> Callable[..., Any]:
-    # Without compilation FlexAttention computes the whole square.
-    return torch.compile(flex_attention)

@@ -95,18 +95,11 @@ def int8_agreement(pipe: LPDPipeline, policy: str) -> float:
     return forced_by_order(pipes, config)[policy]["agreement"]
 
 
-needs_vnni = pytest.mark.skipif(
-    quantize._ACTIVATION_LEVELS < 255, reason="without VNNI activations have 7 bits, and int8 misses its gate"
-)
-
-
-@needs_vnni
 @pytest.mark.parametrize("policy", ["locality", "random"])
 def test_int8_keeps_the_argmaxes(policy: str, pipe: LPDPipeline) -> None:
     assert int8_agreement(pipe, policy) >= 0.985
 
 
-@needs_vnni
 def test_the_gate_of_int8_rejects_one_byte_as_it_is(pipe: LPDPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantize.Int8Linear, "rotate", False)
     monkeypatch.setattr(checkpoint, "use_planes", lambda model: model)

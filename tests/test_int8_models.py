@@ -24,8 +24,6 @@ from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.quantize import SCALE, Int8Linear, is_quantized
 from lpd_ext.sampler import generate
 
-pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
-
 
 def test_packed_models_round_as_plain_ones() -> None:
     plain, packed = (quantize.quantize(model) for model in (load_golden().model(), pack(load_golden().model())))
@@ -145,9 +143,9 @@ def test_int8_at_another_grid(golden_int8: LPDModel, tmp_path: Path) -> None:
         ({"dtype": torch.float32}, "dtype must be 'int8' or None for a checkpoint of int8 weights, got torch.float32"),
         ({"dtype": torch.float16}, "dtype must be 'int8' or None .* got torch.float16"),
         ({"dtype": "int4"}, "dtype must be one of .*int8, got int4"),
-        ({"dtype": "int8", "device": "cuda"}, "'int8' decodes on the CPU, .* got device cuda"),
-        ({"device": "cuda:1"}, "'int8' decodes on the CPU, .* got device cuda:1"),
-        ({"device": "meta"}, "'int8' decodes on the CPU, .* got device meta"),
+        ({"dtype": "int8", "device": "cuda"}, "'int8' decodes on the CPU, got device cuda"),
+        ({"device": "cuda:1"}, "'int8' decodes on the CPU, got device cuda:1"),
+        ({"device": "meta"}, "'int8' decodes on the CPU, got device meta"),
     ],
 )
 def test_int8_files_refuse(golden_int8: LPDModel, tmp_path: Path, options: dict[str, Any], message: str) -> None:

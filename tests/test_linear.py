@@ -20,8 +20,6 @@ CPU = torch.device("cpu")
 DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if can_pack(CPU, dtype)]
 SIZES = [(1, 1), (7, 5), (16, 129), (129, 16), (1, 33), (33, 1), (96, 512)]  # K, N
 
-pytestmark = pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="this torch has no oneDNN")
-
 
 def random_linear(inputs: int, outputs: int, bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Linear:
     torch.manual_seed(inputs + outputs)

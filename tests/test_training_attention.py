@@ -13,10 +13,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
-from lpd_ext import ops, reference, training_attention
+from lpd_ext import block_attention, ops, reference
+from lpd_ext.block_attention import training_block_mask
 from lpd_ext.model import Block, LPDConfig
 from lpd_ext.schedule import group_sizes
-from lpd_ext.training_attention import Visibility, attend, training_block_mask, training_mask
+from lpd_ext.training_attention import Visibility, attend, training_mask
 
 # Tiles have 96 rows, spans 128 keys: steps that share a tile, groups that need several of each, and last groups smaller
 # than the one before.
@@ -312,7 +313,7 @@ def test_block_masks_of_flex_attention(sizes: list[int], mutual: bool) -> None:
 @pytest.mark.parametrize("mutual", [True, False])
 def test_flex_attention_computes_the_same(mutual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What CUDA takes, uncompiled, as far as it runs on the CPU: without the gradient."""
-    monkeypatch.setattr(training_attention, "_compiled_flex_attention", lambda: flex_attention)
+    monkeypatch.setattr(block_attention, "_compiled_flex_attention", lambda: flex_attention)
     sizes = [1, 2, 20, 60, 9]
     qkv, _ = make_case(sizes, 16, torch.float32)
     found = attend(qkv, Visibility(block_mask=training_block_mask(tuple(sizes), mutual, qkv.device)))

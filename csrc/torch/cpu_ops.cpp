@@ -12,10 +12,6 @@
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lpd_ext, m) {
   m.def("quantize_rows(Tensor x, int levels, bool rotate, int planes) -> (Tensor, Tensor)");
-  m.def("dequantize_rows(Tensor(a!) product, Tensor quantization, Tensor column_sum, Tensor? bias, int planes) -> ()");
-  m.def(
-      "gelu_quantize_rows(Tensor(a!) product, Tensor quantization, Tensor column_sum, Tensor? bias, int planes, "
-      "int levels, bool out_rotate, int out_planes) -> (Tensor, Tensor)");
   m.def("group_norm_scale_shift(Tensor x, Tensor weight, Tensor bias, int num_groups, float eps) -> Tensor");
   m.def(
       "conv3x3(Tensor x, Tensor weight, Tensor bias, Tensor? scale_shift, Tensor(a!) out, bool upsample, "
@@ -28,81 +24,31 @@ using namespace lpd::checks;
 using lpd::execution::execute_on_cpu;
 using Quantized = std::tuple<Tensor, Tensor>;
 
-// ---- quantize_rows, dequantize_rows, gelu_quantize_rows ----
-
-int32_t checked_planes(int64_t planes, const char* name) {
-  check(planes == 1 || planes == 2, name, " must be 1 or 2, got ", planes);
-  return static_cast<int32_t>(planes);
-}
-
-// Bytes for `rows` rows like those of x, and their scales and zero points, which params are pointed to.
-Quantized empty_quantized(const Tensor& x, const char* width, int64_t rows, int64_t levels, bool rotate, int64_t planes,
-                          const char* planes_name, lpd::RowBytes& params) {
-  check(levels >= 1 && levels <= 255, "levels must be in [1, 255], got ", levels);
-  check(!rotate || x.size(1) % lpd::kRotation == 0, width, " must be a multiple of ", lpd::kRotation,
-        " to be rotated, got ", x.size(1));
-  params.planes = checked_planes(planes, planes_name);
-  params.levels = static_cast<int32_t>(levels);
-  params.rotate = rotate;
-  params.num_rows = rows;
-  const Quantized result = {torch::stable::new_empty(x, {planes * rows, x.size(1)}, ScalarType::Byte),
-                            torch::stable::new_empty(x, {planes * rows, 2}, ScalarType::Float)};
-  params.quantized = static_cast<uint8_t*>(std::get<0>(result).mutable_data_ptr());
-  params.quantization = static_cast<lpd::RowQuantization*>(std::get<1>(result).mutable_data_ptr());
-  return result;
-}
+// ---- quantize_rows ----
 
 Quantized quantize_rows(const Tensor& x, int64_t levels, bool rotate, int64_t planes) {
   lpd::QuantizeRowsParams params{};
   params.dtype = float_dtype(x, "x");
   check_shape(x, "x", "[R, K]", {-1, -1});
   check_rows_contiguous(x, "x");
+  check(levels >= 1 && levels <= 255, "levels must be in [1, 255], got ", levels);
+  check(planes == 1 || planes == 2, "planes must be 1 or 2, got ", planes);
+  check(!rotate || x.size(1) % lpd::kRotation == 0, "x: K must be a multiple of ", lpd::kRotation,
+        " to be rotated, got ", x.size(1));
+  const int64_t rows = x.size(0);
+  const Quantized result = {torch::stable::new_empty(x, {planes * rows, x.size(1)}, ScalarType::Byte),
+                            torch::stable::new_empty(x, {planes * rows, 2}, ScalarType::Float)};
   params.x = x.const_data_ptr();
   params.x_stride = x.stride(0);
   params.width = size32(x.size(1), "x: K");
-  const Quantized result = empty_quantized(x, "x: K", x.size(0), levels, rotate, planes, "planes", params.out);
+  params.out = {static_cast<uint8_t*>(std::get<0>(result).mutable_data_ptr()),
+                static_cast<lpd::RowQuantization*>(std::get<1>(result).mutable_data_ptr()),
+                rows,
+                static_cast<int32_t>(planes),
+                static_cast<int32_t>(levels),
+                rotate};
   const double passes = (rotate ? 0.5 : 0.2) * static_cast<double>(planes);
-  execute_on_cpu(params, lpd::cpu_kernels().quantize_rows, x.size(0), passes * params.width);
-  return result;
-}
-
-lpd::DequantizeRowsParams dequantize_params(const Tensor& product, const Tensor& quantization, const Tensor& column_sum,
-                                            const OptionalTensor& bias, int64_t planes) {
-  lpd::DequantizeRowsParams params{};
-  params.planes = checked_planes(planes, "planes");
-  check_dtype(product, "product", ScalarType::Float);
-  check_shape(product, "product", "[R, N]", {-1, -1});
-  check_rows_contiguous(product, "product");
-  check_distinct_rows(product, "product");
-  check(product.size(0) % planes == 0, "product: its rows must be in ", planes, " planes, got ", product.size(0));
-  check_array(quantization, "quantization", product, ScalarType::Float, "[R, 2]", {product.size(0), 2});
-  check_array(column_sum, "column_sum", product, ScalarType::Float, "[N]", {product.size(1)});
-  if (bias.has_value()) check_array(*bias, "bias", product, ScalarType::Float, "[N]", {product.size(1)});
-  params.product = static_cast<float*>(product.mutable_data_ptr());
-  params.quantization = static_cast<const lpd::RowQuantization*>(quantization.const_data_ptr());
-  params.column_sum = static_cast<const float*>(column_sum.const_data_ptr());
-  params.bias = optional_data<float>(bias);
-  params.product_stride = product.stride(0);
-  params.num_rows = product.size(0) / planes;
-  params.width = size32(product.size(1), "product: N");
-  return params;
-}
-
-void dequantize_rows(const Tensor& product, const Tensor& quantization, const Tensor& column_sum,
-                     const OptionalTensor& bias, int64_t planes) {
-  const lpd::DequantizeRowsParams params = dequantize_params(product, quantization, column_sum, bias, planes);
-  execute_on_cpu(params, lpd::cpu_kernels().dequantize_rows, params.num_rows, 0.3 * params.width);
-}
-
-Quantized gelu_quantize_rows(const Tensor& product, const Tensor& quantization, const Tensor& column_sum,
-                             const OptionalTensor& bias, int64_t planes, int64_t levels, bool out_rotate,
-                             int64_t out_planes) {
-  lpd::GeluQuantizeRowsParams params{};
-  params.rows = dequantize_params(product, quantization, column_sum, bias, planes);
-  const int64_t rows = params.rows.num_rows;
-  const Quantized result =
-      empty_quantized(product, "product: N", rows, levels, out_rotate, out_planes, "out_planes", params.out);
-  execute_on_cpu(params, lpd::cpu_kernels().gelu_quantize_rows, rows, 1.0 * params.rows.width);
+  execute_on_cpu(params, lpd::cpu_kernels().quantize_rows, rows, passes * params.width);
   return result;
 }
 
@@ -182,8 +128,6 @@ void conv3x3(const Tensor& x, const Tensor& weight, const Tensor& bias, const Op
 
 STABLE_TORCH_LIBRARY_IMPL(lpd_ext, CPU, m) {
   m.impl("quantize_rows", TORCH_BOX(&quantize_rows));
-  m.impl("dequantize_rows", TORCH_BOX(&dequantize_rows));
-  m.impl("gelu_quantize_rows", TORCH_BOX(&gelu_quantize_rows));
   m.impl("group_norm_scale_shift", TORCH_BOX(&group_norm_scale_shift));
   m.impl("conv3x3", TORCH_BOX(&conv3x3));
 }

@@ -10,9 +10,9 @@
 #include "group_norm/group_norm_scale_shift.h"
 #include "kv_cache/append_kv.h"
 #include "locality_order/locality_order.h"
+#include "packed_linear/packed_linear.h"
 #include "residual_norm/residual_layer_norm.h"
 #include "row_embedding/embed_rows.h"
-#include "row_quantization/dequantize_rows.h"
 #include "row_quantization/quantize_rows.h"
 #include "token_sampling/sample_tokens.h"
 #include "training_attention/training_attention.h"
@@ -22,7 +22,7 @@
   apply(group_attention, GroupAttentionParams) apply(append_kv, AppendKvParams) apply(embed_rows, EmbedRowsParams) \
       apply(residual_layer_norm, ResidualLayerNormParams) apply(sample_tokens, SampleTokensParams)                 \
           apply(locality_order, LocalityOrderParams) apply(quantize_rows, QuantizeRowsParams)                      \
-              apply(dequantize_rows, DequantizeRowsParams) apply(gelu_quantize_rows, GeluQuantizeRowsParams)       \
+              apply(pack_linear_rows, PackedLinearParams) apply(packed_linear, PackedLinearParams)                 \
                   apply(group_norm_partials, GroupNormParams) apply(group_norm_scale_shift, GroupNormParams)       \
                       apply(conv3x3_weights, Conv3x3Params) apply(conv3x3, Conv3x3Params)                          \
                           apply(training_attention, TrainingAttentionParams)

@@ -1,0 +1,157 @@
+// How a word of a row meets the words of a vector of channels: one product of floats, two of bfloat16 or four of bytes.
+// add(sum, row(w), columns(w)) for all words, then value(sum).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "common/simd.h"
+
+namespace lpd {
+namespace {
+
+struct FloatWords {
+  using Sum = Vec;
+  using Row = Vec;
+  using Columns = Vec;
+  static Sum zero() { return broadcast(0.0f); }
+  static Row row(const uint32_t* word) { return broadcast(bits_to_float(*word)); }
+  static Columns columns(const uint32_t* words) { return load(reinterpret_cast<const float*>(words)); }
+  static Sum add(Sum sum, Row row, Columns columns) { return fma(row, columns, sum); }
+  static Vec value(Sum sum) { return sum; }
+};
+
+// The two halves of each word as floats.
+struct BFloat16Words {
+  struct Pair {
+    Vec low, high;
+  };
+  using Sum = Vec;
+  using Row = Pair;
+  using Columns = Pair;
+  static Sum zero() { return broadcast(0.0f); }
+  static Row row(const uint32_t* word) {
+    return {broadcast(bits_to_float(*word << 16)), broadcast(bits_to_float(*word & 0xffff0000u))};
+  }
+  static Columns columns(const uint32_t* words) {
+#if defined(LPD_ISA_AVX512)
+    const __m512i w = _mm512_loadu_si512(words);
+    return {{_mm512_castsi512_ps(_mm512_slli_epi32(w, 16))},
+            {_mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))}};
+#elif defined(LPD_ISA_AVX2)
+    const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
+    return {{_mm256_castsi256_ps(_mm256_slli_epi32(w, 16))},
+            {_mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32(static_cast<int>(0xffff0000u))))}};
+#else
+    return row(words);
+#endif
+  }
+  static Sum add(Sum sum, Row row, Columns columns) {
+    return fma(row.high, columns.high, fma(row.low, columns.low, sum));
+  }
+  static Vec value(Sum sum) { return sum; }
+};
+
+#if defined(LPD_ISA_AVX512)
+
+// Unsigned bytes times signed ones; pairs of products fit 32 bits but not 16, so halves are multiplied as 16 bits.
+struct ByteWords {
+  struct Halves {
+    __m512i even, odd;
+  };
+  using Sum = __m512i;
+  using Row = Halves;
+  using Columns = Halves;
+  static Sum zero() { return _mm512_setzero_si512(); }
+  static Row row(const uint32_t* word) {
+    return {_mm512_set1_epi32(static_cast<int>(*word & 0x00ff00ffu)),
+            _mm512_set1_epi32(static_cast<int>(*word >> 8 & 0x00ff00ffu))};
+  }
+  static Columns columns(const uint32_t* words) {
+    const __m512i w = _mm512_loadu_si512(words);
+    return {_mm512_srai_epi16(_mm512_slli_epi16(w, 8), 8), _mm512_srai_epi16(w, 8)};
+  }
+  static Sum add(Sum sum, Row row, Columns columns) {
+    const Sum even = _mm512_add_epi32(sum, _mm512_madd_epi16(row.even, columns.even));
+    return _mm512_add_epi32(even, _mm512_madd_epi16(row.odd, columns.odd));
+  }
+  static Vec value(Sum sum) { return {_mm512_cvtepi32_ps(sum)}; }
+};
+
+// The next two are for processors that have the instruction. It is written out because GCC 12 copies and spills the
+// sums around the intrinsics.
+struct VnniByteWords {
+  using Sum = __m512i;
+  using Row = __m512i;
+  using Columns = __m512i;
+  static Sum zero() { return _mm512_setzero_si512(); }
+  static Row row(const uint32_t* word) { return _mm512_set1_epi32(static_cast<int>(*word)); }
+  static Columns columns(const uint32_t* words) { return _mm512_loadu_si512(words); }
+  static Sum add(Sum sum, Row row, Columns columns) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(row), "v"(columns));
+    return sum;
+  }
+  static Vec value(Sum sum) { return {_mm512_cvtepi32_ps(sum)}; }
+};
+
+struct NativeBFloat16Words {
+  using Sum = __m512;
+  using Row = __m512i;
+  using Columns = __m512i;
+  static Sum zero() { return _mm512_setzero_ps(); }
+  static Row row(const uint32_t* word) { return _mm512_set1_epi32(static_cast<int>(*word)); }
+  static Columns columns(const uint32_t* words) { return _mm512_loadu_si512(words); }
+  static Sum add(Sum sum, Row row, Columns columns) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(row), "v"(columns));
+    return sum;
+  }
+  static Vec value(Sum sum) { return {sum}; }
+};
+
+#elif defined(LPD_ISA_AVX2)
+
+struct ByteWords {
+  struct Halves {
+    __m256i even, odd;
+  };
+  using Sum = __m256i;
+  using Row = Halves;
+  using Columns = Halves;
+  static Sum zero() { return _mm256_setzero_si256(); }
+  static Row row(const uint32_t* word) {
+    return {_mm256_set1_epi32(static_cast<int>(*word & 0x00ff00ffu)),
+            _mm256_set1_epi32(static_cast<int>(*word >> 8 & 0x00ff00ffu))};
+  }
+  static Columns columns(const uint32_t* words) {
+    const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
+    return {_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), _mm256_srai_epi16(w, 8)};
+  }
+  static Sum add(Sum sum, Row row, Columns columns) {
+    const Sum even = _mm256_add_epi32(sum, _mm256_madd_epi16(row.even, columns.even));
+    return _mm256_add_epi32(even, _mm256_madd_epi16(row.odd, columns.odd));
+  }
+  static Vec value(Sum sum) { return {_mm256_cvtepi32_ps(sum)}; }
+};
+
+#else
+
+struct ByteWords {
+  using Sum = int32_t;
+  using Row = uint32_t;
+  using Columns = uint32_t;
+  static Sum zero() { return 0; }
+  static Row row(const uint32_t* word) { return *word; }
+  static Columns columns(const uint32_t* words) { return *words; }
+  static Sum add(Sum sum, Row row, Columns columns) {
+    for (int shift = 0; shift < 32; shift += 8) {
+      sum += static_cast<int32_t>(row >> shift & 0xffu) * static_cast<int8_t>(columns >> shift & 0xffu);
+    }
+    return sum;
+  }
+  static Vec value(Sum sum) { return {static_cast<float>(sum)}; }
+};
+
+#endif
+
+}  // namespace
+}  // namespace lpd

@@ -1,0 +1,250 @@
+// packed_linear on the CPU. Up to twelve rows, packed so that a word of each lies beside that of the next row, go over
+// a panel of 32 channels with all sums in registers; while the rows of one panel are worked off, the next one is
+// fetched from memory. Limited by memory for few rows (weights are read once), by multiplications from about 20 rows
+// on.
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "common/cpu_kernels.h"
+#include "common/gelu.h"
+#include "common/register_block.h"
+#include "packed_linear/operands.h"
+
+namespace lpd::LPD_ISA {
+namespace {
+
+constexpr int kWidth = Vec::kWidth;
+static_assert(kLinearPanel % (kBlockVecs * kWidth) == 0);
+
+// Rows [first, first + count) of x: `rows` of them in the block, those of the second plane behind those of the first.
+struct RowBlock {
+  RowBlock(const PackedLinearParams& p, int64_t block) {
+    const int64_t block_rows = linear_block_rows(p);
+    first = block * block_rows;
+    count = static_cast<int>(std::min(block_rows, p.num_rows - first));
+    rows = count * p.planes;
+    packed = p.packed_rows + first * p.planes * linear_words(p);
+  }
+  int64_t first;
+  int count, rows;
+  uint32_t* packed;
+};
+
+// What of the next panel is fetched meanwhile: a row of it with every `words_per_row` words.
+struct FetchAhead {
+  const char* next;
+  int words_per_row;
+};
+
+// products[Rows, kBlockVecs * kWidth] = the rows at `packed`, `stride` words apart, times the channels at `weight`.
+template <class Words, int Rows>
+void multiply_block(const uint32_t* packed, int stride, const uint32_t* weight, int words, FetchAhead ahead,
+                    float* products) {
+  typename Words::Sum sum[Rows][kBlockVecs];
+  LPD_UNROLL for (int r = 0; r < Rows; ++r) {
+    LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) sum[r][v] = Words::zero();
+  }
+  for (int k = 0; k < words;) {
+    constexpr int kLine = 64;
+    __builtin_prefetch(ahead.next, 0, 2);
+    __builtin_prefetch(ahead.next + kLine, 0, 2);
+    ahead.next += kLinearPanel * sizeof(uint32_t);
+    const int stop = k + ahead.words_per_row < words ? k + ahead.words_per_row : words;
+    for (; k < stop; ++k, packed += stride, weight += kLinearPanel) {
+      typename Words::Columns columns[kBlockVecs];
+      LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) columns[v] = Words::columns(weight + v * kWidth);
+      LPD_UNROLL for (int r = 0; r < Rows; ++r) {
+        const typename Words::Row row = Words::row(packed + r);
+        LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) sum[r][v] = Words::add(sum[r][v], row, columns[v]);
+      }
+    }
+  }
+  LPD_UNROLL for (int r = 0; r < Rows; ++r) {
+    LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) {
+      store(products + r * kLinearPanel + v * kWidth, Words::value(sum[r][v]));
+    }
+  }
+}
+
+template <class Words, int Rows>
+void multiply_rows(int rows, const uint32_t* packed, int stride, const uint32_t* weight, int words, FetchAhead ahead,
+                   float* products) {
+  if (rows == Rows) return multiply_block<Words, Rows>(packed, stride, weight, words, ahead, products);
+  if constexpr (Rows > 1) multiply_rows<Words, Rows - 1>(rows, packed, stride, weight, words, ahead, products);
+}
+
+const uint32_t* linear_panel(const PackedLinearParams& p, int64_t panel, int word) {
+  return p.weight + (panel * linear_words(p) + word) * kLinearPanel;
+}
+
+// Words [first, end) of rows and panels.
+struct WordRun {
+  int first, end;
+};
+
+// products[block.rows, kLinearPanel] = a run of words of the block's rows times the same of a panel, at `weight`.
+template <class Words>
+void multiply_panel(const RowBlock& block, const uint32_t* weight, WordRun run, FetchAhead ahead, float* products) {
+  const uint32_t* packed = block.packed + int64_t{run.first} * block.rows;
+  const int parts = (block.rows + kBlockRows - 1) / kBlockRows, part_rows = (block.rows + parts - 1) / parts;
+  for (int column = 0; column < kLinearPanel; column += kBlockVecs * kWidth) {
+    for (int r = 0; r < block.rows; r += part_rows) {
+      multiply_rows<Words, kBlockRows>(std::min(part_rows, block.rows - r), packed + r, block.rows, weight + column,
+                                       run.end - run.first, ahead, products + r * kLinearPanel + column);
+    }
+  }
+}
+
+// Lanes [0, lanes) of values, zeros behind.
+template <class T>
+Vec load_lanes(const T* values, int lanes) {
+  return lanes == kWidth ? load(values) : load_partial(values, lanes);
+}
+
+// What sums of products mean: for channels [channel, channel + lanes), and then for each row of a block.
+struct OfFloats {
+  using Out = float;
+  OfFloats(const PackedLinearParams&, int, int) {}
+  Vec operator()(const RowBlock&, int, const float* sums, Vec addend) const { return load(sums) + addend; }
+};
+
+struct OfBFloat16s : OfFloats {
+  using Out = BFloat16;
+  using OfFloats::OfFloats;
+};
+
+struct OfBytes {
+  using Out = float;
+  OfBytes(const PackedLinearParams& params, int channel, int lanes)
+      : p(params), scale(load_lanes(p.scale + channel, lanes)), column_sum(load_lanes(p.column_sum + channel, lanes)) {}
+  Vec operator()(const RowBlock& block, int r, const float* sums, Vec addend) const {
+    const int64_t row = block.first + r;
+    if (p.planes == 2) {
+      addend = plane(p.quantization[p.num_rows + row], sums + int64_t{block.count} * kLinearPanel, addend);
+    }
+    return plane(p.quantization[row], sums, addend);
+  }
+  Vec plane(const RowQuantization& of, const float* sums, Vec addend) const {
+    return fma(fma(broadcast(-of.zero_point), column_sum, load(sums) * scale), broadcast(of.scale), addend);
+  }
+  const PackedLinearParams& p;
+  Vec scale, column_sum;
+};
+
+// y of a block's rows and of a panel's channels.
+template <class Meaning>
+void write_block(const PackedLinearParams& p, const RowBlock& block, int64_t panel, WordRun run,
+                 const float* products) {
+  using Out = typename Meaning::Out;
+  const int column = static_cast<int>(panel * kLinearPanel), channels = std::min(kLinearPanel, p.out_features - column);
+  for (int i = 0; i < channels; i += kWidth) {
+    const int lanes = std::min(kWidth, channels - i);
+    const Meaning meaning(p, column + i, lanes);
+    const Vec bias = p.bias ? load_lanes(static_cast<const Out*>(p.bias) + column + i, lanes) : broadcast(0.0f);
+    for (int r = 0; r < block.count; ++r) {
+      Out* y = static_cast<Out*>(p.y) + (block.first + r) * p.out_features + column + i;
+      const Vec addend = run.first == 0 ? bias : load_lanes(y, lanes);
+      Vec value = meaning(block, r, products + r * kLinearPanel + i, addend);
+      if (p.gelu && run.end == linear_words(p)) value = gelu(value);
+      lanes == kWidth ? store(y, value) : store_partial(y, value, lanes);
+    }
+  }
+}
+
+// An item's panels and blocks of rows.
+struct Item {
+  Item(const PackedLinearParams& p, int64_t index) {
+    const int64_t blocks = linear_blocks(p), parts = p.row_parts;
+    first_panel = index / parts * p.group_panels;
+    last_panel = std::min(first_panel + p.group_panels, linear_panels(p));
+    first_block = blocks * (index % parts) / parts;
+    last_block = blocks * (index % parts + 1) / parts;
+  }
+  int64_t first_panel, last_panel, first_block, last_block;
+};
+
+// Words of a panel, and of the panels of `next`, that an item goes through before the next ones: what a thread reads
+// again and again shall stay in L2. Only sums of floats can be taken up again.
+template <class Words>
+constexpr int kRunWords = std::is_same_v<Words, FloatWords> ? kLinearRunWords : INT32_MAX;
+
+// The panels of `next` are fetched meanwhile.
+template <class Words, class Meaning>
+void multiply_item(const PackedLinearParams& p, const Item& item, const Item& next) {
+  const int64_t blocks = item.last_block - item.first_block;
+  float products[kLinearRows * kLinearPanel];
+  for (WordRun run{p.first_word, 0}; run.first < p.last_word; run.first = run.end) {
+    run.end = p.last_word - run.first < kRunWords<Words> ? p.last_word : run.first + kRunWords<Words>;
+    const int words = run.end - run.first;
+    for (int64_t b = item.first_block; b < item.last_block; ++b) {
+      const RowBlock block(p, b);
+      const int64_t fetched = words / blocks * (b - item.first_block);
+      for (int64_t panel = item.first_panel; panel < item.last_panel; ++panel) {
+        const uint32_t* following = run.end < p.last_word
+                                        ? linear_panel(p, panel, run.end)
+                                        : linear_panel(p, panel - item.first_panel + next.first_panel, p.first_word);
+        const FetchAhead ahead{reinterpret_cast<const char*>(following + fetched * kLinearPanel),
+                               static_cast<int>(blocks)};
+        multiply_panel<Words>(block, linear_panel(p, panel, run.first), run, ahead, products);
+        write_block<Meaning>(p, block, panel, run, products);
+      }
+    }
+  }
+}
+
+template <class Words, class Meaning>
+void multiply(const PackedLinearParams& p) {
+  const int64_t items = linear_items(p);
+  for (int64_t index = (*p.next_item)++; index < items;) {
+    const int64_t next = (*p.next_item)++;
+    multiply_item<Words, Meaning>(p, Item(p, index), Item(p, std::min(next, items - 1)));
+    index = next;
+  }
+}
+
+}  // namespace
+
+void pack_linear_rows(const PackedLinearParams& p, int64_t begin, int64_t end) {
+  constexpr int64_t kTileWords = 16;  // of all rows are written before the next ones, so that they stay in L1 meanwhile
+  const int element_bytes = 4 / linear_word_elements(p.operands);
+  const int64_t words = linear_words(p), row_bytes = int64_t{p.in_features} * element_bytes, whole = row_bytes / 4;
+  for (int64_t b = begin; b < end; ++b) {
+    const RowBlock block(p, b);
+    const char* from[kLinearRows];
+    for (int r = 0; r < block.rows; ++r) {
+      const int64_t row = block.first + r % block.count + r / block.count * p.num_rows;
+      from[r] = static_cast<const char*>(p.x) + row * p.x_stride * element_bytes;
+    }
+    for (int64_t tile = 0; tile < whole; tile += kTileWords) {
+      const int64_t tile_end = std::min(whole, tile + kTileWords);
+      for (int r = 0; r < block.rows; ++r) {
+        for (int64_t k = tile; k < tile_end; ++k) std::memcpy(block.packed + k * block.rows + r, from[r] + 4 * k, 4);
+      }
+    }
+    if (whole == words) continue;
+    for (int r = 0; r < block.rows; ++r) {
+      uint32_t last = 0;
+      std::memcpy(&last, from[r] + 4 * whole, static_cast<size_t>(row_bytes - 4 * whole));
+      block.packed[whole * block.rows + r] = last;
+    }
+  }
+}
+
+void packed_linear(const PackedLinearParams& p, int64_t, int64_t) {
+#if defined(LPD_ISA_AVX512)
+  if (p.operands == LinearOperands::kInt8 && __builtin_cpu_supports("avx512vnni")) {
+    return multiply<VnniByteWords, OfBytes>(p);
+  }
+  if (p.operands == LinearOperands::kBFloat16 && __builtin_cpu_supports("avx512bf16")) {
+    return multiply<NativeBFloat16Words, OfBFloat16s>(p);
+  }
+#endif
+  switch (p.operands) {
+    case LinearOperands::kFloat32: return multiply<FloatWords, OfFloats>(p);
+    case LinearOperands::kBFloat16: return multiply<BFloat16Words, OfBFloat16s>(p);
+    case LinearOperands::kInt8: return multiply<ByteWords, OfBytes>(p);
+  }
+}
+
+}  // namespace lpd::LPD_ISA

@@ -18,10 +18,12 @@ pytest.importorskip("torchmetrics")
 from lpd_tools.data.fashion_mnist import load_fashion_mnist
 from lpd_tools.evaluation.likelihood import dependency_loss, orders_for
 from lpd_tools.study import study as study_module
+from lpd_tools.study import times
 from lpd_tools.study.measure import Instruments
 from lpd_tools.study.points import Measured, Point, Sweeps, append_point, read_points
 from lpd_tools.study.report import INSTRUMENTS, summarise, tables
 from lpd_tools.study.study import Study, run_study
+from lpd_tools.study.times import read_times
 from lpd_tools.training.judge import load_judge
 
 from lpd_ext.checkpoint import CONFIG_FILE, TOKENIZER_FILE
@@ -40,7 +42,7 @@ def sweeps(**changes: Any) -> Sweeps:
 
 def result(point: Point, value: float) -> Measured:
     """A point whose instruments all read `value`."""
-    return Measured(point, 20, value, value, value, value, 0.01, "a processor")
+    return Measured(point, 20, value, value, value, value)
 
 
 def test_points_are_each_measured_once() -> None:
@@ -82,7 +84,7 @@ def test_summaries_are_over_the_seeds_of_a_point() -> None:
     assert (summary.mean, summary.seeds) == (1.5, 2)
     assert summary.deviation == pytest.approx(0.5**0.5)
     assert summarise(measured, dataclasses.replace(BASE, steps=4), INSTRUMENTS[0]) is None
-    text = tables(measured, sweeps())
+    text = tables(measured, sweeps(), {"10 steps, guided": 10.04})
     assert "| locality, T = 10 | 1.5 ± 0.7 | 1.5 ± 0.7 | 1.50 ± 0.71 | 150.0 ± 70.7 | 10.0 | 2 |" in text
     assert "| raster, T = 10 | 50.0 | 50.0 | 50.00 | 5000.0 | 10.0 | 1 |" in text
 
@@ -154,9 +156,26 @@ def test_a_study_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(points) == 4 + 2 + 1 + 2
     for name in ("orders", "visibility", "knobs"):
         assert (tmp_path / f"study_{name}.png").stat().st_size > 10_000
-    assert "raster, T = 4" in (tmp_path / "study_tables.md").read_text()
+    text = (tmp_path / "study_tables.md").read_text()
+    assert "| raster, T = 4 |" in text
+    assert not (tmp_path / "study_times.json").exists()
     with pytest.raises(ValueError, match=r"images is 5, but the results in .* began with 4"):
         run_study(quick(tmp_path, images=5))
+
+
+def test_times_are_a_pass_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One time for each number of steps, with guidance and without; the tables have them beside the points."""
+    monkeypatch.setattr(times, "BATCH", 4)
+    run_study(quick(tmp_path, times=True, minutes=0.0))
+    found = json.loads((tmp_path / "study_times.json").read_text())
+    took = found["milliseconds per image"]
+    assert set(took) == {"4 steps, guided", "10 steps, guided", "10 steps, unguided"}
+    assert 0 < took["10 steps, unguided"] < took["10 steps, guided"]
+    assert found["machine"]["threads"] >= 1
+    assert not (tmp_path / "study.csv").exists()
+    point = dataclasses.replace(BASE, steps=4)
+    text = tables({point: result(point, 1.0)}, sweeps(), read_times(tmp_path / "study_times.json"))
+    assert f"| locality, T = 4 | 1.0 | 1.0 | 1.00 | 100.0 | {took['4 steps, guided']:.1f} | 1 |" in text
 
 
 def test_impossible_studies_are_refused(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -14,14 +13,12 @@ from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.schedule import group_sizes
 from lpd_ext.tokenizer import VQTokenizer
 from lpd_tools.bench.plain_decode import decode_plain
-from lpd_tools.bench.timing import machine
 from lpd_tools.data.fashion_mnist import LabelledImages, from_pixels, to_images
 from lpd_tools.evaluation.likelihood import dependency_loss, self_consistency
 from lpd_tools.evaluation.metrics import frechet_distance
 from lpd_tools.study.points import Measured, Point
+from lpd_tools.study.times import BATCH
 from lpd_tools.training.judge import Judge, grey, judge_features, predict
-
-_BATCH = 100  # images drawn at a time
 
 
 class Instruments:
@@ -31,7 +28,6 @@ class Instruments:
         self, pipes: Mapping[str, LPDPipeline], judge: Judge, test: LabelledImages, images: int, scored: int
     ) -> None:
         self.pipes, self.judge, self.images = pipes, judge, images
-        self.processor = str(machine(torch.device("cpu"))["processor"])
         self.real = judge_features(judge, grey(test))
         self.labels = test.labels[:scored]
         tokenizer = pipes["mutual"].tokenizer  # the twin's is the same
@@ -44,10 +40,8 @@ class Instruments:
         model = self.pipes[point.trained].model
         first = point.seed * self.images
         labels = torch.arange(self.images) % model.config.num_classes
-        begun = time.perf_counter()
         temperature = self.pipes[point.trained].defaults.temperature
         drawn = from_pixels(self._pixels(point, self._tokens(point, labels, first, temperature)))
-        seconds = (time.perf_counter() - begun) / self.images
         free_labels = labels[: len(self.tokens)]
         # As the model sees the images: neither guidance nor temperature between them and it.
         free = self._tokens(replace(point, guidance_scale=1.0), free_labels, first, temperature=1.0)
@@ -62,20 +56,18 @@ class Instruments:
             frechet=frechet_distance(judge_features(self.judge, drawn), self.real),
             dependency_nats=float(dependency.mean()),
             consistency_nats=float(self_consistency(model, free, free_labels).mean()),
-            seconds_per_image=seconds,
-            processor=self.processor,
         )
 
     def _tokens(self, point: Point, labels: Tensor, first_seed: int, temperature: float) -> Tensor:
         """Tokens int64 [B, N] drawn as at `point`, image i from seed first_seed + i."""
         draw = self._pipeline_tokens if point.drawn == "mutual" else self._plain_tokens
-        batches = labels.split(_BATCH)
-        return torch.cat([draw(point, batch, first_seed + i * _BATCH, temperature) for i, batch in enumerate(batches)])
+        batches = labels.split(BATCH)
+        return torch.cat([draw(point, batch, first_seed + i * BATCH, temperature) for i, batch in enumerate(batches)])
 
     @torch.inference_mode()
     def _pixels(self, point: Point, tokens: Tensor) -> Tensor:
         pipe = self.pipes[point.trained]
-        grids = tokens.unflatten(1, pipe.model.config.grid).split(_BATCH)
+        grids = tokens.unflatten(1, pipe.model.config.grid).split(BATCH)
         return torch.cat([VQTokenizer.to_pixels(pipe.tokenizer.decode(batch)) for batch in grids])
 
     def _pipeline_tokens(self, point: Point, labels: Tensor, seed: int, temperature: float) -> Tensor:

@@ -26,7 +26,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Measured:
-    """The four instruments at a point, and the time an image took."""
+    """The four instruments at a point."""
 
     point: Point
     images: int
@@ -34,8 +34,6 @@ class Measured:
     frechet: float  # Fréchet distance of their judge features to the test set's
     dependency_nats: float  # teacher-forced nats per real test image, groups drawn as at this point
     consistency_nats: float  # nats per image drawn without guidance at temperature 1, scored one token at a time
-    seconds_per_image: float
-    processor: str
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from lpd_tools.markdown import markdown_table
 from lpd_tools.study.points import Measured, Point, Sweeps
+from lpd_tools.study.times import kind_of
 
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 _VISIBILITY_TITLES = {
@@ -139,8 +140,11 @@ def draw_knobs(measured: Mapping[Point, Measured], sweeps: Sweeps, path: Path) -
     figure.savefig(path, dpi=110)
 
 
-def tables(measured: Mapping[Point, Measured], sweeps: Sweeps) -> str:
-    """All tables of the study in Markdown: orders, visibility, thresholds, guidance; empty ones are left out."""
+def tables(measured: Mapping[Point, Measured], sweeps: Sweeps, times: Mapping[str, float]) -> str:
+    """All tables of the study in Markdown: orders, visibility, thresholds, guidance; empty ones are left out.
+
+    times: milliseconds per image by `times.kind_of`; points that the kernels do not draw have none.
+    """
     orders = {order: replace(sweeps.base, order=order) for order in sweeps.orders}
     kinds = {title: replace(sweeps.base, trained=t, drawn=d) for (t, d), title in _VISIBILITY_TITLES.items()}
     pairs = [(p, r) for p in sweeps.proximities for r in sweeps.repulsions]
@@ -158,18 +162,20 @@ def tables(measured: Mapping[Point, Measured], sweeps: Sweeps) -> str:
         ("proximity, repulsion threshold", thresholds),
         ("guidance scale", guidance),
     )
-    return "\n\n".join(table for head, points in parts if (table := _table(measured, head, points)))
+    return "\n\n".join(table for head, points in parts if (table := _table(measured, head, points, times)))
 
 
-def _table(measured: Mapping[Point, Measured], head: str, points: Mapping[str, Point]) -> str:
+def _table(
+    measured: Mapping[Point, Measured], head: str, points: Mapping[str, Point], times: Mapping[str, float]
+) -> str:
     rows = []
     for name, point in points.items():
         summaries = [summarise(measured, point, instrument) for instrument in INSTRUMENTS]
-        seconds = summarise(measured, point, Instrument("seconds_per_image", "", str, scale=1e3))
-        if seconds is None:
+        if summaries[0] is None:
             continue
         cells = [_cell(summary, one) for summary, one in zip(summaries, INSTRUMENTS, strict=True)]
-        rows.append([name, *cells, f"{seconds.mean:.1f}", str(seconds.seeds)])
+        took = times.get(kind_of(point)) if point.drawn == "mutual" else None
+        rows.append([name, *cells, "" if took is None else f"{took:.1f}", str(summaries[0].seeds)])
     if not rows:
         return ""
     titles = [head, *(instrument.title for instrument in INSTRUMENTS), "ms per image", "seeds"]

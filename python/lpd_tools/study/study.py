@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +18,14 @@ from lpd_tools.progress import track
 from lpd_tools.settings import setting
 from lpd_tools.study.measure import Instruments
 from lpd_tools.study.points import Measured, Point, Sweeps, append_point, read_points
+from lpd_tools.study.times import read_times, time_points
 from lpd_tools.training.judge import load_judge
 from lpd_tools.training.loop_settings import check_ranges
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is measured, and where it goes: `out` with `.csv`, `.json` (models and machine), `_*.png` and `_tables.md`.
+    """What is measured, and where it goes: `out` with `.csv`, `.json`, `_times.json`, `_*.png` and `_tables.md`.
 
     A study that is broken off goes on where it was.
     """
@@ -42,6 +44,7 @@ class Study:
     repulsions: tuple[int, ...] = setting((0, 1, 2, 3), "repulsion thresholds")
     guidance_scales: tuple[float, ...] = setting((1.0, 2.0, 4.0, 6.0, 8.0, 12.0), "guidance scales")
     minutes: float = setting(math.inf, "begin no further point after this time")
+    times: bool = setting(False, "measure the time per image too, on a machine that does nothing else")
 
     def sweeps(self, pipe: LPDPipeline) -> Sweeps:
         """The points, around the model's sampling defaults."""
@@ -106,18 +109,22 @@ def run_study(config: Study) -> Path:
             break
         done[point] = instruments.measure(point)
         append_point(table, done[point])
-    report(done, sweeps, config.out)
+    times = Path(f"{config.out}_times.json")
+    if config.times:
+        time_points(pipe, sweeps.all_points(), times)
+    if done:
+        report(done, sweeps, config.out, read_times(times))
     return table
 
 
-def report(measured: dict[Point, Measured], sweeps: Sweeps, out: str) -> None:
+def report(measured: dict[Point, Measured], sweeps: Sweeps, out: str, times: Mapping[str, float]) -> None:
     """Draws the pictures and writes the tables of what is measured."""
     from lpd_tools.study.report import draw_knobs, draw_orders, draw_visibility, tables  # matplotlib only here
 
     draw_orders(measured, sweeps, Path(f"{out}_orders.png"))
     draw_visibility(measured, sweeps, Path(f"{out}_visibility.png"))
     draw_knobs(measured, sweeps, Path(f"{out}_knobs.png"))
-    Path(f"{out}_tables.md").write_text(tables(measured, sweeps) + "\n", encoding="utf-8")
+    Path(f"{out}_tables.md").write_text(tables(measured, sweeps, times) + "\n", encoding="utf-8")
 
 
 def _check_beginning(config: Study, folder: Path, pipe: LPDPipeline) -> None:

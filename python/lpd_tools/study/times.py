@@ -1,0 +1,60 @@
+"""How long an image takes, in a pass of its own: the rest of the study may share the machine with other work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lpd_ext.pipeline import LPDPipeline
+from lpd_ext.state_files import complete_file
+from lpd_tools.bench.timing import interleaved, machine
+from lpd_tools.study.points import Point
+
+BATCH = 100  # images drawn at a time
+_REPEATS = 3
+
+
+def kind_of(point: Point) -> str:
+    """What the time depends on: steps, and whether guidance makes an image two sequences. Orders cost microseconds."""
+    return f"{point.steps} steps, {'unguided' if point.guidance_scale == 1 else 'guided'}"
+
+
+def time_points(pipe: LPDPipeline, points: Sequence[Point], path: Path) -> None:
+    """Milliseconds per image, label to pixels in batches, for each kind of point that the kernels draw; into `path`."""
+    kinds = {kind_of(point): point for point in points if point.drawn == "mutual"}
+    labels = [i % pipe.model.config.num_classes for i in range(BATCH)]
+    draws: list[Callable[[], Any]] = [
+        partial(
+            pipe,
+            labels,
+            num_inference_steps=point.steps,
+            guidance_scale=point.guidance_scale,
+            seeds=0,
+            output_type="np",
+        )
+        for point in kinds.values()
+    ]
+    cpu = torch.device("cpu")
+    times = interleaved(draws, _REPEATS, cpu, warm_up=1)
+    found = {
+        "machine": machine(cpu),
+        "images per batch": BATCH,
+        "milliseconds per image": {
+            kind: round(1e3 * taken.median / BATCH, 3) for kind, taken in zip(kinds, times, strict=True)
+        },
+    }
+    with complete_file(path) as temporary:
+        temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def read_times(path: Path) -> Mapping[str, float]:
+    """Milliseconds per image by `kind_of`; empty if they have not been measured."""
+    if not path.exists():
+        return {}
+    times: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))["milliseconds per image"]
+    return times

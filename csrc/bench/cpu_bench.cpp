@@ -218,10 +218,10 @@ void add(ThreadPool& pool, const std::string& operator_name, const std::string& 
 constexpr struct {
   const char* name;
   Work (*make)(const Shape& shape, int32_t batch);
-} kOperators[] = {
-    {"group_attention", group_attention_work}, {"append_kv", append_kv_work},
-    {"embed_rows", embed_rows_work},           {"residual_layer_norm", residual_layer_norm_work},
-    {"sample_tokens", sample_tokens_work},     {"sample_tokens_k_900_p_095", sample_tokens_filtered_work}};
+} kOperators[] = {{"group_attention", group_attention_work}, {"append_kv", append_kv_work},
+                  {"embed_rows", embed_rows_work},           {"residual_layer_norm", residual_layer_norm_work},
+                  {"sample_tokens", sample_tokens_work},     {"sample_tokens_k_900_p_095", sample_tokens_filtered_work},
+                  {"packed_linear", packed_linear_work},     {"packed_linear_int8", packed_linear_int8_work}};
 
 void add_all(ThreadPool& pool, ThreadPool& one_thread) {
   for (const auto& op : kOperators) {

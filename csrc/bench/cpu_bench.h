@@ -65,13 +65,15 @@ Work make_work(void (*kernel)(const Params&, int64_t, int64_t), const Params& pa
   return work;
 }
 
-// One per operator, each in its <stem>_cpu_bench.cpp; all fp32.
+// One per operator, each in its <stem>_cpu_bench.cpp; fp32 but for packed_linear_int8, whose FLOP are of bytes.
 Work group_attention_work(const Shape& shape, int32_t batch);
 Work append_kv_work(const Shape& shape, int32_t batch);
 Work embed_rows_work(const Shape& shape, int32_t batch);
 Work residual_layer_norm_work(const Shape& shape, int32_t batch);
 Work sample_tokens_work(const Shape& shape, int32_t batch);           // filters off
 Work sample_tokens_filtered_work(const Shape& shape, int32_t batch);  // top-k 900, top-p 0.95
-Work locality_order_work(const Schedule& schedule);                   // one order
+Work packed_linear_work(const Shape& shape, int32_t batch);           // fc1, rows packed beforehand
+Work packed_linear_int8_work(const Shape& shape, int32_t batch);
+Work locality_order_work(const Schedule& schedule);  // one order
 
 }  // namespace lpd::bench

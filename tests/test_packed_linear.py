@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -243,6 +247,29 @@ def test_a_scale_that_is_no_number_spoils_its_row(cpu_backend: torch.device) -> 
         y = ops.packed_linear_int8(quantized, quantization, *rest, gelu=gelu)
         assert y[5].isnan().all()
         assert y[torch.arange(14) != 5].isfinite().all()
+
+
+# ---- on processors with AVX-512 that lack an instruction of this one ----
+
+ELSEWHERE = """
+import sys
+import torch
+from lpd_ext import ops
+floats, of_bytes = torch.load(sys.argv[1])
+torch.save([ops.packed_linear(*floats), ops.packed_linear_int8(*of_bytes)], sys.argv[2])
+"""
+
+
+def test_without_vnni_and_bfloat16_instructions(tmp_path: Path) -> None:
+    """Sums of bytes are the same bits; those of bfloat16 products are as accurate."""
+    floats, of_bytes = arguments(25, (129, 40), torch.bfloat16), int8_arguments(25, (4097, 40), planes=2)
+    given, found = tmp_path / "given.pt", tmp_path / "found.pt"
+    torch.save([floats, of_bytes], given)
+    environment = os.environ | {"LPD_CPU_WITHOUT": "vnni bfloat16"}
+    subprocess.run([sys.executable, "-c", ELSEWHERE, str(given), str(found)], env=environment, check=True, cwd=tmp_path)
+    y, y_int8 = torch.load(found)
+    assert_accurate(y, floats)
+    assert y_int8.equal(ops.packed_linear_int8(*of_bytes))
 
 
 # ---- what is refused ----

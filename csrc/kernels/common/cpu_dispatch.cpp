@@ -1,5 +1,6 @@
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <stdexcept>
 
 #include "common/cpu_kernels.h"
@@ -52,7 +53,30 @@ std::atomic<const IsaEntry*>& active_isa() {
   return active;
 }
 
+[[maybe_unused]] bool is_hidden(const char* feature) {
+  const char* hidden = std::getenv("LPD_CPU_WITHOUT");
+  return hidden != nullptr && std::strstr(hidden, feature) != nullptr;
+}
+
 }  // namespace
+
+bool cpu_has_vnni() {
+#if defined(LPD_X86)
+  static const bool has = __builtin_cpu_supports("avx512vnni") && !is_hidden("vnni");
+  return has;
+#else
+  return false;
+#endif
+}
+
+bool cpu_has_bfloat16() {
+#if defined(LPD_X86)
+  static const bool has = __builtin_cpu_supports("avx512bf16") && !is_hidden("bfloat16");
+  return has;
+#else
+  return false;
+#endif
+}
 
 const CpuKernels& cpu_kernels() { return *active_isa().load(std::memory_order_relaxed)->kernels; }
 

@@ -44,6 +44,11 @@ std::string cpu_isa();
 std::vector<std::string> available_cpu_isas();
 void set_cpu_isa(const std::string& name);
 
+// Whether the processor has instructions that not every one with AVX-512 has. LPD_CPU_WITHOUT hides them: a test may
+// set it to "vnni", "bfloat16" or both, so that what other processors run is run too.
+bool cpu_has_vnni();
+bool cpu_has_bfloat16();
+
 // One table per instruction set, defined by common/cpu_table.cpp, which is compiled once for each.
 #define LPD_DECLARE_KERNEL(name, Params) void name(const Params& params, int64_t begin, int64_t end);
 #define LPD_DECLARE_ISA(isa)                  \

@@ -371,7 +371,7 @@ template <class Function>
 void for_operands(const Conv3x3Params& p, Function&& function) {
   if (!p.bfloat16) return function(std::integral_constant<Operands, Operands::kFloat32>());
 #if defined(LPD_ISA_AVX512)
-  if (__builtin_cpu_supports("avx512bf16")) return function(std::integral_constant<Operands, Operands::kBFloat16>());
+  if (cpu_has_bfloat16()) return function(std::integral_constant<Operands, Operands::kBFloat16>());
 #endif
   function(std::integral_constant<Operands, Operands::kRounded>());
 }

@@ -233,10 +233,8 @@ void pack_linear_rows(const PackedLinearParams& p, int64_t begin, int64_t end) {
 
 void packed_linear(const PackedLinearParams& p, int64_t, int64_t) {
 #if defined(LPD_ISA_AVX512)
-  if (p.operands == LinearOperands::kInt8 && __builtin_cpu_supports("avx512vnni")) {
-    return multiply<VnniByteWords, OfBytes>(p);
-  }
-  if (p.operands == LinearOperands::kBFloat16 && __builtin_cpu_supports("avx512bf16")) {
+  if (p.operands == LinearOperands::kInt8 && cpu_has_vnni()) return multiply<VnniByteWords, OfBytes>(p);
+  if (p.operands == LinearOperands::kBFloat16 && cpu_has_bfloat16()) {
     return multiply<NativeBFloat16Words, OfBFloat16s>(p);
   }
 #endif

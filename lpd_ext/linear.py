@@ -36,6 +36,12 @@ class DecodingLinear(nn.Module, ABC):
     def pack(self, **weights: Tensor) -> None:
         """Take over weights, as `plain` returns them or as nn.Linear has them; ValueError if they cannot be packed."""
 
+    def check_shape(self, weight: Tensor) -> None:
+        """ValueError unless the weight is [out_features, in_features]."""
+        if weight.shape != (self.out_features, self.in_features):
+            wanted = [self.out_features, self.in_features]
+            raise ValueError(f"weight must have shape {wanted}, got {list(weight.shape)}")
+
     @abstractmethod
     def check_move(self, fn: Callable[[Tensor], Tensor]) -> None:
         """ValueError unless the weights could be packed after fn, which moves or casts them."""
@@ -99,6 +105,7 @@ class PackedLinear(DecodingLinear):
     def pack(self, **weights: Tensor) -> None:
         weight = weights["weight"]
         _check_can_pack(weight)
+        self.check_shape(weight)
         # Neither a parameter nor a buffer: .to() and its like cannot move or cast what is packed.
         self._packed: Tensor = pack_weight(weight.detach())
 
@@ -122,7 +129,8 @@ class PackedLinear(DecodingLinear):
 
     def _product(self, x: Tensor, gelu: bool) -> Tensor:
         # Detached: the operator has no derivative, and would leave its part out of a gradient with a warning only.
-        y = ops.packed_linear(rows_of(x.detach()), self._packed, self.bias, self.out_features, gelu)
+        bias = None if self.bias is None else self.bias.detach()
+        y = ops.packed_linear(rows_of(x.detach()), self._packed, bias, self.out_features, gelu)
         return y.view(*x.shape[:-1], self.out_features)
 
 

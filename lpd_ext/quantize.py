@@ -23,6 +23,7 @@ SCALE = "rotated_scale"  # of int8 weights: the name that stands beside theirs i
 FINE_BLOCKS = 3  # the last ones, whose inputs are in two planes, as those of the head
 _WEIGHT_LEVELS, _ACTIVATION_LEVELS = 127, 255
 _SUMMED_ROWS = 64
+_MOST_INPUTS = 65536  # products of bytes are summed in 32 bits
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,6 +46,9 @@ class Int8Linear(DecodingLinear):
 
     def pack(self, **weights: Tensor) -> None:
         weight, scale = weights["weight"].detach(), weights.get(SCALE)
+        self.check_shape(weight)
+        if self.in_features > _MOST_INPUTS:
+            raise ValueError(f"int8 layers have at most {_MOST_INPUTS} inputs, got {self.in_features}")
         if weight.is_floating_point() and scale is None:
             weight, scale = quantize_weight(rotate_rows(weight) / ROTATION if self.rotate else weight)
         if weight.dtype != torch.int8:
@@ -73,7 +77,8 @@ class Int8Linear(DecodingLinear):
     def _product(self, x: Tensor, gelu: bool) -> Tensor:
         quantized = ops.quantize_rows(rows_of(x.detach()), _ACTIVATION_LEVELS, self.rotate, self.planes)
         of_weights = (self._packed, self._scale, self._column_sum)
-        y = ops.packed_linear_int8(*quantized, *of_weights, self.bias, self.planes, gelu)
+        bias = None if self.bias is None else self.bias.detach()
+        y = ops.packed_linear_int8(*quantized, *of_weights, bias, self.planes, gelu)
         return y.view(*x.shape[:-1], self.out_features)
 
 

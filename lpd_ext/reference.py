@@ -129,13 +129,15 @@ def pack_weight(weight: Tensor) -> Tensor:
     padding = (0, -inputs % elements, 0, -channels % LINEAR_PANEL)
     padded = F.pad(weight, padding) if any(padding) else weight  # F.pad copies
     panels: Tensor = padded.unflatten(1, (-1, elements)).unflatten(0, (-1, LINEAR_PANEL))
-    return panels.transpose(1, 2).contiguous()
+    return panels.transpose(1, 2).clone(
+        memory_format=torch.contiguous_format
+    )  # a copy even where the order is the same
 
 
 def unpack_weight(packed: Tensor, out_features: int, in_features: int) -> Tensor:
     """The weights [N, K] that pack_weight laid out, as a copy."""
     plain: Tensor = packed.transpose(1, 2).flatten(2).flatten(0, 1)[:out_features, :in_features]
-    return plain.clone()
+    return plain.clone(memory_format=torch.contiguous_format)
 
 
 def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, gelu: bool = False) -> Tensor:

@@ -95,6 +95,7 @@ def test_weights_come_back_bit_for_bit(dtype: torch.dtype, size: tuple[int, int]
         assert found.state_dict().keys() == state.keys()
         assert all(value.equal(state[name]) for name, value in found.state_dict().items())
         assert found.weight.equal(state["weight"])
+        assert found.weight.is_contiguous()
         assert (found.in_features, found.out_features) == size
         x = torch.randn(3, size[0]).to(dtype)
         assert found(x).equal(layer(x))
@@ -210,10 +211,31 @@ def test_there_are_no_gradients_by_accident() -> None:
     """A loss behind packed layers must not give gradients that lack what went through them."""
     layer = packed(random_linear(7, 5))
     x = torch.randn(4, 7, requires_grad=True)
-    for y in (layer(x), layer.mlp(x, packed(random_linear(5, 3)))):
-        with pytest.raises(RuntimeError, match="does not require grad"):
-            y.sum().backward()
     assert not any(parameter.requires_grad for parameter in layer.parameters())
+    for kind in (layer, layer.requires_grad_(True)):
+        for y in (kind(x), kind.mlp(x, packed(random_linear(5, 3)))):
+            with pytest.raises(RuntimeError, match="does not require grad"):
+                y.sum().backward()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("size", [(1, 32), (48, 32), (16, 16), (7, 64)])
+def test_a_layer_keeps_nothing_of_what_it_was_packed_from(size: tuple[int, int], transposed: bool) -> None:
+    """Also where the packed order is that of the weights."""
+    weight = torch.randn(size[::-1])
+    source = weight.t().clone(memory_format=torch.contiguous_format).t() if transposed else weight.clone()
+    layer = PackedLinear(*size, bias=False)
+    layer.pack(weight=source)
+    source.zero_()
+    assert layer.weight.equal(weight)
+    layer.weight.zero_()
+    assert layer.weight.equal(weight)
+
+
+def test_weights_of_another_shape_are_refused() -> None:
+    layer = packed(random_linear(8, 5))
+    with pytest.raises(ValueError, match=r"weight must have shape \[5, 8\], got \[3, 8\]"):
+        layer.pack(weight=torch.zeros(3, 8))
 
 
 def test_only_layers_of_exactly_the_kind_are_replaced() -> None:

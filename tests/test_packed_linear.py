@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lpd_ext import ops, reference
+from lpd_ext import _C, ops, reference
 from lpd_ext.reference import pack_weight, unpack_weight
 
 EPS = torch.finfo(torch.float32).eps
@@ -60,7 +60,9 @@ def test_weights_come_back_bit_for_bit(dtype: torch.dtype, size: tuple[int, int]
     packed = pack_weight(weight)
     elements = 4 // weight.element_size()
     assert packed.shape == (-(-size[1] // 32), -(-size[0] // elements), 32, elements)
-    assert unpack_weight(packed, size[1], size[0]).equal(weight)
+    found = unpack_weight(packed, size[1], size[0])
+    assert found.equal(weight)
+    assert found.is_contiguous()
     assert packed.double().abs().sum() == weight.double().abs().sum()  # zeros around it
     channel, k = size[1] - 1, size[0] - 1
     assert packed[channel // 32, k // elements, channel % 32, k % elements] == weight[channel, k]
@@ -102,15 +104,17 @@ def test_the_bound_rejects_the_other_gelu() -> None:
         assert_accurate(F.gelu(reference.packed_linear(*args), approximate="tanh"), args, gelu=True)
 
 
-@pytest.mark.parametrize("size", [(4096, 256), (1100, 4096)])
-def test_many_rows(size: tuple[int, int], cpu_backend: torch.device) -> None:
-    """More than 4 MB of them, which are taken in parts of 1,024 words and over several panels at a time."""
-    rows = (1 << 20) // size[0] + 30
-    args = arguments(rows, size)
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(torch.float32, (4096, 163)), (torch.float32, (1100, 2048)), (torch.bfloat16, (4096, 163))]
+)
+def test_many_rows(dtype: torch.dtype, size: tuple[int, int], cpu_backend: torch.device) -> None:
+    """More than 4 MB of them: over four panels at a time, of which the last may be fewer, floats in runs of words."""
+    rows = (1 << 20) * (4 // dtype.itemsize) // size[0] + 30
+    args = arguments(rows, size, dtype)
     y = ops.packed_linear(*args, gelu=True)
     some = torch.tensor([0, 1, 11, 12, rows // 2, rows - 2, rows - 1])
     assert_accurate(y[some], (args[0][some], *args[1:]), gelu=True)
-    assert torch.allclose(y, reference.packed_linear(*args, gelu=True), atol=2e-5)
+    assert torch.allclose(y, reference.packed_linear(*args, gelu=True), atol=2e-5, rtol=torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -203,6 +207,11 @@ def test_int8_is_as_accurate_as_float32(
         assert_int8_accurate(reference.packed_linear_int8(*args, gelu=gelu), args, gelu)
 
 
+def test_many_int8_rows(cpu_backend: torch.device) -> None:
+    args = int8_arguments(540, (4096, 163), planes=2)
+    assert_int8_accurate(ops.packed_linear_int8(*args, gelu=True), args, gelu=True)
+
+
 @pytest.mark.parametrize("sign", [-127, 127])
 def test_the_largest_sums_of_bytes_fit(sign: int, cpu_backend: torch.device) -> None:
     quantized = torch.full((13, 65536), 255, dtype=torch.uint8)
@@ -254,9 +263,9 @@ def test_a_scale_that_is_no_number_spoils_its_row(cpu_backend: torch.device) -> 
 ELSEWHERE = """
 import sys
 import torch
-from lpd_ext import ops
+from lpd_ext import _C, ops
 floats, of_bytes = torch.load(sys.argv[1])
-torch.save([ops.packed_linear(*floats), ops.packed_linear_int8(*of_bytes)], sys.argv[2])
+torch.save([_C.cpu_features(), ops.packed_linear(*floats), ops.packed_linear_int8(*of_bytes)], sys.argv[2])
 """
 
 
@@ -267,7 +276,9 @@ def test_without_vnni_and_bfloat16_instructions(tmp_path: Path) -> None:
     torch.save([floats, of_bytes], given)
     environment = os.environ | {"LPD_CPU_WITHOUT": "vnni bfloat16"}
     subprocess.run([sys.executable, "-c", ELSEWHERE, str(given), str(found)], env=environment, check=True, cwd=tmp_path)
-    y, y_int8 = torch.load(found)
+    features, y, y_int8 = torch.load(found)
+    assert features == []
+    assert set(_C.cpu_features()) <= {"vnni", "bfloat16"}
     assert_accurate(y, floats)
     assert y_int8.equal(ops.packed_linear_int8(*of_bytes))
 

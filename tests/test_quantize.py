@@ -229,6 +229,13 @@ def test_weights_come_back_bit_for_bit(size: tuple[int, int]) -> None:
     assert layer.plain()[SCALE].equal(scale)
 
 
+def test_layers_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"weight must have shape \[5, 8\], got \[3, 8\]"):
+        Int8Linear(8, 5, bias=False).pack(weight=torch.zeros(3, 8))
+    with pytest.raises(ValueError, match="int8 layers have at most 65536 inputs, got 65537"):
+        Int8Linear(65537, 5, bias=False).pack(weight=torch.zeros(5, 65537))
+
+
 def good_state() -> dict[str, Tensor]:
     return dict(rounded(random_linear(7, 5)).state_dict())
 

@@ -52,7 +52,8 @@ void execute(lpd::PackedLinearParams& params, const Tensor& x) {
   const lpd::CpuKernels& kernels = lpd::cpu_kernels();
   const double row_words = static_cast<double>(words) * static_cast<double>(rows);
   execute_on_cpu(params, kernels.pack_linear_rows, blocks, 0.3 * row_words / static_cast<double>(blocks));
-  // Rows of more than 4 MB are taken in parts that fit L3 easily, each of which is read once for several panels.
+  // Rows of more than 4 MB are read once for four panels; those of floats in runs of words, all panels for one run
+  // before the next, so that L3 holds what is read again.
   constexpr int64_t kSmallRows = 1 << 20;  // words
   const bool large = rows * words > kSmallRows;
   const int64_t part = large && params.operands == LinearOperands::kFloat32 ? lpd::kLinearRunWords : words;

@@ -25,6 +25,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("available_cpu_isas", &lpd::available_cpu_isas, "Instruction sets of this processor and build, best first.");
   m.def("set_cpu_isa", &lpd::set_cpu_isa, pybind11::arg("name"),
         "Use the kernels of another instruction set from now on; ValueError if it is not available.");
+  m.def(
+      "cpu_features",
+      [] {
+        std::vector<std::string> names;
+        if (lpd::cpu_has_vnni()) names.emplace_back("vnni");
+        if (lpd::cpu_has_bfloat16()) names.emplace_back("bfloat16");
+        return names;
+      },
+      "Which of 'vnni' and 'bfloat16' instructions the AVX-512 kernels use, less those that LPD_CPU_WITHOUT names.");
   m.def("group_attention_workspace_bytes", &lpd::group_attention_workspace_bytes, pybind11::arg("head_dim"),
         pybind11::arg("multiprocessors"), "Bytes of the workspace that group_attention takes on a GPU.");
 }

@@ -1,7 +1,7 @@
 // packed_linear on the CPU. Up to twelve rows, packed so that a word of each lies beside that of the next row, go over
-// a panel of 32 channels with all sums in registers; while the rows of one panel are worked off, the next one is
-// fetched from memory. Limited by memory for few rows (weights are read once), by multiplications from about 20 rows
-// on.
+// a panel of 32 channels with all sums in registers (AVX-512; with fewer registers in parts); while the rows of one
+// panel are worked off, the next one is fetched from memory. Limited by memory for few rows (weights are read once), by
+// multiplications from about 20 rows on.
 #include <algorithm>
 #include <cstring>
 #include <type_traits>

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,9 +58,10 @@ print("torch._dynamo" in sys.modules)
 """
 
 
-def test_importing_the_package_brings_in_what_it_needs_alone() -> None:
+def test_importing_the_package_brings_in_what_it_needs_alone(tmp_path: Path) -> None:
     """torch.compile, which FlexAttention pulls in, would cost each process 75 MB and a second."""
-    done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", IMPORTED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     names, compiles = done.stdout.splitlines()
     assert set(names.split()) <= {"lpd_ext", "numpy", "PIL", "safetensors", "torch", *sys.stdlib_module_names}
     assert compiles == "False"

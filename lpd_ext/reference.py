@@ -129,9 +129,8 @@ def pack_weight(weight: Tensor) -> Tensor:
     padding = (0, -inputs % elements, 0, -channels % LINEAR_PANEL)
     padded = F.pad(weight, padding) if any(padding) else weight  # F.pad copies
     panels: Tensor = padded.unflatten(1, (-1, elements)).unflatten(0, (-1, LINEAR_PANEL))
-    return panels.transpose(1, 2).clone(
-        memory_format=torch.contiguous_format
-    )  # a copy even where the order is the same
+    # A copy even where the order is that of the weights.
+    return panels.transpose(1, 2).clone(memory_format=torch.contiguous_format)
 
 
 def unpack_weight(packed: Tensor, out_features: int, in_features: int) -> Tensor:

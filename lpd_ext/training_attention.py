@@ -54,7 +54,7 @@ def attend(qkv: Tensor, visibility: Visibility) -> Tensor:
         return ops.training_attention(qkv, visibility.group_sizes, visibility.mutual_visibility)[0]
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     if visibility.block_mask is not None:
-        from lpd_ext.block_attention import block_attention  # when it is needed: it imports torch.compile, 75 MB
+        from lpd_ext.block_attention import block_attention  # when it is needed: it loads torch.compile, 70 MB
 
         attended = block_attention(q, k, v, visibility.block_mask)
     else:

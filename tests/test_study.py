@@ -15,6 +15,7 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 pytest.importorskip("torchmetrics")
 
+from lpd_tools.bench.timing import Times
 from lpd_tools.data.fashion_mnist import load_fashion_mnist
 from lpd_tools.evaluation.likelihood import dependency_loss, orders_for
 from lpd_tools.study import study as study_module
@@ -176,6 +177,15 @@ def test_times_are_a_pass_of_their_own(tmp_path: Path, monkeypatch: pytest.Monke
     point = dataclasses.replace(BASE, steps=4)
     text = tables({point: result(point, 1.0)}, sweeps(), read_times(tmp_path / "study_times.json"))
     assert f"| locality, T = 4 | 1.0 | 1.0 | 1.00 | 100.0 | {took['4 steps, guided']:.1f} | 1 |" in text
+    hidden = dataclasses.replace(point, drawn="blind")  # drawn by plain torch: its time says nothing
+    text = tables({hidden: result(hidden, 1.0)}, sweeps(), read_times(tmp_path / "study_times.json"))
+    assert "while drawing only, T = 4 | 1.0 | 1.0 | 1.00 | 100.0 |  | 1 |" in text
+
+
+def test_times_are_milliseconds_of_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(times, "interleaved", lambda draws, *_, **__: [Times([0.1, 0.2, 0.9])] * len(draws))
+    times.time_points(LPDPipeline.from_pretrained(), [BASE], tmp_path / "times.json")
+    assert read_times(tmp_path / "times.json") == {"10 steps, guided": 2.0}  # 0.2 s for a hundred
 
 
 def test_impossible_studies_are_refused(tmp_path: Path) -> None:

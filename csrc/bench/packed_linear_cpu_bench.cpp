@@ -1,5 +1,4 @@
 // fc1 of lpd_l for a step's rows. The layers' weights come in turn, so that they are read from memory as in a decode.
-#include <algorithm>
 #include <atomic>
 
 #include "cpu_bench.h"

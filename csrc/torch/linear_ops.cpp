@@ -44,8 +44,8 @@ void set_operands(lpd::PackedLinearParams& params, const Tensor& x, const char* 
   params.weight = static_cast<const uint32_t*>(weight.const_data_ptr());
 }
 
-// Scratch of the calling thread, kept from call to call: memory given back and taken again is zeroed each time, page by
-// page, which costs 8 % of an int8 decode of 16 images.
+// Scratch of the calling thread, kept from call to call: large memory that is given back and taken again is zeroed by
+// the system each time, page by page.
 uint32_t* packed_rows(int64_t words) {
   thread_local std::vector<uint32_t> kept;
   if (static_cast<int64_t>(kept.size()) < words) {

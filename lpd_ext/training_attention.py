@@ -37,9 +37,10 @@ class Visibility:
     def of(cls, group_sizes: Sequence[int], mutual_visibility: bool, like: Tensor, dropout: float = 0.0) -> Visibility:
         """For groups of these sizes and activations like the tensor given.
 
-        Dropout, float64 and devices other than the CPU and CUDA take the mask.
+        Dropout, float64 and devices other than the CPU and CUDA take the mask; so does CUDA without gradients, where
+        FlexAttention would be compiled for a few passes over each new table.
         """
-        if not dropout and like.is_cuda:
+        if not dropout and like.is_cuda and torch.is_grad_enabled():
             from lpd_ext.block_attention import training_block_mask
 
             return cls(block_mask=training_block_mask(group_sizes, mutual_visibility, like.device))

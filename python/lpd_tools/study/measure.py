@@ -27,13 +27,16 @@ class Instruments:
     def __init__(
         self, pipes: Mapping[str, LPDPipeline], judge: Judge, test: LabelledImages, images: int, scored: int
     ) -> None:
-        self.pipes, self.judge, self.images = pipes, judge, images
-        self.real = judge_features(judge, grey(test))
+        self.pipes, self.images = pipes, images
+        self.device = pipes["mutual"].model.pos_embed.device
+        self.judge = judge.to(self.device)
+        self.real = judge_features(self.judge, grey(test))
         self.labels = test.labels[:scored]
         tokenizer = pipes["mutual"].tokenizer  # the twin's is the same
         with torch.inference_mode():
-            parts = [tokenizer.encode(to_images(part)).flatten(1) for part in test.pixels[:scored].split(250)]
-        self.tokens = torch.cat(parts)
+            parts = test.pixels[:scored].split(250)
+            self.tokens = torch.cat([tokenizer.encode(to_images(part).to(self.device)) for part in parts])
+        self.tokens = self.tokens.flatten(1).cpu()
 
     def measure(self, point: Point) -> Measured:
         """All instruments at `point`; image i has seed `point.seed * images + i`, so seeds share no image."""
@@ -59,16 +62,17 @@ class Instruments:
         )
 
     def _tokens(self, point: Point, labels: Tensor, first_seed: int, temperature: float) -> Tensor:
-        """Tokens int64 [B, N] drawn as at `point`, image i from seed first_seed + i."""
+        """Tokens int64 [B, N], on the CPU, drawn as at `point`, image i from seed first_seed + i."""
         draw = self._pipeline_tokens if point.drawn == "mutual" else self._plain_tokens
         batches = labels.split(BATCH)
-        return torch.cat([draw(point, batch, first_seed + i * BATCH, temperature) for i, batch in enumerate(batches)])
+        drawn = [draw(point, batch, first_seed + i * BATCH, temperature) for i, batch in enumerate(batches)]
+        return torch.cat(drawn).cpu()
 
     @torch.inference_mode()
     def _pixels(self, point: Point, tokens: Tensor) -> Tensor:
         pipe = self.pipes[point.trained]
         grids = tokens.unflatten(1, pipe.model.config.grid).split(BATCH)
-        return torch.cat([VQTokenizer.to_pixels(pipe.tokenizer.decode(batch)) for batch in grids])
+        return torch.cat([VQTokenizer.to_pixels(pipe.tokenizer.decode(batch.to(self.device))).cpu() for batch in grids])
 
     def _pipeline_tokens(self, point: Point, labels: Tensor, seed: int, temperature: float) -> Tensor:
         drawn = self.pipes[point.trained](
@@ -91,9 +95,9 @@ class Instruments:
         torch.manual_seed(seed)
         return decode_plain(
             pipe.model,
-            labels,
+            labels.to(self.device),
             sizes,
-            self._orders(point, sizes, seed, len(labels)),
+            self._orders(point, sizes, seed, len(labels)).to(self.device),
             point.guidance_scale,
             temperature=temperature,
             mutual_visibility=False,

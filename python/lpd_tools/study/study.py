@@ -12,6 +12,7 @@ from pathlib import Path
 from lpd_ext.checkpoint import TOKENIZER_FILE, resolve_directory
 from lpd_ext.orders import ORDER_POLICIES, default_repulsion_threshold
 from lpd_ext.pipeline import LPDPipeline, bundled_model
+from lpd_tools.checks import check_device
 from lpd_tools.data.fashion_mnist import FASHION_MNIST_DIR, load_fashion_mnist
 from lpd_tools.data.token_cache import check_tokenizer, file_hash
 from lpd_tools.progress import track
@@ -43,6 +44,7 @@ class Study:
     proximities: tuple[float, ...] = setting((0.5, 1.0, 1.5, 2.5), "proximity thresholds")
     repulsions: tuple[int, ...] = setting((0, 1, 2, 3), "repulsion thresholds")
     guidance_scales: tuple[float, ...] = setting((1.0, 2.0, 4.0, 6.0, 8.0, 12.0), "guidance scales")
+    device: str = setting("", "cpu, cuda or cuda:<index> (empty: cuda if there is one)")
     minutes: float = setting(math.inf, "begin no further point after this time")
     times: bool = setting(False, "measure the time per image too, on a machine that does nothing else")
 
@@ -79,7 +81,8 @@ def run_study(config: Study) -> Path:
     """
     folder = resolve_directory(config.model) if config.model else bundled_model()
     check_tokenizer(folder, folder / TOKENIZER_FILE)
-    pipe = LPDPipeline.from_pretrained(folder)
+    device = check_device(config.device)
+    pipe = LPDPipeline.from_pretrained(folder, device=device)
     check_ranges(
         config,
         steps=(1, pipe.model.config.num_tokens),
@@ -93,7 +96,7 @@ def run_study(config: Study) -> Path:
     pipes = {"mutual": pipe}
     if config.twin:
         check_tokenizer(config.twin, folder / TOKENIZER_FILE)
-        pipes["blind"] = LPDPipeline.from_pretrained(config.twin, tokenizer=folder / TOKENIZER_FILE)
+        pipes["blind"] = LPDPipeline.from_pretrained(config.twin, tokenizer=folder / TOKENIZER_FILE, device=device)
         if pipes["blind"].model.config.mutual_visibility:
             raise ValueError(f"twin {config.twin!r} was trained with mutual visibility: it is no twin without")
     table = Path(f"{config.out}.csv")

@@ -140,13 +140,15 @@ def load_judge(path: str | Path) -> Judge:
 
 @torch.no_grad()
 def predict(judge: Judge, images: Tensor, batch_size: int = 500) -> Tensor:
-    """Predicted labels int64 [B] of grey images [B, 1, 28, 28]."""
+    """Predicted labels int64 [B], on the CPU, of grey images [B, 1, 28, 28] on any device."""
     judge.eval()
-    return torch.cat([judge(batch).argmax(1) for batch in images.split(batch_size)])
+    device = judge.fc.weight.device
+    return torch.cat([judge(batch.to(device)).argmax(1).cpu() for batch in images.split(batch_size)])
 
 
 @torch.no_grad()
 def judge_features(judge: Judge, images: Tensor, batch_size: int = 500) -> Tensor:
-    """Features [B, 128] of grey images [B, 1, 28, 28]."""
+    """Features [B, 128], on the CPU, of grey images [B, 1, 28, 28] on any device."""
     judge.eval()
-    return torch.cat([judge.features(batch) for batch in images.split(batch_size)])
+    device = judge.fc.weight.device
+    return torch.cat([judge.features(batch.to(device)).cpu() for batch in images.split(batch_size)])

@@ -60,10 +60,11 @@ def _ratio_table(rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
     baselines = list(dict.fromkeys(name for row in rows for name in row["ratios"]))
-    lines = _head("what", "B", "time", *(f"{name} / this" for name in baselines))
+    lines = _head("what", "shape", "time", *(f"{name} / this" for name in baselines))
     for row in rows:
         ratios = (f"{row['ratios'][name]:.2f}x" if name in row["ratios"] else "" for name in baselines)
-        lines.append(_line(row["operator"], str(row["batch"]), _median(row["seconds"]), *ratios))
+        shape = f"{row['shape']}, B = {row['batch']}"
+        lines.append(_line(row["operator"], shape, _median(row["seconds"]), *ratios))
     return [*lines, ""]
 
 

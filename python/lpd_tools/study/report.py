@@ -26,19 +26,20 @@ _VISIBILITY_TITLES = {
 
 @dataclass(frozen=True)
 class Instrument:
-    """One of the four measures: the column of the CSV file, and how it is written."""
+    """One of the four measures: its column in the CSV file, how it is written, and whether it looks at guided images."""
 
     column: str
     title: str
     write: Callable[[float], str]
     scale: float = 1.0
+    guided: bool = False
 
 
 INSTRUMENTS = (
     Instrument("dependency_nats", "dependency loss (nats per real image)", lambda value: f"{value:.1f}"),
     Instrument("consistency_nats", "self-consistency (nats per drawn image)", lambda value: f"{value:.1f}"),
-    Instrument("frechet", "Fréchet distance, judge features", lambda value: f"{value:.2f}"),
-    Instrument("recognised", "recognised (%)", lambda value: f"{value:.1f}", scale=100.0),
+    Instrument("frechet", "Fréchet distance, judge features", lambda value: f"{value:.2f}", guided=True),
+    Instrument("recognised", "recognised (%)", lambda value: f"{value:.1f}", scale=100.0, guided=True),
 )
 
 
@@ -122,7 +123,8 @@ def draw_visibility(measured: Mapping[Point, Measured], sweeps: Sweeps, path: Pa
 
 
 def draw_knobs(measured: Mapping[Point, Measured], sweeps: Sweeps, path: Path) -> None:
-    """Upper row: each instrument over the repulsion threshold, by proximity threshold; lower row: over guidance."""
+    """Upper row: each instrument over the repulsion threshold, by proximity threshold; lower row: over guidance, those
+    that depend on it."""
     figure = Figure(figsize=(16, 6.4), layout="constrained")
     upper, lower = figure.subplots(2, len(INSTRUMENTS))
     for column, instrument in enumerate(INSTRUMENTS):
@@ -130,11 +132,14 @@ def draw_knobs(measured: Mapping[Point, Measured], sweeps: Sweeps, path: Path) -
             base = replace(sweeps.base, proximity_threshold=proximity)
             points = [(float(r), replace(base, repulsion_threshold=r)) for r in sweeps.repulsions]
             _curve(upper[column], measured, points, instrument, f"proximity {proximity:g}", colour)
+        upper[column].set(title=instrument.title, xlabel="repulsion threshold", xticks=list(sweeps.repulsions))
+        _tidy(upper[column])
+        if not instrument.guided:
+            lower[column].remove()
+            continue
         scales = [(scale, replace(sweeps.base, guidance_scale=scale)) for scale in sweeps.guidance_scales]
         _curve(lower[column], measured, scales, instrument, "", _COLOURS[0])
-        upper[column].set(title=instrument.title, xlabel="repulsion threshold", xticks=list(sweeps.repulsions))
         lower[column].set(xlabel="guidance scale")
-        _tidy(upper[column])
         _tidy(lower[column])
     upper[0].legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
@@ -160,25 +165,31 @@ def tables(measured: Mapping[Point, Measured], sweeps: Sweeps, times: Mapping[st
         ("order, steps", over_steps),
         ("visibility, steps", visibility),
         ("proximity, repulsion threshold", thresholds),
-        ("guidance scale", guidance),
     )
-    return "\n\n".join(table for head, points in parts if (table := _table(measured, head, points, times)))
+    found = [_table(measured, head, points, INSTRUMENTS, times) for head, points in parts]
+    guided = [instrument for instrument in INSTRUMENTS if instrument.guided]
+    found.append(_table(measured, "guidance scale", guidance, guided, times))
+    return "\n\n".join(filter(None, found))
 
 
 def _table(
-    measured: Mapping[Point, Measured], head: str, points: Mapping[str, Point], times: Mapping[str, float]
+    measured: Mapping[Point, Measured],
+    head: str,
+    points: Mapping[str, Point],
+    instruments: Sequence[Instrument],
+    times: Mapping[str, float],
 ) -> str:
     rows = []
     for name, point in points.items():
-        summaries = [summarise(measured, point, instrument) for instrument in INSTRUMENTS]
+        summaries = [summarise(measured, point, instrument) for instrument in instruments]
         if summaries[0] is None:
             continue
-        cells = [_cell(summary, one) for summary, one in zip(summaries, INSTRUMENTS, strict=True)]
+        cells = [_cell(summary, one) for summary, one in zip(summaries, instruments, strict=True)]
         took = times.get(kind_of(point)) if point.drawn == "mutual" else None
         rows.append([name, *cells, "" if took is None else f"{took:.1f}", str(summaries[0].seeds)])
     if not rows:
         return ""
-    titles = [head, *(instrument.title for instrument in INSTRUMENTS), "ms per image", "seeds"]
+    titles = [head, *(instrument.title for instrument in instruments), "ms per image", "seeds"]
     return markdown_table(titles, rows)
 
 

@@ -153,8 +153,9 @@ def test_a_study_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(study_module, "Instruments", Instruments)
     points = read_points(run_study(quick(tmp_path)))
     assert list(points)[:3] == measured
-    # Orders 4, drawn blind 2, the second seed of the default for the thresholds, guidance 1 with two seeds.
-    assert len(points) == 4 + 2 + 1 + 2
+    # T is 4, 10 and the number of tokens: orders 6, drawn blind 3, the second seed of the default for the thresholds,
+    # guidance 1 with two seeds.
+    assert len(points) == 6 + 3 + 1 + 2
     for name in ("orders", "visibility", "knobs"):
         assert (tmp_path / f"study_{name}.png").stat().st_size > 10_000
     text = (tmp_path / "study_tables.md").read_text()
@@ -170,7 +171,7 @@ def test_times_are_a_pass_of_their_own(tmp_path: Path, monkeypatch: pytest.Monke
     run_study(quick(tmp_path, times=True, minutes=0.0))
     found = json.loads((tmp_path / "study_times.json").read_text())
     took = found["milliseconds per image"]
-    assert set(took) == {"4 steps, guided", "10 steps, guided", "10 steps, unguided"}
+    assert set(took) == {"4 steps, guided", "10 steps, guided", "64 steps, guided", "10 steps, unguided"}
     assert 0 < took["10 steps, unguided"] < took["10 steps, guided"]
     assert found["machine"]["threads"] >= 1
     assert not (tmp_path / "study.csv").exists()

@@ -26,7 +26,7 @@ _VISIBILITY_TITLES = {
 
 @dataclass(frozen=True)
 class Instrument:
-    """One of the four measures: its column in the CSV file, how it is written, and whether it looks at guided images."""
+    """One of the four measures: its column in the CSV file, how to write it, and whether it looks at guided images."""
 
     column: str
     title: str

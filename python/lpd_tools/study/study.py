@@ -36,7 +36,7 @@ class Study:
     model: str = setting("", "folder of the model (the bundled one if empty)")
     twin: str = setting("", "folder of the model trained with --no-mutual-visibility under the same budget")
     data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
-    steps: tuple[int, ...] = setting((2, 4, 6, 8, 10, 12, 16, 24, 32, 64), "numbers of decoding steps T")
+    steps: tuple[int, ...] = setting((2, 4, 6, 8, 10, 12, 16, 24, 32, 64), "numbers of steps T, beside one a token")
     orders: tuple[str, ...] = setting(("locality", "halton", "random", "raster"), "orders")
     seeds: int = setting(3, "seeds of each point of the sweeps over steps")
     images: int = setting(2000, "guided images of each point")
@@ -64,7 +64,7 @@ class Study:
         )
         return Sweeps(
             base,
-            self.steps,
+            sorted({*self.steps, pipe.model.config.num_tokens}),
             self.orders,
             self.seeds,
             self.proximities,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from scipy import stats
+from steps import clone
 from torch import Tensor
 
 from lpd_ext import ops, reference
@@ -31,7 +32,7 @@ class Arguments(NamedTuple):
     position: Tensor
 
     def on(self, device: torch.device) -> Arguments:
-        return Arguments(*(a if a is None else a.to(device) for a in self))
+        return Arguments(*(a if a is None else clone(a, device) for a in self))
 
     def draw(self, device: torch.device) -> Tensor:
         return ops.sample_tokens(*self.on(device)).cpu()

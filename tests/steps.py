@@ -148,7 +148,7 @@ def widened(tensor: Tensor, align: int = 1) -> Tensor:
 
 
 def clone(tensor: Tensor, device: torch.device | None = None) -> Tensor:
-    """A copy of the tensor's whole buffer, and the same slice of it."""
+    """A copy of the tensor's whole buffer, and the same slice of it: Tensor.to() would make a slice contiguous."""
     buffer = tensor.untyped_storage().clone().to(device=device or tensor.device)
     empty = torch.empty(0, dtype=tensor.dtype, device=buffer.device)
     return empty.set_(buffer, tensor.storage_offset(), tensor.shape, tensor.stride())

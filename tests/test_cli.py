@@ -54,6 +54,10 @@ COMMANDS = [
 ]
 
 
+GPUS = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+DEVICES = ", ".join([*(["cuda"] if GPUS else []), "cpu", *GPUS])
+
+
 def lpd(*arguments: object) -> Result:
     return CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, [str(a) for a in arguments])
 
@@ -159,8 +163,8 @@ class Described:
         (("orders", "--output", "nosuffix"), "output must end in .png, got 'nosuffix'"),
         (("orders", "--output", ".."), "output must be a file, but '..' is a directory"),
         (("bench", "--output", "figures.txt"), "output must end in .json, got 'figures.txt'"),
-        (("sample", "--device", "foo"), "device must be one of cpu"),
-        (("sample", "--device", f"cuda:{torch.cuda.device_count()}"), "device must be one of cpu"),
+        (("sample", "--device", "foo"), f"device must be one of {DEVICES} here, got 'foo'"),
+        (("sample", "--device", f"cuda:{len(GPUS)}"), f"device must be one of {DEVICES} here, got 'cuda:{len(GPUS)}'"),
         (("sample", "bag", "-n", 2, "--seed", 2**63 - 1), "for 2 images, got 9223372036854775807"),
         (("orders", "--seed", 2**63 - 1), "for 3 images, got 9223372036854775807"),
         (("orders", "--seed", -(2**63) - 1), "seed must be in [-9223372036854775808,"),
@@ -184,11 +188,16 @@ def test_a_wrong_argument_is_one_sentence(
     assert [path.name for path in Path().iterdir()] == ["taken"]
 
 
-def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    result = lpd("sample", "--device", "cuda")
+@pytest.mark.parametrize(
+    ("gpus", "name", "allowed"), [(0, "cuda", "cpu"), (1, "cuda:1", "cuda, cpu, cuda:0"), (0, "cuda:0", "cpu")]
+)
+def test_a_gpu_that_is_not_there_is_refused(
+    gpus: int, name: str, allowed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    result = lpd("sample", "--device", name)
     assert result.exit_code == 2
-    assert result.stderr == "error: device must be one of cpu here, got 'cuda'\n"
+    assert result.stderr == f"error: device must be one of {allowed} here, got {name!r}\n"
 
 
 def test_missing_hub_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

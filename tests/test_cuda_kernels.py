@@ -207,8 +207,10 @@ def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def who_reports(program: Path, operator: str, flavour: str) -> tuple[str | None, str]:
     """Who has something to say about the kernels of an operator, and what."""
     done = run(program, operator, *(["few"] if flavour == "thread" else []))
-    for text, name in {"AddressSanitizer": "ASan", "runtime error:": "UBSan", "ThreadSanitizer": "TSan"}.items():
-        if text in done.stderr:
+    # Whole headings: "FATAL: ThreadSanitizer: unexpected memory mapping" says that it could not start.
+    headings = {"ERROR: AddressSanitizer": "ASan", "runtime error:": "UBSan", "WARNING: ThreadSanitizer": "TSan"}
+    for heading, name in headings.items():
+        if heading in done.stderr:
             return name, done.stderr
     return {0: None, 1: "differs", 86: "stopped"}.get(done.returncode, f"exit status {done.returncode}"), done.stderr
 

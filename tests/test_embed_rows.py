@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from steps import clone
 from torch import Tensor
 
 from lpd_ext import ops, reference
@@ -26,7 +27,7 @@ class Arguments(NamedTuple):
     eps: float
 
     def embed(self, device: torch.device) -> Tensor:
-        return ops.embed_rows(*(a.to(device) if isinstance(a, Tensor) else a for a in self)).cpu()
+        return ops.embed_rows(*(clone(a, device) if isinstance(a, Tensor) else a for a in self)).cpu()
 
     def in_dtype(self, dtype: torch.dtype) -> Arguments:
         return Arguments(*self[:2], *(a.to(dtype) for a in self[2:6]), self.eps)

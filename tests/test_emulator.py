@@ -179,11 +179,11 @@ def reports(programs: Path, kernel: str) -> set[str]:
     elif len(set(outputs)) > 1 or any(not output.startswith("0 ") for output in outputs):
         found.add("outputs")
     address, thread = run(programs / "address", kernel), run(programs / "thread", kernel)
-    if "AddressSanitizer" in address.stderr:
+    if "ERROR: AddressSanitizer" in address.stderr:
         found.add("ASan")
     if "runtime error:" in address.stderr:
         found.add("UBSan")
-    if "ThreadSanitizer" in thread.stderr:
+    if "WARNING: ThreadSanitizer" in thread.stderr:  # not "FATAL": it could not start
         found.add("TSan")
     for instrumented in (address, thread):
         assert found or (instrumented.returncode, instrumented.stdout) == (0, plain.stdout), instrumented.stderr

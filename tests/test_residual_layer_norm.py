@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from steps import clone
 from torch import Tensor
 
 from lpd_ext import ops, reference
@@ -192,7 +193,7 @@ WRONG: dict[str, tuple[Callable[[Arguments], tuple[object, ...]], str]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_errors_name_the_argument_and_write_nothing(name: str, backend: torch.device) -> None:
     spoil, message = WRONG[name]
-    args = tuple(a.to(backend) if isinstance(a, Tensor) else a for a in spoil(example()))
+    args = tuple(clone(a, backend) if isinstance(a, Tensor) else a for a in spoil(example()))
     before = args[0].clone()
     with pytest.raises(RuntimeError, match=message):
         ops.residual_layer_norm(*args)

@@ -111,6 +111,14 @@ def test_tokenizer_learns_from_a_folder_of_pictures(tmp_path: Path) -> None:
         train_tokenizer(dataclasses.replace(config, steps=7))
 
 
+def test_test_images_are_of_all_classes(tmp_path: Path) -> None:
+    data = open_data(folder_of_pictures(tmp_path / "pictures"))
+    task = TokenizerTask(tokenizer_config(tmp_path / "run"), data, 16, Processes(0, 1, torch.device("cpu")))
+    assert data.test.labels.tolist() == sorted(data.test.labels.tolist())
+    assert data.test.labels[task.test_index(2)].tolist() == [0, 1]
+    assert task.test_index(1000).tolist() == list(range(len(data.test)))
+
+
 def test_mirrored_images_are_half_of_a_batch(tmp_path: Path) -> None:
     """Which images are mirrored is a function of the step, whoever asks for which rows."""
     data = open_data(folder_of_pictures(tmp_path / "pictures"))

@@ -17,7 +17,9 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from lpd_tools.data.token_cache import TokenCache, check_tokenizer, load_token_cache
+from lpd_tools.data.token_cache import TokenCache, TokenSplit, check_tokenizer, load_token_cache
+from lpd_tools.data.token_shards import Shard
+from lpd_tools.training import transformer
 from lpd_tools.training.curves import read_log
 from lpd_tools.training.export import Export, export
 from lpd_tools.training.gradients import add_gradients, micro_batches
@@ -224,6 +226,28 @@ def test_transformer_learns(cache_path: Path, tmp_path: Path) -> None:
     steps = read_log(tmp_path / "steps.csv")
     assert steps["step"] == list(range(1, 151))
     assert sum(steps["loss"][-20:]) < sum(steps["loss"][:20])
+
+
+def test_test_images_are_of_all_classes(
+    cache_path: Path, cache: TokenCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also where the images of a class lie together, as in folders of pictures."""
+    order = cache.test.labels.argsort()
+    shard = Shard(cache.test.tokens(order).unflatten(1, (1, 4, 4)), cache.test.labels[order].int(), order.int())
+    in_classes = dataclasses.replace(cache, test=TokenSplit([shard], 1, 16))
+    seen = []
+
+    def watch(model: LPDModel, tokens: torch.Tensor, labels: torch.Tensor, *rest: object) -> float:
+        seen.append((tokens, labels))
+        return 1.0
+
+    monkeypatch.setattr(transformer, "nats_per_token", watch)
+    task = TransformerTask(lpd_config(cache_path, tmp_path, evaluate_images=100), in_classes, CPU)
+    task.test(dict(task.network.named_parameters()))
+    tokens, labels = seen[0]
+    assert labels.unique().tolist() == list(range(10))
+    assert torch.equal(tokens, shard.tokens.flatten(1)[::3])
+    assert torch.equal(labels, in_classes.test.labels[::3])
 
 
 def test_result_is_the_average_in_half_precision_and_published_layout(cache_path: Path, tmp_path: Path) -> None:

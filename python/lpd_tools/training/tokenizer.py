@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lpd_ext.tokenizer import AttnBlock, ResBlock, TokenizerConfig, VQTokenizer
 from lpd_tools.data.fashion_mnist import BORDER, centre_grey, from_pixels, step_generator
 from lpd_tools.data.image_reader import ImageReader, write_skipped
-from lpd_tools.data.image_source import DataSet
+from lpd_tools.data.image_source import DataSet, evenly_spaced
 from lpd_tools.data.pixels import background_colour, to_input
 from lpd_tools.data.sources import DATA_HELP, open_data
 from lpd_tools.data.token_cache import file_hash
@@ -192,7 +192,7 @@ class TokenizerTask:
             name = "test_psnr"
             row[name] = psnr(restored.permute(0, 3, 1, 2).float(), pixels.float())
         if self.judge is not None:
-            labels = self.data.test.labels[: len(pixels)]
+            labels = self.data.test.labels[self.test_index(self.config.evaluate_images)]
             right = predict(self.judge, from_pixels(restored).to(self.group.device)).cpu() == labels
             row["test_recognised"] = float(right.float().mean())
         return Test(-row[name], row)
@@ -203,8 +203,12 @@ class TokenizerTask:
         restored = reconstruct(self._averaged(average), pixels, self.group.device)
         return tiled(torch.cat([pixels.permute(0, 2, 3, 1), restored], dim=2).numpy())
 
+    def test_index(self, count: int) -> Tensor:
+        """Indices of the test images for `count` of them, or of all if there are fewer."""
+        return evenly_spaced(count, len(self.data.test))
+
     def _test_pixels(self, count: int) -> Tensor:
-        return self.readers["test"].pixels(torch.arange(min(count, len(self.data.test))))
+        return self.readers["test"].pixels(self.test_index(count))
 
     def state(self) -> dict[str, Any]:
         """The averages that make the codebook."""

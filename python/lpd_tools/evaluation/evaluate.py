@@ -16,6 +16,7 @@ from lpd_ext.state_files import complete_file
 from lpd_ext.tokenizer import VQTokenizer
 from lpd_tools.checks import check_device
 from lpd_tools.data.fashion_mnist import BORDER, from_pixels
+from lpd_tools.data.image_source import evenly_spaced
 from lpd_tools.evaluation.generate import (
     Generation,
     generate,
@@ -186,7 +187,7 @@ def likelihoods(pipe: LPDPipeline, reference: Reference, config: Evaluation) -> 
     cells = [(order, steps) for order in config.nats_orders for steps in nats_steps(config, num_tokens)]
     real = reference.images
     if real is not None and config.nats_images:
-        some = real.subset(range(min(config.nats_images, len(real))), real.name)
+        some = real.subset(evenly_spaced(config.nats_images, len(real)).tolist(), real.name)
         tokens = tokens_of(pipe, some)
         labels = some.labels if some.labels is not None else torch.full((len(some),), -1)
         table = results["nats_per_reference_image"] = empty_table(config.nats_orders)

@@ -425,6 +425,27 @@ def test_impossible_evaluations_draw_nothing(change: dict[str, Any], message: st
     assert not (tmp_path / "out").exists()
 
 
+def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    """Pictures of another size than the judge's, more classes than it knows, statistics of other features, labels."""
+    small, large = save_small_model(tmp_path / "small"), save_small_model(tmp_path / "large", 11, (1, 1, 1, 1))
+    real = str(save_images(tmp_path / "real", noise(4)))
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(7), sigma=np.eye(7))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(stand_in_inception()).save(tmp_path / "inception.pt")
+    judge, stats = str(DATA / "judge.safetensors"), str(tmp_path / "stats.npz")
+    for model, changes, message in (
+        (small, {"reference": real, "judge": judge}, r"the judge reads 32 x 32 images, got \[8, 8\]"),
+        (large, {"reference": FASHION, "judge": judge}, "model has 11 classes, but the judge knows 10"),
+        (small, {"reference": stats}, "holds statistics of Inception features alone, and efficientnet needs"),
+        (small, {"reference": stats, "inception": str(tmp_path / "inception.pt")}, "has 7 features, inception gives 6"),
+        (small, {"reference": FASHION}, "labels up to 9, but the model has 3 classes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(replace(Evaluation(str(tmp_path / "out"), str(model), nats_steps=(4,)), **changes))
+        assert not (tmp_path / "out").exists(), message
+
+
 def test_extract_keeps_every_feature_in_order() -> None:
     """Batches are put together whole, whatever their size."""
 

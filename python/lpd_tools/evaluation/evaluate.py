@@ -15,8 +15,9 @@ from lpd_ext.schedule import group_sizes
 from lpd_ext.state_files import complete_file
 from lpd_ext.tokenizer import VQTokenizer
 from lpd_tools.checks import check_device
-from lpd_tools.data.fashion_mnist import BORDER, from_pixels
+from lpd_tools.data.fashion_mnist import BORDER, CLASS_NAMES, from_pixels
 from lpd_tools.data.image_source import evenly_spaced
+from lpd_tools.evaluation.features import Extractor
 from lpd_tools.evaluation.generate import (
     Generation,
     generate,
@@ -39,7 +40,7 @@ from lpd_tools.evaluation.measure import (
 )
 from lpd_tools.evaluation.metrics import centre_psnr, psnr
 from lpd_tools.evaluation.processes import processes
-from lpd_tools.evaluation.reference import Reference, balanced_sample, open_reference
+from lpd_tools.evaluation.reference import Reference, balanced_sample, check_features, open_reference
 from lpd_tools.evaluation.report import picture
 from lpd_tools.progress import track
 from lpd_tools.settings import setting
@@ -83,6 +84,8 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
         stride = pipe.tokenizer.config.stride
         height, width = (cells * stride for cells in pipe.model.config.grid)
         reference = open_reference(config.reference, config.floor, (height, width))
+        check_features(extractors, reference, (height, width))
+        check_labels(config, pipe, reference, extractors)
 
         count = config.images_per_class * pipe.model.config.num_classes
         runs = [repeat_of(config, repeat, count) for repeat in range(config.repeats)]
@@ -111,6 +114,19 @@ def check_nats(config: Evaluation, pipe: LPDPipeline) -> None:
             raise ValueError(f"nats_steps must be in [1, {num_tokens}], got {steps}")
     for order in config.nats_orders:
         orders_for(order, pipe.model.config.grid, num_tokens, 1, pipe.defaults)
+
+
+def check_labels(config: Evaluation, pipe: LPDPipeline, reference: Reference, extractors: Sequence[Extractor]) -> None:
+    """ValueError for labels of the model that the judge does not know, or of the reference that the model does not."""
+    classes = pipe.model.config.num_classes
+    if classes > len(CLASS_NAMES) and any(extractor.name == "judge" for extractor in extractors):
+        raise ValueError(f"features: the model has {classes} classes, but the judge knows {len(CLASS_NAMES)}")
+    labels = reference.images.labels if reference.images is not None else None
+    if config.nats_images and labels is not None and (largest := int(labels.max())) >= classes:
+        raise ValueError(
+            f"reference {config.reference!r} has labels up to {largest}, but the model has {classes} classes: "
+            "no nats can be taken of it (nats_images 0 takes none)"
+        )
 
 
 def nats_steps(config: Evaluation, num_tokens: int) -> list[int]:

@@ -281,6 +281,15 @@ def test_the_best_checkpoint_has_the_lowest_test_loss(cache_path: Path, tmp_path
     assert (tmp_path / "checkpoints" / "step_000000012.pt").exists()
 
 
+def test_a_model_out_of_a_checkpoint_is_the_one_that_training_writes(cache_path: Path, tmp_path: Path) -> None:
+    train(lpd_config(cache_path, tmp_path / "lpd", steps=2))
+    export(Export(str(tmp_path / "lpd" / "checkpoints" / "step_000000002.pt"), str(tmp_path / "out")))
+    assert (tmp_path / "out" / "config.json").read_text() == (tmp_path / "lpd" / "config.json").read_text()
+    found, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "lpd"))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
 # where it starts from
 
 

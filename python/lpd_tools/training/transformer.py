@@ -173,8 +173,8 @@ class TransformerTask:
         return draw_grid(self._averaged(average), tokenizer, self.config.sample_images, self.config.sample_guidance)
 
     def state(self) -> dict[str, Any]:
-        """Nothing else: every random choice is a function of (seed, step)."""
-        return {}
+        """The names of the classes, for `lpd export`: every random choice is a function of (seed, step)."""
+        return {"class_names": list(self.cache.class_names)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Nothing to put back."""

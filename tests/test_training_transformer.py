@@ -19,6 +19,7 @@ pytest.importorskip("matplotlib")
 
 from lpd_tools.data.token_cache import TokenCache, TokenSplit, check_tokenizer, load_token_cache
 from lpd_tools.data.token_shards import Shard
+from lpd_tools.training import task as tasks
 from lpd_tools.training import transformer
 from lpd_tools.training.curves import read_log
 from lpd_tools.training.export import Export, export
@@ -279,6 +280,17 @@ def test_the_best_checkpoint_has_the_lowest_test_loss(cache_path: Path, tmp_path
     with pytest.raises(ValueError, match="is not a readable checkpoint"):
         export(Export(str(tmp_path / "log.csv"), str(tmp_path / "none")))
     assert (tmp_path / "checkpoints" / "step_000000012.pt").exists()
+
+
+def test_a_test_loss_that_is_no_number_is_not_the_best_for_ever(
+    cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([math.nan, 2.0, 3.0])
+    monkeypatch.setattr(TransformerTask, "test", lambda task, average: tasks.Test(next(losses), {}))
+    train(lpd_config(cache_path, tmp_path, steps=6, evaluate_every=2))
+    best = torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)
+    assert best["progress"]["done"] == 4
+    assert best["progress"]["best"] == 2.0
 
 
 def test_a_model_out_of_a_checkpoint_is_the_one_that_training_writes(cache_path: Path, tmp_path: Path) -> None:

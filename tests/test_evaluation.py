@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from evaluation_models import save_small_model, stand_in_inception
 from lpd_tools.cli import app
 from lpd_tools.data.fashion_mnist import load_fashion_mnist
 from lpd_tools.data.sources import open_data
+from lpd_tools.evaluation import evaluate as evaluate_module
 from lpd_tools.evaluation.evaluate import Evaluation, evaluate, tokens_of
 from lpd_tools.evaluation.features import (
     EfficientNetFeatures,
@@ -36,6 +39,7 @@ from lpd_tools.evaluation.images import ImageSet, data_images, in_memory, open_i
 from lpd_tools.evaluation.likelihood import dependency_loss, self_consistency
 from lpd_tools.evaluation.measure import Measurement, measure, recognition_of
 from lpd_tools.evaluation.metrics import frechet_distance, kernel_distance, precision_recall
+from lpd_tools.evaluation.processes import Processes
 from lpd_tools.evaluation.reference import balanced_sample, open_reference
 from typer.testing import CliRunner
 
@@ -444,6 +448,29 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(tmp_path: P
         with pytest.raises(ValueError, match=message):
             evaluate(replace(Evaluation(str(tmp_path / "out"), str(model), nats_steps=(4,)), **changes))
         assert not (tmp_path / "out").exists(), message
+
+
+def test_each_process_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only to draw: model and feature networks of eight processes would fill the first one's memory."""
+    asked = []
+
+    @contextmanager
+    def second_of_two() -> Iterator[Processes]:
+        yield Processes(1, 2, 1)
+
+    def note(directory: Path, dtype: str, device: torch.device) -> None:
+        asked.append(device)
+        raise InterruptedError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(evaluate_module, "processes", second_of_two)
+    monkeypatch.setattr(evaluate_module, "load_pipeline", note)
+    config = Evaluation(str(tmp_path / "out"), str(save_small_model(tmp_path / "model")), reference=FASHION)
+    for device, wanted in (("", "cuda:1"), ("cuda:0", "cuda:0"), ("cpu", "cpu")):
+        with pytest.raises(InterruptedError):
+            evaluate(replace(config, device=device))
+        assert asked.pop() == torch.device(wanted)
 
 
 def test_extract_keeps_every_feature_in_order() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.schedule import group_sizes
 from lpd_ext.state_files import complete_file
 from lpd_ext.tokenizer import VQTokenizer
-from lpd_tools.checks import check_device
 from lpd_tools.data.fashion_mnist import BORDER, CLASS_NAMES, from_pixels
 from lpd_tools.data.image_source import evenly_spaced
 from lpd_tools.evaluation.features import Extractor
@@ -39,7 +38,7 @@ from lpd_tools.evaluation.measure import (
     write_results,
 )
 from lpd_tools.evaluation.metrics import centre_psnr, psnr
-from lpd_tools.evaluation.processes import processes
+from lpd_tools.evaluation.processes import own_device, processes
 from lpd_tools.evaluation.reference import Reference, balanced_sample, check_features, open_reference
 from lpd_tools.evaluation.report import picture
 from lpd_tools.progress import track
@@ -77,8 +76,10 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
     numbers = dict.fromkeys(("nats_images", "self_images", "reconstructed_images"), (0, 10**6))
     check_ranges(config, repeats=(1, 1000), k=(1, 1000), **numbers)
     with processes() as group:
+        device = own_device(config.device, group)
+        config = replace(config, device=str(device))
         directory = model_directory(config.model)
-        pipe = load_pipeline(directory, config.dtype, check_device(config.device))
+        pipe = load_pipeline(directory, config.dtype, device)
         check_nats(config, pipe)
         extractors = chosen_extractors(config)
         stride = pipe.tokenizer.config.stride

@@ -16,13 +16,15 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
+from lpd_tools.cli import app
 from lpd_tools.data.pixels import UnreadableImageError
 from lpd_tools.data.sources import open_data
 from lpd_tools.training.codebook import CodebookAverages
 from lpd_tools.training.curves import read_log
 from lpd_tools.training.processes import Processes
 from lpd_tools.training.tokenizer import ImageBatch, TokenizerTask, train_tokenizer
-from training_runs import differences, newest_state, tokenizer_config
+from training_runs import as_options, differences, newest_state, tokenizer_config
+from typer.testing import CliRunner
 
 from lpd_ext.tokenizer import VQTokenizer
 
@@ -109,6 +111,30 @@ def test_tokenizer_learns_from_a_folder_of_pictures(tmp_path: Path) -> None:
     (tmp_path / "pictures" / "train" / "red" / "00.png").unlink()
     with pytest.raises(ValueError, match="data_sha256 is"):
         train_tokenizer(dataclasses.replace(config, steps=7))
+
+
+def test_the_list_of_unreadable_pictures_is_whole(tmp_path: Path) -> None:
+    """What was found before the training was stopped, and what other processes found, is in it too."""
+    data = folder_of_pictures(tmp_path / "pictures")
+    (tmp_path / "pictures" / "train" / "blue" / "broken.png").write_bytes(b"")
+    config = tokenizer_config(tmp_path / "run", data=data, image_size=16, evaluate_images=0)
+    train_tokenizer(config)
+    first = (tmp_path / "run" / "skipped.csv").read_text()
+    assert first.count("broken.png") == 2
+    # The seventh step alone does not come across both.
+    result = CliRunner().invoke(app, ["train-tokenizer", *as_options(dataclasses.replace(config, steps=7))])
+    assert "skipped 2 images that cannot be read: " in result.output
+    assert (tmp_path / "run" / "skipped.csv").read_text() == first
+    source = open_data(data)
+    others = {"train": {0: "no picture"}, "test": {}}
+
+    class Two(Processes):
+        def gather(self, value: object) -> list[object]:
+            return [value, others]
+
+    task = TokenizerTask(config, source, 16, Two(0, 2, torch.device("cpu")))
+    assert task.state()["unreadable"] == others
+    assert [entry.name for entry in task.readers["train"].skipped] == [source.train.name(0)]
 
 
 def test_test_images_are_of_all_classes(tmp_path: Path) -> None:

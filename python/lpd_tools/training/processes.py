@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lpd_tools.checks import check_device
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,14 @@ class Processes:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return [float(value) for value in total]
+
+    def gather(self, value: Value) -> list[Value]:
+        """The values of all processes, in order of rank; of types that can be pickled."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """The rows [n, ...] of all processes, which have equally many, in order of rank: [size * n, ...]."""

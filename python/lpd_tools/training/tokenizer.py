@@ -19,7 +19,7 @@ from lpd_tools.data.image_reader import ImageReader, write_skipped
 from lpd_tools.data.image_source import DataSet, evenly_spaced
 from lpd_tools.data.pixels import background_colour, to_input
 from lpd_tools.data.sources import DATA_HELP, open_data
-from lpd_tools.data.token_cache import file_hash
+from lpd_tools.data.token_shards import SKIPPED_FILE, file_hash
 from lpd_tools.evaluation.metrics import centre_psnr, psnr
 from lpd_tools.settings import setting
 from lpd_tools.training.codebook import CodebookAverages
@@ -33,7 +33,6 @@ from lpd_tools.training.state import fill
 from lpd_tools.training.task import Test
 
 RESULT = "tokenizer.safetensors"
-SKIPPED_FILE = "skipped.csv"
 _FASHION_MNIST = "fashion-mnist"  # the kind of data that the judge knows
 _TEST_BATCH = 50
 _KEPT_BYTES = 2 << 30  # a data set that is no larger is read once and stays in memory
@@ -211,16 +210,23 @@ class TokenizerTask:
         return self.readers["test"].pixels(self.test_index(count))
 
     def state(self) -> dict[str, Any]:
-        """The averages that make the codebook."""
-        return {"count": self.averages.count, "total": self.averages.total}
+        """The averages that make the codebook, and what images any process could not read."""
+        found = self.group.gather({split: reader.unreadable for split, reader in self.readers.items()})
+        for split, reader in self.readers.items():
+            for theirs in found:
+                reader.unreadable.update(theirs[split])
+        unreadable = {split: dict(reader.unreadable) for split, reader in self.readers.items()}
+        return {"count": self.averages.count, "total": self.averages.total, "unreadable": unreadable}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Puts them back."""
+        for split, unreadable in state.get("unreadable", {}).items():  # older checkpoints have none
+            self.readers[split].unreadable.update(unreadable)
         self.averages.count.copy_(state["count"])
         self.averages.total.copy_(state["total"])
 
     def export(self, average: Mapping[str, Tensor], out: Path) -> None:
-        """Writes tokenizer.safetensors (fp16), and the list of images that this process could not read."""
+        """Writes tokenizer.safetensors (fp16), and the list of images that could not be read."""
         self._averaged(average).save(out / RESULT)
         if skipped := [entry for reader in self.readers.values() for entry in reader.skipped]:
             write_skipped(skipped, out / SKIPPED_FILE)

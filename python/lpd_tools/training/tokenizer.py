@@ -240,7 +240,10 @@ class TokenizerTask:
 
 
 def perceptual_loss(judge: Judge, images: Tensor, target: Tensor) -> Tensor:
-    """Mean over the judge's blocks of ‖φ(images) - φ(target)‖² / ‖φ(target)‖²."""
+    """Mean over the judge's blocks of ‖φ(images) - φ(target)‖² / ‖φ(target)‖², the norms over all images together.
+
+    So it is no mean over images: passes of fewer images add up to a slightly different loss.
+    """
     with torch.no_grad():
         wanted = judge.maps(centre_grey(target))
     found = judge.maps(centre_grey(images))

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from lpd_tools.checks import check_device
 
 Value = TypeVar("Value")
+# The others wait while the first one tests, draws and saves. When one has died, torchrun ends them all at once.
+_PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def processes(device: str = "") -> Iterator[Processes]:
         torch.cuda.set_device(chosen)
     ours = not dist.is_initialized()
     if ours:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), chosen)
     finally:

@@ -23,7 +23,7 @@ from lpd_tools.training import task as tasks
 from lpd_tools.training import transformer
 from lpd_tools.training.curves import read_log
 from lpd_tools.training.export import Export, export
-from lpd_tools.training.gradients import add_gradients, micro_batches
+from lpd_tools.training.gradients import add_gradients, clip_gradients, micro_batches
 from lpd_tools.training.loop import prepare
 from lpd_tools.training.processes import Processes
 from lpd_tools.training.shuffling import EpochShuffle
@@ -146,6 +146,14 @@ def test_micro_batches_add_up_to_the_batch(cache: TokenCache) -> None:
     assert parts_losses["loss"] == pytest.approx(losses["loss"], rel=1e-6)
     for name, value in whole.items():
         assert (parts[name] - value).norm() <= 1e-5 * value.norm() + 1e-8, name
+
+
+def test_gradients_are_clipped_to_their_limit_if_there_is_one() -> None:
+    network = torch.nn.Linear(3, 1, bias=False)
+    for limit, length in ((2.5, 2.5), (10.0, 5.0), (0.0, 5.0)):
+        network.weight.grad = torch.tensor([[3.0, 0.0, 4.0]])
+        assert clip_gradients(network, limit) == 5.0
+        assert network.weight.grad.norm().item() == pytest.approx(length, rel=1e-5)
 
 
 def test_recomputing_activations_changes_no_gradient_and_keeps_less(cache: TokenCache) -> None:

@@ -167,11 +167,21 @@ def test_data_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_warm_up_longer_than_the_training_is_refused(tmp_path: Path) -> None:
+    """The codebook is made at its end: there would be none."""
+    with pytest.raises(ValueError, match=r"warmup_steps must be in \[1, 6\], got 7"):
+        train_tokenizer(tokenizer_config(tmp_path / "run", warmup_steps=7))
+    assert not (tmp_path / "run").exists()
+    train_tokenizer(tokenizer_config(tmp_path / "run", warmup_steps=6, evaluate_images=0))
+    codes = VQTokenizer.from_file(tmp_path / "run" / "tokenizer.safetensors").quantize.embedding.weight
+    assert (codes.norm(dim=1) - 1).abs().max() < 1e-2
+
+
 def test_other_sizes_are_no_resuming(tmp_path: Path) -> None:
-    train_tokenizer(tokenizer_config(tmp_path, steps=1))
+    train_tokenizer(tokenizer_config(tmp_path, steps=2))
     with pytest.raises(ValueError, match="z_channels is 16, but"):
-        train_tokenizer(tokenizer_config(tmp_path, steps=1, z_channels=16))
-    with pytest.raises(ValueError, match=r"warmup_steps must be in \[1, inf\], got 0"):
+        train_tokenizer(tokenizer_config(tmp_path, steps=2, z_channels=16))
+    with pytest.raises(ValueError, match=r"warmup_steps must be in \[1, 6\], got 0"):
         train_tokenizer(tokenizer_config(tmp_path / "new", warmup_steps=0))
 
 

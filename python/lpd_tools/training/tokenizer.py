@@ -274,8 +274,8 @@ def train_tokenizer(config: TokenizerTraining) -> Path:
         config.check(
             len(data.train),
             len(data.test),
-            # The codebook is initialised from vectors of the warm-up.
-            warmup_steps=(1, math.inf),
+            # The codebook is initialised from vectors of the warm-up, when that ends.
+            warmup_steps=(1, config.steps),
             revive_every=(1, math.inf),
             codebook_decay=(0, 1),
             perceptual_weight=any_number,

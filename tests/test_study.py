@@ -215,6 +215,7 @@ def test_impossible_studies_are_refused(tmp_path: Path) -> None:
         ({"orders": ("zigzag",)}, "orders must be among locality, .* got zigzag"),
         ({"steps": (65,)}, r"steps must be in \[1, 64\], got 65"),
         ({"twin": str(bundled_model())}, "was trained with mutual visibility"),
+        ({"scored_images": 5}, r"scored_images must be in \[1, 4\], got 5"),
         ({"judge": "none"}, "no judge at 'none'"),
         ({"data_dir": "none"}, "none/t10k-images.* is missing"),
         ({"guidance_scales": (2.0, -1.0)}, r"guidance_scale\[0\] must be in \[1, "),

@@ -89,7 +89,7 @@ def run_study(config: Study) -> Path:
         steps=(1, pipe.model.config.num_tokens),
         seeds=(1, math.inf),
         images=(2, math.inf),
-        scored_images=(1, math.inf),
+        scored_images=(1, config.images),  # or points of other seeds would share orders and images
     )
     unknown = sorted(set(config.orders) - set(ORDER_POLICIES))
     if unknown:

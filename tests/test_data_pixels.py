@@ -13,7 +13,7 @@ from PIL import Image
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
-from lpd_tools.data.image_reader import ImageReader, Skipped, write_skipped
+from lpd_tools.data.image_reader import ImageReader, Skipped, read_skipped, write_skipped
 from lpd_tools.data.pixels import (
     UnreadableImageError,
     background_colour,
@@ -168,6 +168,10 @@ def test_reader_puts_the_next_picture_in_the_place_of_an_unreadable_one(folder: 
     assert [skipped.name for skipped in reader.skipped] == ["train/a/1.png", "train/a/2.png", "train/b/3.png"]
     assert reader.skipped[0] == Skipped("train", "train/a/1.png", "no image format that Pillow knows")
     assert len(reader) == 8
+    strict = ImageReader(open_data(folder).train, 8, strict=True)
+    strict.unreadable.update(reader.unreadable)  # of a training that was not strict before it was stopped
+    with pytest.raises(UnreadableImageError, match="no image format"):
+        strict.pixels(torch.tensor([1]))
 
 
 def test_reader_mirrors_left_to_right(folder: str) -> None:
@@ -208,3 +212,5 @@ def test_strict_reader_and_bad_arguments(folder: str, tmp_path: Path) -> None:
 def test_list_of_skipped_pictures(tmp_path: Path) -> None:
     write_skipped([Skipped("test", "a, b.png", 'says "no"')], tmp_path / "skipped.csv")
     assert (tmp_path / "skipped.csv").read_text() == 'split,name,reason\ntest,"a, b.png","says ""no"""\n'
+    assert read_skipped(tmp_path / "skipped.csv") == [Skipped("test", "a, b.png", 'says "no"')]
+    assert read_skipped(tmp_path / "none.csv") == []

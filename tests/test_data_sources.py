@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +73,26 @@ def test_given_splits(root: Path) -> None:
     assert np.asarray(data.test.image(1).convert("RGB"))[0, 0].tolist() == [len("val/b/1.bmp"), 0, 0]
     (root / "val").rename(root / "test")
     assert names(root)[1] == [("test/a/1.png", 0), ("test/b/1.bmp", 1)]
+
+
+def test_links_that_lead_back_give_no_picture_twice(root: Path) -> None:
+    before = names(root)
+    (root / "train/a/deep/again").symlink_to(root / "train/a")
+    assert names(root) == before
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pictures would be missing without a word."""
+    scandir = os.scandir
+
+    def refuse(path: str | Path) -> Any:
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match=r"Permission denied: '.*train/a/deep'"):
+        open_data(f"folder:{root}")
 
 
 def test_a_share_is_held_out_by_name(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from evaluation_models import save_small_model, stand_in_inception
 from lpd_tools.cli import app
 from lpd_tools.data.fashion_mnist import load_fashion_mnist
 from lpd_tools.data.sources import open_data
+from lpd_tools.evaluation import evaluate as evaluate_module
 from lpd_tools.evaluation.evaluate import Evaluation, evaluate, tokens_of
 from lpd_tools.evaluation.features import (
     EfficientNetFeatures,
@@ -36,6 +39,7 @@ from lpd_tools.evaluation.images import ImageSet, data_images, in_memory, open_i
 from lpd_tools.evaluation.likelihood import dependency_loss, self_consistency
 from lpd_tools.evaluation.measure import Measurement, measure, recognition_of
 from lpd_tools.evaluation.metrics import frechet_distance, kernel_distance, precision_recall
+from lpd_tools.evaluation.processes import Processes
 from lpd_tools.evaluation.reference import balanced_sample, open_reference
 from typer.testing import CliRunner
 
@@ -399,7 +403,8 @@ def test_evaluate_measures_a_model(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("seed_*/*/*.png")} == files
     pipe = LPDPipeline.from_pretrained(model)
     raster = results["nats_per_reference_image"]["raster"]
-    real = fashion_images().subset(range(6), "real")
+    real = fashion_images()
+    real = real.subset([i * len(real) // 6 for i in range(6)], "real")  # of a folder the first would be of one class
     orders = torch.arange(16).expand(6, -1)
     assert real.labels is not None
     nats = dependency_loss(pipe.model, tokens_of(pipe, real), real.labels, orders, [1] * 16)
@@ -422,6 +427,50 @@ def test_impossible_evaluations_draw_nothing(change: dict[str, Any], message: st
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         evaluate(replace(config, **change))
     assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    """Pictures of another size than the judge's, more classes than it knows, statistics of other features, labels."""
+    small, large = save_small_model(tmp_path / "small"), save_small_model(tmp_path / "large", 11, (1, 1, 1, 1))
+    real = str(save_images(tmp_path / "real", noise(4)))
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(7), sigma=np.eye(7))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(stand_in_inception()).save(tmp_path / "inception.pt")
+    judge, stats = str(DATA / "judge.safetensors"), str(tmp_path / "stats.npz")
+    for model, changes, message in (
+        (small, {"reference": real, "judge": judge}, r"the judge reads 32 x 32 images, got \[8, 8\]"),
+        (large, {"reference": FASHION, "judge": judge}, "model has 11 classes, but the judge knows 10"),
+        (small, {"reference": stats}, "holds statistics of Inception features alone, and efficientnet needs"),
+        (small, {"reference": stats, "inception": str(tmp_path / "inception.pt")}, "has 7 features, inception gives 6"),
+        (small, {"reference": FASHION}, "labels up to 9, but the model has 3 classes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(replace(Evaluation(str(tmp_path / "out"), str(model), nats_steps=(4,)), **changes))
+        assert not (tmp_path / "out").exists(), message
+
+
+def test_each_process_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only to draw: model and feature networks of eight processes would fill the first one's memory."""
+    asked = []
+
+    @contextmanager
+    def second_of_two() -> Iterator[Processes]:
+        yield Processes(1, 2, 1)
+
+    def note(directory: Path, dtype: str, device: torch.device) -> None:
+        asked.append(device)
+        raise InterruptedError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(evaluate_module, "processes", second_of_two)
+    monkeypatch.setattr(evaluate_module, "load_pipeline", note)
+    config = Evaluation(str(tmp_path / "out"), str(save_small_model(tmp_path / "model")), reference=FASHION)
+    for device, wanted in (("", "cuda:1"), ("cuda:0", "cuda:0"), ("cpu", "cpu")):
+        with pytest.raises(InterruptedError):
+            evaluate(replace(config, device=device))
+        assert asked.pop() == torch.device(wanted)
 
 
 def test_extract_keeps_every_feature_in_order() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -189,15 +190,42 @@ def test_times_are_milliseconds_of_an_image(tmp_path: Path, monkeypatch: pytest.
     assert read_times(tmp_path / "times.json") == {"10 steps, guided": 2.0}  # 0.2 s for a hundred
 
 
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither half a note of what the results depend on, nor a file without a header that is refused ever after."""
+    config = quick(tmp_path, minutes=0.0)
+    run_study(config)
+    noted = (tmp_path / "study.json").read_text()
+
+    def full_disk(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            run_study(config)
+    assert (tmp_path / "study.json").read_text() == noted
+    (tmp_path / "study.csv").touch()
+    assert read_points(tmp_path / "study.csv") == {}
+    append_point(tmp_path / "study.csv", result(BASE, 1.0))
+    assert read_points(tmp_path / "study.csv") == {BASE: result(BASE, 1.0)}
+
+
 def test_impossible_studies_are_refused(tmp_path: Path) -> None:
     """Orders, steps and twins that cannot be are refused before anything is written."""
     for changes, message in (
         ({"orders": ("zigzag",)}, "orders must be among locality, .* got zigzag"),
         ({"steps": (65,)}, r"steps must be in \[1, 64\], got 65"),
         ({"twin": str(bundled_model())}, "was trained with mutual visibility"),
+        ({"scored_images": 5}, r"scored_images must be in \[1, 4\], got 5"),
+        ({"judge": "none"}, "no judge at 'none'"),
+        ({"data_dir": "none"}, "none/t10k-images.* is missing"),
+        ({"guidance_scales": (2.0, -1.0)}, r"guidance_scale\[0\] must be in \[1, "),
+        ({"repulsions": (2, -1)}, "repulsion_threshold must be"),
+        ({"proximities": (math.nan,)}, "proximity_threshold must be"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
             run_study(quick(tmp_path, **changes))
+        assert not list(tmp_path.iterdir()), message
     twin = tmp_path / "twin"
     shutil.copytree(bundled_model(), twin)
     config = json.loads((twin / CONFIG_FILE).read_text()) | {"tokenizer_sha256": "0" * 64}

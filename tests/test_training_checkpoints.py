@@ -114,6 +114,18 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
         folder.newest({})
 
 
+def test_a_damaged_newest_does_not_take_the_place_of_those_that_follow(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep=1)
+    folder.save(state(9), 9)
+    (tmp_path / "step_000000005.pt").write_bytes((tmp_path / "step_000000009.pt").read_bytes())
+    (tmp_path / "step_000000009.pt").write_bytes(b"PK")
+    assert folder.save(state(6), 6).is_file()  # of the training that went on from step 5
+    newest = folder.newest({})
+    assert newest is not None
+    assert newest["step"] == 6
+    assert names(tmp_path) == ["step_000000006.pt"]
+
+
 def test_the_best_is_the_last_resort(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep=1)
     folder.save(state(1), 1, best=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from lpd_tools.training.curves import Curves, draw_curves
+from lpd_tools.training.curves import Curves, draw_curves, read_log
 from lpd_tools.training.logs import append_csv, drop_rows_after, summary_writer
 from lpd_tools.training.samples import tiled
 from lpd_tools.training.transformer import train
@@ -44,6 +45,17 @@ def test_a_row_that_was_cut_short_goes(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("step,loss\n1,0.5\n2")
     drop_rows_after(tmp_path / "log.csv", 2)
     assert (tmp_path / "log.csv").read_text().split() == ["step,loss", "1,0.5"]
+
+
+def test_a_resumed_training_may_log_more_or_less_than_before(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    append_csv(log, {"step": 1, "loss": 0.5})
+    append_csv(log, {"step": 2, "loss": 0.25, "test": 0.75})
+    append_csv(log, {"step": 3, "loss": 0.125})
+    assert log.read_text().split() == ["step,loss,test", "1,0.5,", "2,0.25,0.75", "3,0.125,"]
+    drop_rows_after(log, 2)
+    assert log.read_text().split() == ["step,loss,test", "1,0.5,", "2,0.25,0.75"]
+    assert read_log(log)["test"] == pytest.approx([math.nan, 0.75], nan_ok=True)
 
 
 def test_log_survives_a_crash_while_rows_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

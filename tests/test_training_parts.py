@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -41,6 +42,8 @@ def test_judge_learns_and_is_stored(tmp_path: Path) -> None:
     right = predict(load_judge(path), grey(test)) == test.labels
     assert right.float().mean().item() == pytest.approx(accuracy)
     assert len(path.with_suffix(".csv").read_text().splitlines()) == 11
+    train_judge(dataclasses.replace(config, epochs=1))  # its log is its own
+    assert len(path.with_suffix(".csv").read_text().splitlines()) == 2
     with pytest.raises(FileNotFoundError, match="train-judge"):
         load_judge(tmp_path / "none.safetensors")
 

@@ -16,13 +16,15 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
+from lpd_tools.cli import app
 from lpd_tools.data.pixels import UnreadableImageError
 from lpd_tools.data.sources import open_data
 from lpd_tools.training.codebook import CodebookAverages
 from lpd_tools.training.curves import read_log
 from lpd_tools.training.processes import Processes
 from lpd_tools.training.tokenizer import ImageBatch, TokenizerTask, train_tokenizer
-from training_runs import differences, newest_state, tokenizer_config
+from training_runs import as_options, differences, newest_state, tokenizer_config
+from typer.testing import CliRunner
 
 from lpd_ext.tokenizer import VQTokenizer
 
@@ -111,6 +113,38 @@ def test_tokenizer_learns_from_a_folder_of_pictures(tmp_path: Path) -> None:
         train_tokenizer(dataclasses.replace(config, steps=7))
 
 
+def test_the_list_of_unreadable_pictures_is_whole(tmp_path: Path) -> None:
+    """What was found before the training was stopped, and what other processes found, is in it too."""
+    data = folder_of_pictures(tmp_path / "pictures")
+    (tmp_path / "pictures" / "train" / "blue" / "broken.png").write_bytes(b"")
+    config = tokenizer_config(tmp_path / "run", data=data, image_size=16, evaluate_images=0)
+    train_tokenizer(config)
+    first = (tmp_path / "run" / "skipped.csv").read_text()
+    assert first.count("broken.png") == 2
+    # The seventh step alone does not come across both.
+    result = CliRunner().invoke(app, ["train-tokenizer", *as_options(dataclasses.replace(config, steps=7))])
+    assert "skipped 2 images that cannot be read: " in result.output
+    assert (tmp_path / "run" / "skipped.csv").read_text() == first
+    source = open_data(data)
+    others = {"train": {0: "no picture"}, "test": {}}
+
+    class Two(Processes):
+        def gather(self, value: object) -> list[object]:
+            return [value, others]
+
+    task = TokenizerTask(config, source, 16, Two(0, 2, torch.device("cpu")))
+    assert task.state()["unreadable"] == others
+    assert [entry.name for entry in task.readers["train"].skipped] == [source.train.name(0)]
+
+
+def test_test_images_are_of_all_classes(tmp_path: Path) -> None:
+    data = open_data(folder_of_pictures(tmp_path / "pictures"))
+    task = TokenizerTask(tokenizer_config(tmp_path / "run"), data, 16, Processes(0, 1, torch.device("cpu")))
+    assert data.test.labels.tolist() == sorted(data.test.labels.tolist())
+    assert data.test.labels[task.test_index(2)].tolist() == [0, 1]
+    assert task.test_index(1000).tolist() == list(range(len(data.test)))
+
+
 def test_mirrored_images_are_half_of_a_batch(tmp_path: Path) -> None:
     """Which images are mirrored is a function of the step, whoever asks for which rows."""
     data = open_data(folder_of_pictures(tmp_path / "pictures"))
@@ -133,11 +167,21 @@ def test_data_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_warm_up_longer_than_the_training_is_refused(tmp_path: Path) -> None:
+    """The codebook is made at its end: there would be none."""
+    with pytest.raises(ValueError, match=r"warmup_steps must be in \[1, 6\], got 7"):
+        train_tokenizer(tokenizer_config(tmp_path / "run", warmup_steps=7))
+    assert not (tmp_path / "run").exists()
+    train_tokenizer(tokenizer_config(tmp_path / "run", warmup_steps=6, evaluate_images=0))
+    codes = VQTokenizer.from_file(tmp_path / "run" / "tokenizer.safetensors").quantize.embedding.weight
+    assert (codes.norm(dim=1) - 1).abs().max() < 1e-2
+
+
 def test_other_sizes_are_no_resuming(tmp_path: Path) -> None:
-    train_tokenizer(tokenizer_config(tmp_path, steps=1))
+    train_tokenizer(tokenizer_config(tmp_path, steps=2))
     with pytest.raises(ValueError, match="z_channels is 16, but"):
-        train_tokenizer(tokenizer_config(tmp_path, steps=1, z_channels=16))
-    with pytest.raises(ValueError, match=r"warmup_steps must be in \[1, inf\], got 0"):
+        train_tokenizer(tokenizer_config(tmp_path, steps=2, z_channels=16))
+    with pytest.raises(ValueError, match=r"warmup_steps must be in \[1, 6\], got 0"):
         train_tokenizer(tokenizer_config(tmp_path / "new", warmup_steps=0))
 
 

@@ -17,10 +17,13 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from lpd_tools.data.token_cache import TokenCache, check_tokenizer, load_token_cache
+from lpd_tools.data.token_cache import TokenCache, TokenSplit, check_tokenizer, load_token_cache
+from lpd_tools.data.token_shards import Shard
+from lpd_tools.training import task as tasks
+from lpd_tools.training import transformer
 from lpd_tools.training.curves import read_log
 from lpd_tools.training.export import Export, export
-from lpd_tools.training.gradients import add_gradients, micro_batches
+from lpd_tools.training.gradients import add_gradients, clip_gradients, micro_batches
 from lpd_tools.training.loop import prepare
 from lpd_tools.training.processes import Processes
 from lpd_tools.training.shuffling import EpochShuffle
@@ -145,6 +148,14 @@ def test_micro_batches_add_up_to_the_batch(cache: TokenCache) -> None:
         assert (parts[name] - value).norm() <= 1e-5 * value.norm() + 1e-8, name
 
 
+def test_gradients_are_clipped_to_their_limit_if_there_is_one() -> None:
+    network = torch.nn.Linear(3, 1, bias=False)
+    for limit, length in ((2.5, 2.5), (10.0, 5.0), (0.0, 5.0)):
+        network.weight.grad = torch.tensor([[3.0, 0.0, 4.0]])
+        assert clip_gradients(network, limit) == 5.0
+        assert network.weight.grad.norm().item() == pytest.approx(length, rel=1e-5)
+
+
 def test_recomputing_activations_changes_no_gradient_and_keeps_less(cache: TokenCache) -> None:
     config = lpd_config(Path(), Path(), dropout=0.2)
     kept: list[int] = []
@@ -226,6 +237,28 @@ def test_transformer_learns(cache_path: Path, tmp_path: Path) -> None:
     assert sum(steps["loss"][-20:]) < sum(steps["loss"][:20])
 
 
+def test_test_images_are_of_all_classes(
+    cache_path: Path, cache: TokenCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also where the images of a class lie together, as in folders of pictures."""
+    order = cache.test.labels.argsort()
+    shard = Shard(cache.test.tokens(order).unflatten(1, (1, 4, 4)), cache.test.labels[order].int(), order.int())
+    in_classes = dataclasses.replace(cache, test=TokenSplit([shard], 1, 16))
+    seen = []
+
+    def watch(model: LPDModel, tokens: torch.Tensor, labels: torch.Tensor, *rest: object) -> float:
+        seen.append((tokens, labels))
+        return 1.0
+
+    monkeypatch.setattr(transformer, "nats_per_token", watch)
+    task = TransformerTask(lpd_config(cache_path, tmp_path, evaluate_images=100), in_classes, CPU)
+    task.test(dict(task.network.named_parameters()))
+    tokens, labels = seen[0]
+    assert labels.unique().tolist() == list(range(10))
+    assert torch.equal(tokens, shard.tokens.flatten(1)[::3])
+    assert torch.equal(labels, in_classes.test.labels[::3])
+
+
 def test_result_is_the_average_in_half_precision_and_published_layout(cache_path: Path, tmp_path: Path) -> None:
     config = lpd_config(cache_path, tmp_path / "lpd", steps=3, ema_decay=0.9)
     train(config)
@@ -255,6 +288,26 @@ def test_the_best_checkpoint_has_the_lowest_test_loss(cache_path: Path, tmp_path
     with pytest.raises(ValueError, match="is not a readable checkpoint"):
         export(Export(str(tmp_path / "log.csv"), str(tmp_path / "none")))
     assert (tmp_path / "checkpoints" / "step_000000012.pt").exists()
+
+
+def test_a_test_loss_that_is_no_number_is_not_the_best_for_ever(
+    cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([math.nan, 2.0, 3.0])
+    monkeypatch.setattr(TransformerTask, "test", lambda task, average: tasks.Test(next(losses), {}))
+    train(lpd_config(cache_path, tmp_path, steps=6, evaluate_every=2))
+    best = torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)
+    assert best["progress"]["done"] == 4
+    assert best["progress"]["best"] == 2.0
+
+
+def test_a_model_out_of_a_checkpoint_is_the_one_that_training_writes(cache_path: Path, tmp_path: Path) -> None:
+    train(lpd_config(cache_path, tmp_path / "lpd", steps=2))
+    export(Export(str(tmp_path / "lpd" / "checkpoints" / "step_000000002.pt"), str(tmp_path / "out")))
+    assert (tmp_path / "out" / "config.json").read_text() == (tmp_path / "lpd" / "config.json").read_text()
+    found, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "lpd"))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
 
 
 # where it starts from

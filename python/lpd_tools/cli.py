@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -18,6 +19,7 @@ from lpd_tools.commands.info import info
 from lpd_tools.commands.orders import orders
 from lpd_tools.commands.sample import sample
 from lpd_tools.data.icons import IconFolder, prepare_icons
+from lpd_tools.data.image_reader import read_skipped
 from lpd_tools.data.token_caching import TokenCaching, run_caching
 from lpd_tools.data.token_check import TokenCheck, check_tokens
 from lpd_tools.data.token_shards import SKIPPED_FILE
@@ -75,13 +77,20 @@ def run_train_judge(config: JudgeTraining) -> None:
 
 
 def run_train_tokenizer(config: TokenizerTraining) -> None:
-    say(f"wrote {train_tokenizer(config)}")
+    path = train_tokenizer(config)
+    list_of_skipped = path.with_name(SKIPPED_FILE)
+    say_skipped(len(read_skipped(list_of_skipped)), list_of_skipped)
+    say(f"wrote {path}")
+
+
+def say_skipped(count: int, path: Path) -> None:
+    if count:
+        say(f"skipped {count} images that cannot be read: {path} lists them")
 
 
 def run_cache_tokens(config: TokenCaching) -> None:
     result = run_caching(config)
-    if result.skipped:
-        say(f"skipped {len(result.skipped)} images that cannot be read: {result.path / SKIPPED_FILE} lists them")
+    say_skipped(len(result.skipped), result.path / SKIPPED_FILE)
     done = "wrote" if result.complete else "wrote a share of"
     say(f"{done} {result.path}")
 

@@ -114,8 +114,18 @@ def _files(root: Path, split: str, names: list[str]) -> Files:
 
 
 def _pictures(top: Path) -> Iterator[Path]:
-    for folder, _, files in os.walk(top, followlinks=True):
+    seen = set()
+    for folder, below, files in os.walk(top, onerror=_raise, followlinks=True):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:  # by a link that leads back
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         for name in files:
             path = Path(folder, name)
             if not name.startswith(".") and path.suffix.lower() in SUFFIXES:
                 yield path
+
+
+def _raise(error: OSError) -> None:
+    raise error

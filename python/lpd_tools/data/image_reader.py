@@ -34,6 +34,14 @@ def write_skipped(skipped: Iterable[Skipped], path: str | Path) -> None:
         writer.writerows(skipped)
 
 
+def read_skipped(path: str | Path) -> list[Skipped]:
+    """The list that `write_skipped` wrote; empty if there is none."""
+    if not Path(path).is_file():
+        return []
+    with Path(path).open(newline="", errors="surrogateescape") as file:
+        return [Skipped(*row) for row in list(csv.reader(file))[1:]]
+
+
 class ImageReader:
     """Square images of a source by index, decoded by threads and, with `keep`, kept in memory as bytes.
 
@@ -56,7 +64,7 @@ class ImageReader:
         if threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         self.source, self.size, self.background, self.strict, self.split = source, size, background, strict, split
-        self._unreadable: dict[int, str] = {}
+        self.unreadable: dict[int, str] = {}  # found so far, by index: why
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="image-reader")
         self._kept = torch.empty(len(source), 3, size, size, dtype=torch.uint8) if keep else None
         self._have = torch.zeros(len(source), dtype=torch.bool)
@@ -67,7 +75,7 @@ class ImageReader:
     @property
     def skipped(self) -> list[Skipped]:
         """The pictures that could not be read so far, in the order of the source."""
-        return [Skipped(self.split, self.source.name(i), why) for i, why in sorted(self._unreadable.items())]
+        return [Skipped(self.split, self.source.name(i), why) for i, why in sorted(self.unreadable.items())]
 
     def pixels(self, index: Tensor) -> Tensor:
         """uint8 [B, 3, S, S] of the pictures `index` int64 [B]."""
@@ -81,7 +89,7 @@ class ImageReader:
     def _one(self, index: int) -> Tensor:
         for step in range(len(self)):
             i = (index + step) % len(self)
-            if i in self._unreadable:
+            if i in self.unreadable and not self.strict:
                 continue
             if self._kept is not None and self._have[i]:
                 return self._kept[i]
@@ -90,7 +98,7 @@ class ImageReader:
             except UnreadableImageError as error:
                 if self.strict:
                     raise UnreadableImageError(f"image {self.source.name(i)!r} cannot be read: {error}") from error
-                self._unreadable[i] = str(error)
+                self.unreadable[i] = str(error)
                 continue
             if self._kept is not None:
                 self._kept[i] = pixels

@@ -7,6 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -68,6 +69,15 @@ def digest(*parts: str | bytes) -> str:
 def held_out(name: str, share: float) -> bool:
     """Whether the picture of that name belongs to the test split: as its hash says, whatever else there is."""
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") < share * 2**64
+
+
+def evenly_spaced(count: int, total: int) -> Tensor:
+    """Indices int64 [count], or of all if there are fewer, of images of `total` at equal distances.
+
+    The first ones would be of a few classes alone where the images of a class lie together.
+    """
+    count = min(count, total)
+    return torch.arange(count) * total // max(count, 1)
 
 
 def check_share(text: str) -> float:

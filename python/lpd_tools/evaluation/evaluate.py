@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.schedule import group_sizes
 from lpd_ext.state_files import complete_file
 from lpd_ext.tokenizer import VQTokenizer
-from lpd_tools.checks import check_device
-from lpd_tools.data.fashion_mnist import BORDER, from_pixels
+from lpd_tools.data.fashion_mnist import BORDER, CLASS_NAMES, from_pixels
+from lpd_tools.data.image_source import evenly_spaced
+from lpd_tools.evaluation.features import Extractor
 from lpd_tools.evaluation.generate import (
     Generation,
     generate,
@@ -37,8 +38,8 @@ from lpd_tools.evaluation.measure import (
     write_results,
 )
 from lpd_tools.evaluation.metrics import centre_psnr, psnr
-from lpd_tools.evaluation.processes import processes
-from lpd_tools.evaluation.reference import Reference, balanced_sample, open_reference
+from lpd_tools.evaluation.processes import own_device, processes
+from lpd_tools.evaluation.reference import Reference, balanced_sample, check_features, open_reference
 from lpd_tools.evaluation.report import picture
 from lpd_tools.progress import track
 from lpd_tools.settings import setting
@@ -75,13 +76,17 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
     numbers = dict.fromkeys(("nats_images", "self_images", "reconstructed_images"), (0, 10**6))
     check_ranges(config, repeats=(1, 1000), k=(1, 1000), **numbers)
     with processes() as group:
+        device = own_device(config.device, group)
+        config = replace(config, device=str(device))
         directory = model_directory(config.model)
-        pipe = load_pipeline(directory, config.dtype, check_device(config.device))
+        pipe = load_pipeline(directory, config.dtype, device)
         check_nats(config, pipe)
         extractors = chosen_extractors(config)
         stride = pipe.tokenizer.config.stride
         height, width = (cells * stride for cells in pipe.model.config.grid)
         reference = open_reference(config.reference, config.floor, (height, width))
+        check_features(extractors, reference, (height, width))
+        check_labels(config, pipe, reference, extractors)
 
         count = config.images_per_class * pipe.model.config.num_classes
         runs = [repeat_of(config, repeat, count) for repeat in range(config.repeats)]
@@ -110,6 +115,19 @@ def check_nats(config: Evaluation, pipe: LPDPipeline) -> None:
             raise ValueError(f"nats_steps must be in [1, {num_tokens}], got {steps}")
     for order in config.nats_orders:
         orders_for(order, pipe.model.config.grid, num_tokens, 1, pipe.defaults)
+
+
+def check_labels(config: Evaluation, pipe: LPDPipeline, reference: Reference, extractors: Sequence[Extractor]) -> None:
+    """ValueError for labels of the model that the judge does not know, or of the reference that the model does not."""
+    classes = pipe.model.config.num_classes
+    if classes > len(CLASS_NAMES) and any(extractor.name == "judge" for extractor in extractors):
+        raise ValueError(f"features: the model has {classes} classes, but the judge knows {len(CLASS_NAMES)}")
+    labels = reference.images.labels if reference.images is not None else None
+    if config.nats_images and labels is not None and (largest := int(labels.max())) >= classes:
+        raise ValueError(
+            f"reference {config.reference!r} has labels up to {largest}, but the model has {classes} classes: "
+            "no nats can be taken of it (nats_images 0 takes none)"
+        )
 
 
 def nats_steps(config: Evaluation, num_tokens: int) -> list[int]:
@@ -186,7 +204,7 @@ def likelihoods(pipe: LPDPipeline, reference: Reference, config: Evaluation) -> 
     cells = [(order, steps) for order in config.nats_orders for steps in nats_steps(config, num_tokens)]
     real = reference.images
     if real is not None and config.nats_images:
-        some = real.subset(range(min(config.nats_images, len(real))), real.name)
+        some = real.subset(evenly_spaced(config.nats_images, len(real)).tolist(), real.name)
         tokens = tokens_of(pipe, some)
         labels = some.labels if some.labels is not None else torch.full((len(some),), -1)
         table = results["nats_per_reference_image"] = empty_table(config.nats_orders)

@@ -13,10 +13,10 @@ from torch import Tensor
 from lpd_ext.checkpoint import CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, resolve_directory
 from lpd_ext.orders import default_repulsion_threshold
 from lpd_ext.pipeline import LPDPipeline, bundled_model
-from lpd_tools.checks import check_device, check_seeds
+from lpd_tools.checks import check_seeds
 from lpd_tools.data.token_cache import check_tokenizer, file_hash
 from lpd_tools.evaluation.images import MANIFEST_FILE
-from lpd_tools.evaluation.processes import Processes, processes
+from lpd_tools.evaluation.processes import Processes, own_device, processes
 from lpd_tools.evaluation.provenance import provenance
 from lpd_tools.evaluation.samples import (
     FORMATS,
@@ -126,7 +126,7 @@ def _generate(config: Generation, group: Processes) -> Path:
     for name in ("images_per_class", "batch_size"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    device = check_device(config.device or (f"cuda:{group.local_rank}" if torch.cuda.is_available() else ""))
+    device = own_device(config.device, group)
     directory = model_directory(config.model)
     pipe = load_pipeline(directory, config.dtype, device)
     num_classes = pipe.model.config.num_classes

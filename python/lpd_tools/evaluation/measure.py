@@ -26,7 +26,13 @@ from lpd_tools.evaluation.metrics import (
     precision_recall,
 )
 from lpd_tools.evaluation.provenance import provenance
-from lpd_tools.evaluation.reference import Reference, ReferenceFeatures, open_reference, reference_features
+from lpd_tools.evaluation.reference import (
+    Reference,
+    ReferenceFeatures,
+    check_features,
+    open_reference,
+    reference_features,
+)
 from lpd_tools.settings import setting
 
 REFERENCE_HELP = (
@@ -82,6 +88,7 @@ def measure(config: Measurement) -> dict[str, Any]:
             )
     extractors = chosen_extractors(config)
     reference = open_reference(config.reference, config.floor, generated[0].size)
+    check_features(extractors, reference, generated[0].size)
     results = compare(config, generated, reference, extractors)
     results["generated_with"] = manifests(config.images)
     write_results(results, config.out)

@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
+
+from lpd_tools.checks import check_device
 
 # The quickest process waits for the slowest one, for as long as that draws.
 _PATIENCE = timedelta(days=7)
@@ -31,6 +34,11 @@ class Processes:
         """Return when all processes have come here."""
         if self.count > 1:
             dist.barrier()
+
+
+def own_device(name: str, group: Processes) -> torch.device:
+    """The device of that name; for an empty one this process's own GPU, or the CPU where there is none."""
+    return check_device(name or (f"cuda:{group.local_rank}" if torch.cuda.is_available() else ""))
 
 
 @contextmanager

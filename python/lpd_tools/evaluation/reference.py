@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,15 +89,31 @@ def balanced_sample(labels: Tensor | None, total: int, count: int, seed: int = 0
     return order[rounds.argsort(stable=True)][:count]
 
 
+def check_features(extractors: Sequence[Extractor], reference: Reference, size: tuple[int, int]) -> None:
+    """ValueError unless every extractor reads images of `size` (h, w) and has something in the reference to meet."""
+    for extractor in extractors:
+        width = extractor(torch.zeros(1, *size, 3, dtype=torch.uint8)).values.shape[1]
+        statistics = _statistics_for(extractor, reference)
+        if statistics is not None and len(statistics.mean) != width:
+            raise ValueError(
+                f"reference holds statistics of another network: mu has {len(statistics.mean)} features, "
+                f"{extractor.name} gives {width}"
+            )
+        if statistics is None and reference.images is None:
+            raise ValueError(
+                f"reference holds statistics of Inception features alone, and {extractor.name} needs real images"
+            )
+
+
+def _statistics_for(extractor: Extractor, reference: Reference) -> Statistics | None:
+    return reference.statistics if extractor.name == "inception" else None
+
+
 def reference_features(
     reference: Reference, extractor: Extractor, count: int, batch_size: int, seed: int = 0
 ) -> ReferenceFeatures:
     """What `extractor` sees in the real images; the floor is that of `count` images, or as many as there are."""
-    statistics = reference.statistics if extractor.name == "inception" else None
-    if reference.images is None and statistics is None:
-        raise ValueError(
-            f"reference holds statistics of Inception features alone, and {extractor.name} needs real images"
-        )
+    statistics = _statistics_for(extractor, reference)
     seen = extract(extractor, reference.images, batch_size) if reference.images is not None else None
     values = None if seen is None else seen.values
     logits = None if seen is None else seen.logits

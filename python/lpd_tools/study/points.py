@@ -89,8 +89,8 @@ class Sweeps:
 
 
 def read_points(path: Path) -> dict[Point, Measured]:
-    """The points of a CSV file (none if it does not exist); ValueError for a file of other columns or a broken row."""
-    if not path.exists():
+    """The points of a CSV file (none if it is missing or empty); ValueError for other columns or a broken row."""
+    if not path.exists() or path.stat().st_size == 0:
         return {}
     with path.open(newline="") as file:
         rows = list(csv.reader(file))
@@ -112,7 +112,7 @@ def read_points(path: Path) -> dict[Point, Measured]:
 def append_point(path: Path, measured: Measured) -> None:
     """Adds a row, the header before the first, and has it on the disk when it returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
+    new = not path.exists() or path.stat().st_size == 0
     with path.open("a", newline="") as file:
         writer = csv.writer(file)
         if new:

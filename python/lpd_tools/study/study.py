@@ -12,6 +12,7 @@ from pathlib import Path
 from lpd_ext.checkpoint import TOKENIZER_FILE, resolve_directory
 from lpd_ext.orders import ORDER_POLICIES, default_repulsion_threshold
 from lpd_ext.pipeline import LPDPipeline, bundled_model
+from lpd_ext.state_files import complete_file
 from lpd_tools.checks import check_device
 from lpd_tools.data.fashion_mnist import FASHION_MNIST_DIR, load_fashion_mnist
 from lpd_tools.data.token_cache import check_tokenizer, file_hash
@@ -88,7 +89,7 @@ def run_study(config: Study) -> Path:
         steps=(1, pipe.model.config.num_tokens),
         seeds=(1, math.inf),
         images=(2, math.inf),
-        scored_images=(1, math.inf),
+        scored_images=(1, config.images),  # or points of other seeds would share orders and images
     )
     unknown = sorted(set(config.orders) - set(ORDER_POLICIES))
     if unknown:
@@ -99,11 +100,13 @@ def run_study(config: Study) -> Path:
         pipes["blind"] = LPDPipeline.from_pretrained(config.twin, tokenizer=folder / TOKENIZER_FILE, device=device)
         if pipes["blind"].model.config.mutual_visibility:
             raise ValueError(f"twin {config.twin!r} was trained with mutual visibility: it is no twin without")
+    sweeps = config.sweeps(pipe)
+    for point in sweeps.all_points():
+        _check_point(pipe, point)
+    test, judge = load_fashion_mnist("test", config.data_dir), load_judge(config.judge)
     table = Path(f"{config.out}.csv")
     _check_beginning(config, folder, pipe)
-    test = load_fashion_mnist("test", config.data_dir)
-    instruments = Instruments(pipes, load_judge(config.judge), test, config.images, config.scored_images)
-    sweeps = config.sweeps(pipe)
+    instruments = Instruments(pipes, judge, test, config.images, config.scored_images)
     done = read_points(table)
     begun = time.monotonic()
     missing = [point for point in sweeps.all_points() if point not in done]
@@ -130,6 +133,19 @@ def report(measured: dict[Point, Measured], sweeps: Sweeps, out: str, times: Map
     Path(f"{out}_tables.md").write_text(tables(measured, sweeps, times) + "\n", encoding="utf-8")
 
 
+def _check_point(pipe: LPDPipeline, point: Point) -> None:
+    """ValueError for a point that cannot be drawn."""
+    pipe.prepare(
+        [0],
+        seeds=[0],
+        num_inference_steps=point.steps,
+        order=point.order,
+        guidance_scale=point.guidance_scale,
+        proximity_threshold=point.proximity_threshold,
+        repulsion_threshold=point.repulsion_threshold,
+    )
+
+
 def _check_beginning(config: Study, folder: Path, pipe: LPDPipeline) -> None:
     """Notes what the results depend on beside the points in `out`.json; ValueError if they began with other values."""
     path = Path(f"{config.out}.json")
@@ -152,4 +168,5 @@ def _check_beginning(config: Study, folder: Path, pipe: LPDPipeline) -> None:
                 raise ValueError(f"{name} is {value!r}, but the results in {str(path)!r} began with {noted[name]!r}")
         began = noted | began
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(began, indent=2) + "\n", encoding="utf-8")
+    with complete_file(path) as temporary:
+        temporary.write_text(json.dumps(began, indent=2) + "\n", encoding="utf-8")

@@ -33,8 +33,8 @@ class CheckpointFolder:
     def save(self, state: Mapping[str, Any], step: int, *, best: bool = False) -> Path:
         """Writes the state after `step` steps; a crash at any moment leaves the older files as they were.
 
-        Older ones beyond the newest `keep` are removed once it is on disk. Raises OSError if it could not be written,
-        naming the newest checkpoint that is still there.
+        Once it is on disk, older ones beyond the newest `keep` are removed, and those of later steps. Raises OSError if
+        it could not be written, naming the newest checkpoint that is still there.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step_{step:09d}.pt"
@@ -48,7 +48,10 @@ class CheckpointFolder:
             left = self.files()
             usable = f"{str(left[0])!r} is still there" if left else "there is none yet"
             raise OSError(f"checkpoint {str(path)!r} could not be written ({_first_line(error)}); {usable}") from error
-        for old in self._numbered()[self.keep :]:
+        numbered = self._numbered()
+        # Those of later steps are damaged: the training has begun from an older one.
+        at = numbered.index(path)
+        for old in numbered[:at] + numbered[at + self.keep :]:
             old.unlink(missing_ok=True)
         return path
 

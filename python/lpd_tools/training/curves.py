@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +22,12 @@ class Curves:
 
 
 def read_log(path: str | Path) -> dict[str, list[float]]:
-    """The columns of a CSV log."""
+    """The columns of a CSV log; NaN where a row has no value."""
     with Path(path).open(newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows:
         raise ValueError(f"path: {str(path)!r} has no rows")
-    return {name: [float(row[name]) for row in rows] for name in rows[0]}
+    return {name: [float(row[name] or math.nan) for row in rows] for name in rows[0]}
 
 
 def draw_curves(config: Curves) -> Path:

@@ -45,6 +45,9 @@ def export(config: Export) -> Path:
     except ValueError as error:
         raise ValueError(f"checkpoint {config.checkpoint!r}: {error}") from error
     fill(model, state["average"])
-    extra = {"tokenizer_sha256": state["settings"]["tokenizer_sha256"]}
+    extra = {
+        "tokenizer_sha256": state["settings"]["tokenizer_sha256"],
+        "class_names": state["task"].get("class_names", []),
+    }
     save_model(model, config.out, extra=extra, dtype=torch.float16)
     return Path(config.out)

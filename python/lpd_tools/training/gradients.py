@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TypeVar
@@ -54,5 +55,8 @@ def add_gradients(
 
 
 def clip_gradients(network: nn.Module, limit: float) -> float:
-    """Scales the gradients so that their norm, over all parts of all parameters, is at most `limit`; returns it."""
-    return float(whole(torch.nn.utils.clip_grad_norm_(network.parameters(), limit)))
+    """Scales the gradients so that their norm, over all parts of all parameters, is at most `limit` (0: none).
+
+    Returns the norm before.
+    """
+    return float(whole(torch.nn.utils.clip_grad_norm_(network.parameters(), limit or math.inf)))

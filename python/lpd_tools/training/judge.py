@@ -22,7 +22,7 @@ from lpd_tools.data.fashion_mnist import (
 )
 from lpd_tools.progress import track
 from lpd_tools.settings import setting
-from lpd_tools.training.logs import append_csv
+from lpd_tools.training.logs import append_csv, drop_rows_after
 from lpd_tools.training.loop_settings import learning_rate
 from lpd_tools.training.precision import autocast, autocast_dtype
 from lpd_tools.training.shuffling import EpochShuffle
@@ -92,6 +92,8 @@ def train_judge(config: JudgeTraining) -> float:
     shuffle = EpochShuffle(len(train), config.batch_size, config.seed)
     per_epoch = shuffle.per_epoch
     steps = config.epochs * per_epoch
+    log = Path(config.out).with_suffix(".csv")
+    drop_rows_after(log, 0)  # of a judge that this one takes the place of
     accuracy = total = 0.0
     for step in track(range(steps), "training the judge"):
         model.train()
@@ -115,7 +117,7 @@ def train_judge(config: JudgeTraining) -> float:
                 "train_loss": total / per_epoch,
                 "test_accuracy": accuracy,
             }
-            append_csv(Path(config.out).with_suffix(".csv"), row)
+            append_csv(log, row)
             total = 0.0
     state = {k: v.detach().contiguous() for k, v in model.state_dict().items()}
     metadata = {k: str(v) for k, v in asdict(config).items() if k not in ("out", "data_dir")}

@@ -78,15 +78,35 @@ def summary_writer(folder: Path, start: int) -> SummaryWriter:
 
 
 def append_csv(path: str | Path, row: Mapping[str, float | int | str]) -> None:
-    """Appends one row to a CSV log, with the header first in a new file; 9 digits tell every float32 from its like."""
+    """Appends one row to a CSV log, with the header first in a new file; 9 digits tell every float32 from its like.
+
+    Columns that the log lacks are added to it, empty in the rows before; those that the row lacks stay empty in it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists() or path.stat().st_size == 0
+    cells = {k: f"{v:.9g}" if isinstance(v, float) else v for k, v in row.items()}
+    header = _header(path)
+    if added := [name for name in cells if name not in header]:
+        rows = _rows(path)
+        padded = [header + added, *([*old, *[""] * len(added)] for old in rows[1:])]
+        with complete_file(path) as temporary, temporary.open("w", newline="") as file:
+            csv.writer(file).writerows(padded)
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in row.items()})
+        csv.DictWriter(file, fieldnames=header + added).writerow(cells)
+
+
+def _header(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return next(csv.reader(file), [])
+
+
+def _rows(path: Path) -> list[list[str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
 
 
 def drop_rows_after(path: str | Path, step: int) -> None:
@@ -97,8 +117,7 @@ def drop_rows_after(path: str | Path, step: int) -> None:
     path = Path(path)
     if not path.is_file():
         return
-    with path.open(newline="") as file:
-        lines = list(csv.reader(file))
+    lines = _rows(path)
     header = lines[0] if lines else []
     column = header.index("step") if "step" in header else 0
     kept = [row for row in lines[1:] if len(row) == len(header) and int(row[column]) <= step]

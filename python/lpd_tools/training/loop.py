@@ -124,7 +124,8 @@ class Training:
         logs.row(EVALUATIONS, {**row, **train, **(test.row if test else {})})
         # Only the first process knows the test loss; the others add nothing to it.
         loss = self.group.sum([test.loss if test else 0.0])[0] if self.settings.evaluate_images else math.inf
-        is_best, self.best = loss < self.best, min(loss, self.best)
+        if is_best := loss < self.best:  # never so for NaN
+            self.best = loss
         return is_best
 
     def save(self, best: bool) -> Path:

@@ -37,7 +37,7 @@ class LoopSettings:
     beta1: float = setting(0.9, "AdamW: decay of the mean gradient")
     beta2: float = setting(0.95, "AdamW: decay of the mean squared gradient")
     weight_decay: float = setting(0.0, "AdamW weight decay of parameters with two or more dimensions")
-    clip: float = setting(1.0, "gradient norm limit")
+    clip: float = setting(1.0, "gradient norm limit (0: none)")
     ema_decay: float = setting(0.0, "decay of the averaged weights (0: no averaging)")
     precision: str = setting("auto", "fp32, bf16 (autocast) or auto (bf16 where the hardware is faster with it)")
     device: str = setting("", "cpu or cuda (empty: cuda if there is one)")

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +18,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lpd_tools.checks import check_device
+
+Value = TypeVar("Value")
+# The others wait while the first one tests, draws and saves. When one has died, torchrun ends them all at once.
+_PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,14 @@ class Processes:
         dist.all_reduce(total)
         return [float(value) for value in total]
 
+    def gather(self, value: Value) -> list[Value]:
+        """The values of all processes, in order of rank; of types that can be pickled."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
     def gather_rows(self, rows: Tensor) -> Tensor:
         """The rows [n, ...] of all processes, which have equally many, in order of rank: [size * n, ...]."""
         if self.size == 1:
@@ -66,7 +80,7 @@ def processes(device: str = "") -> Iterator[Processes]:
         torch.cuda.set_device(chosen)
     ours = not dist.is_initialized()
     if ours:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), chosen)
     finally:

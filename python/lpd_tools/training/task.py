@@ -53,7 +53,7 @@ class Task(Protocol):
         """A picture uint8 [height, width, 3] of what the averaged weights draw, if it can be."""
 
     def state(self) -> dict[str, Any]:
-        """What else than weights a resumed training needs."""
+        """What else than weights a resumed training needs; every process asks."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Puts that back."""

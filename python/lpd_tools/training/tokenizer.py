@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from lpd_ext.tokenizer import AttnBlock, ResBlock, TokenizerConfig, VQTokenizer
 from lpd_tools.data.fashion_mnist import BORDER, centre_grey, from_pixels, step_generator
 from lpd_tools.data.image_reader import ImageReader, write_skipped
-from lpd_tools.data.image_source import DataSet
+from lpd_tools.data.image_source import DataSet, evenly_spaced
 from lpd_tools.data.pixels import background_colour, to_input
 from lpd_tools.data.sources import DATA_HELP, open_data
-from lpd_tools.data.token_cache import file_hash
+from lpd_tools.data.token_shards import SKIPPED_FILE, file_hash
 from lpd_tools.evaluation.metrics import centre_psnr, psnr
 from lpd_tools.settings import setting
 from lpd_tools.training.codebook import CodebookAverages
@@ -33,7 +33,6 @@ from lpd_tools.training.state import fill
 from lpd_tools.training.task import Test
 
 RESULT = "tokenizer.safetensors"
-SKIPPED_FILE = "skipped.csv"
 _FASHION_MNIST = "fashion-mnist"  # the kind of data that the judge knows
 _TEST_BATCH = 50
 _KEPT_BYTES = 2 << 30  # a data set that is no larger is read once and stays in memory
@@ -192,7 +191,7 @@ class TokenizerTask:
             name = "test_psnr"
             row[name] = psnr(restored.permute(0, 3, 1, 2).float(), pixels.float())
         if self.judge is not None:
-            labels = self.data.test.labels[: len(pixels)]
+            labels = self.data.test.labels[self.test_index(self.config.evaluate_images)]
             right = predict(self.judge, from_pixels(restored).to(self.group.device)).cpu() == labels
             row["test_recognised"] = float(right.float().mean())
         return Test(-row[name], row)
@@ -203,20 +202,31 @@ class TokenizerTask:
         restored = reconstruct(self._averaged(average), pixels, self.group.device)
         return tiled(torch.cat([pixels.permute(0, 2, 3, 1), restored], dim=2).numpy())
 
+    def test_index(self, count: int) -> Tensor:
+        """Indices of the test images for `count` of them, or of all if there are fewer."""
+        return evenly_spaced(count, len(self.data.test))
+
     def _test_pixels(self, count: int) -> Tensor:
-        return self.readers["test"].pixels(torch.arange(min(count, len(self.data.test))))
+        return self.readers["test"].pixels(self.test_index(count))
 
     def state(self) -> dict[str, Any]:
-        """The averages that make the codebook."""
-        return {"count": self.averages.count, "total": self.averages.total}
+        """The averages that make the codebook, and what images any process could not read."""
+        found = self.group.gather({split: reader.unreadable for split, reader in self.readers.items()})
+        for split, reader in self.readers.items():
+            for theirs in found:
+                reader.unreadable.update(theirs[split])
+        unreadable = {split: dict(reader.unreadable) for split, reader in self.readers.items()}
+        return {"count": self.averages.count, "total": self.averages.total, "unreadable": unreadable}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Puts them back."""
+        for split, unreadable in state.get("unreadable", {}).items():  # older checkpoints have none
+            self.readers[split].unreadable.update(unreadable)
         self.averages.count.copy_(state["count"])
         self.averages.total.copy_(state["total"])
 
     def export(self, average: Mapping[str, Tensor], out: Path) -> None:
-        """Writes tokenizer.safetensors (fp16), and the list of images that this process could not read."""
+        """Writes tokenizer.safetensors (fp16), and the list of images that could not be read."""
         self._averaged(average).save(out / RESULT)
         if skipped := [entry for reader in self.readers.values() for entry in reader.skipped]:
             write_skipped(skipped, out / SKIPPED_FILE)
@@ -230,7 +240,10 @@ class TokenizerTask:
 
 
 def perceptual_loss(judge: Judge, images: Tensor, target: Tensor) -> Tensor:
-    """Mean over the judge's blocks of ‖φ(images) - φ(target)‖² / ‖φ(target)‖²."""
+    """Mean over the judge's blocks of ‖φ(images) - φ(target)‖² / ‖φ(target)‖², the norms over all images together.
+
+    So it is no mean over images: passes of fewer images add up to a slightly different loss.
+    """
     with torch.no_grad():
         wanted = judge.maps(centre_grey(target))
     found = judge.maps(centre_grey(images))
@@ -261,8 +274,8 @@ def train_tokenizer(config: TokenizerTraining) -> Path:
         config.check(
             len(data.train),
             len(data.test),
-            # The codebook is initialised from vectors of the warm-up.
-            warmup_steps=(1, math.inf),
+            # The codebook is initialised from vectors of the warm-up, when that ends.
+            warmup_steps=(1, config.steps),
             revive_every=(1, math.inf),
             codebook_decay=(0, 1),
             perceptual_weight=any_number,

@@ -17,6 +17,7 @@ from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.schedule import group_sizes
 from lpd_ext.tokenizer import VQTokenizer
 from lpd_tools.data.fashion_mnist import step_generator
+from lpd_tools.data.image_source import evenly_spaced
 from lpd_tools.data.token_cache import TokenCache, file_hash, load_token_cache
 from lpd_tools.settings import setting
 from lpd_tools.training.loop import Training
@@ -154,7 +155,8 @@ class TransformerTask:
         count, num_tokens = self.config.evaluate_images, self.cache.num_tokens
         model = self._averaged(average)
         orders = random_orders(count, num_tokens, torch.Generator().manual_seed(0))
-        tokens, labels = self.cache.test.tokens(torch.arange(count)), self.cache.test.labels[:count]
+        index = evenly_spaced(count, len(self.cache.test))
+        tokens, labels = self.cache.test.tokens(index), self.cache.test.labels[index]
         row = {}
         few = min(10, num_tokens)
         with autocast(self.dtype, self.device):
@@ -171,8 +173,8 @@ class TransformerTask:
         return draw_grid(self._averaged(average), tokenizer, self.config.sample_images, self.config.sample_guidance)
 
     def state(self) -> dict[str, Any]:
-        """Nothing else: every random choice is a function of (seed, step)."""
-        return {}
+        """The names of the classes, for `lpd export`: every random choice is a function of (seed, step)."""
+        return {"class_names": list(self.cache.class_names)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Nothing to put back."""

@@ -88,6 +88,18 @@ def test_few_steps_draw_what_the_model_believes_less(pipe: LPDPipeline) -> None:
     assert nats(2) > 1.1 * nats(32)
 
 
+def test_images_are_not_scored_in_the_order_they_were_drawn_in(pipe: LPDPipeline) -> None:
+    """Random orders are functions of the seed alone: the scores' must not be those of the first images drawn."""
+    labels = torch.arange(60) % 10
+
+    def nats(seed: int) -> float:
+        options = {"guidance_scale": 1.0, "temperature": 1.0, "num_inference_steps": 32, "order": "random"}
+        drawn = pipe(labels.tolist(), seeds=seed, output_type="tokens", **options).tokens.flatten(1)
+        return self_consistency(pipe.model, drawn, labels).mean().item()
+
+    assert nats(0) == pytest.approx(nats(10_000), rel=0.03)  # 8 % less, if they are
+
+
 def int8_agreement(pipe: LPDPipeline, policy: str) -> float:
     """Share of the argmaxes, teacher-forced on real images at 10 steps, that int8 leaves as they are."""
     config = Int8Quality("", data_dir=str(DATA / "fashion_mnist"), forced_images=300, forced_orders=(policy,))

@@ -95,7 +95,7 @@ def loop(**changes: object) -> LoopSettings:
     [
         ({"batch_size": 101}, r"batch_size must be in \[1, 100\], got 101"),
         ({"micro_batch_size": 65}, r"micro_batch_size must be in \[0, 64\], got 65"),
-        ({"evaluate_images": 31}, r"evaluate_images must be in \[0, 30\], got 31"),
+        ({"evaluate_images": -1}, r"evaluate_images must be in \[0, inf\], got -1"),
         ({"evaluate_every": 0}, r"evaluate_every must be in \[1, inf\], got 0"),
         ({"keep": 0}, r"keep must be in \[1, inf\]"),
         ({"seed": -1}, "seed must be in"),

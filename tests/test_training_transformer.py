@@ -257,6 +257,9 @@ def test_test_images_are_of_all_classes(
     assert labels.unique().tolist() == list(range(10))
     assert torch.equal(tokens, shard.tokens.flatten(1)[::3])
     assert torch.equal(labels, in_classes.test.labels[::3])
+    more = TransformerTask(lpd_config(cache_path, tmp_path, evaluate_images=301), in_classes, CPU)
+    more.test(dict(task.network.named_parameters()))
+    assert torch.equal(seen[-1][1], in_classes.test.labels)
 
 
 def test_result_is_the_average_in_half_precision_and_published_layout(cache_path: Path, tmp_path: Path) -> None:
@@ -354,7 +357,7 @@ def test_a_model_of_other_sizes_is_no_start(
     [
         ("decoding_steps", (8, 17), r"decoding_steps must be in \[1, 16\], got 17"),
         ("decoding_steps", (), "decoding_steps must name at least one"),
-        ("evaluate_images", 301, r"evaluate_images must be in \[0, 300\], got 301"),
+        ("evaluate_images", -1, r"evaluate_images must be in \[0, inf\], got -1"),
         ("batch_size", 201, r"batch_size must be in \[1, 200\], got 201"),
         ("dropout", math.nan, r"dropout must be in \[0, 1\), got nan"),
         ("attention_dropout", 1.0, r"attention_dropout must be in \[0, 1\), got 1"),

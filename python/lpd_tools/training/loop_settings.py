@@ -48,7 +48,7 @@ class LoopSettings:
     keep: int = setting(2, "newest checkpoints to keep, beside the best")
     log_every: int = setting(10, "steps between rows of steps.csv")
     evaluate_every: int = setting(500, "steps between rows of log.csv")
-    evaluate_images: int = setting(500, "test images in a row of log.csv (0: no test)")
+    evaluate_images: int = setting(500, "most test images in a row of log.csv (0: no test)")
     sample_every: int = setting(500, "steps between pictures in samples/ (0: none)")
     tensorboard: bool = setting(True, "write TensorBoard logs too")
 
@@ -61,7 +61,7 @@ class LoopSettings:
         common: dict[str, tuple[float, float]] = {
             "batch_size": (1, images),
             "micro_batch_size": (0, self.batch_size),
-            "evaluate_images": (0, test_images),
+            "evaluate_images": (0, math.inf if test_images else 0),
             "seed": (0, 2**32),
         }
         common |= dict.fromkeys(("steps", "keep", "log_every", "evaluate_every"), (1, math.inf))

@@ -71,7 +71,7 @@ class TokenizerTraining(LoopSettings):
     codebook_decay: float = setting(0.99, "decay of the moving averages that make the codebook")
     revive_every: int = setting(20, "steps between replacements of dead codes")
     revive_below: float = setting(0.05, "a code used less than this share of the mean is dead")
-    evaluate_images: int = setting(1000, "test images in a row of log.csv (0: no test)")
+    evaluate_images: int = setting(1000, "most test images in a row of log.csv (0: no test)")
 
     def sizes(self) -> TokenizerConfig:
         """The sizes of the network."""

@@ -152,10 +152,10 @@ class TransformerTask:
 
     def test(self, average: Mapping[str, Tensor]) -> Test:
         """Nats per token of test images, at 10 steps (the loss) and at one token per step."""
-        count, num_tokens = self.config.evaluate_images, self.cache.num_tokens
+        num_tokens = self.cache.num_tokens
         model = self._averaged(average)
-        orders = random_orders(count, num_tokens, torch.Generator().manual_seed(0))
-        index = evenly_spaced(count, len(self.cache.test))
+        index = evenly_spaced(self.config.evaluate_images, len(self.cache.test))
+        orders = random_orders(len(index), num_tokens, torch.Generator().manual_seed(0))
         tokens, labels = self.cache.test.tokens(index), self.cache.test.labels[index]
         row = {}
         few = min(10, num_tokens)

@@ -82,6 +82,7 @@ def _gpu_timer(functions: list[Function], in_graph: bool) -> list[Callable[[], f
 
 def _recorded(run: Function) -> Function:
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # on which the operands were written
     with torch.cuda.stream(stream):
         run()
     stream.synchronize()

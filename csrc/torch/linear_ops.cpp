@@ -59,15 +59,13 @@ void execute(lpd::PackedLinearParams& params) {
   if (params.num_rows == 0) return;
   const int64_t words = lpd::linear_words(params), rows = params.num_rows * params.planes;
   const int64_t panels = lpd::linear_panels(params), blocks = lpd::linear_blocks(params);
-  params.packed_rows = packed_rows(rows * words);
   const lpd::CpuKernels& kernels = lpd::cpu_kernels();
-  const double row_words = static_cast<double>(words) * static_cast<double>(rows);
-  execute_on_cpu(params, kernels.pack_linear_rows, blocks, 0.3 * row_words / static_cast<double>(blocks));
   // Rows of more than 4 MB are read once for four panels; those of floats in runs of words, all panels for one run
   // before the next, so that L3 holds what is read again.
   constexpr int64_t kSmallRows = 1 << 20;  // words
   const bool large = rows * words > kSmallRows;
   const int64_t part = large && params.operands == LinearOperands::kFloat32 ? lpd::kLinearRunWords : words;
+  params.packed_rows = packed_rows(rows * std::min(words, part));
   params.group_panels = large ? 4 : 1;
   // Few items leave threads idle unless they share the rows.
   params.row_parts = 1;
@@ -81,6 +79,8 @@ void execute(lpd::PackedLinearParams& params) {
     std::atomic<int64_t> next_item{0};
     params.next_item = &next_item;
     const double panel_words = params.last_word - params.first_word;
+    const double block_words = panel_words * static_cast<double>(rows) / static_cast<double>(blocks);
+    execute_on_cpu(params, kernels.pack_linear_rows, blocks, 0.1 * block_words);
     const double panel_ns = std::max(0.5 * panel_words * static_cast<double>(rows), 10.0 * panel_words);
     execute_on_cpu(params, kernels.packed_linear, workers,
                    panel_ns * static_cast<double>(panels) / static_cast<double>(workers));

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "common/dtype.h"
 
@@ -231,6 +232,28 @@ inline void transpose4(const float* in, int64_t /*in_stride*/, float* out, int64
 inline Vec keep_at_least(Vec threshold, Vec a, Vec b) { return {a.v >= threshold.v ? b.v : 0.0f}; }
 
 #endif
+
+// out[i * out_stride + r] = word i of in[r], for i and r < 4: four words of four rows, transposed. A word is four
+// bytes.
+inline void transpose_words(const char* const* in, uint32_t* out, int64_t out_stride) {
+#if defined(LPD_ISA_AVX2) || defined(LPD_ISA_AVX512)
+  const auto row = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(in[r])); };
+  const __m128i a = row(0), b = row(1), c = row(2), d = row(3);
+  const __m128i ab_low = _mm_unpacklo_epi32(a, b), ab_high = _mm_unpackhi_epi32(a, b);
+  const __m128i cd_low = _mm_unpacklo_epi32(c, d), cd_high = _mm_unpackhi_epi32(c, d);
+  const auto put = [&](int64_t i, __m128i words) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i * out_stride), words);
+  };
+  put(0, _mm_unpacklo_epi64(ab_low, cd_low));
+  put(1, _mm_unpackhi_epi64(ab_low, cd_low));
+  put(2, _mm_unpacklo_epi64(ab_high, cd_high));
+  put(3, _mm_unpackhi_epi64(ab_high, cd_high));
+#else
+  for (int r = 0; r < 4; ++r) {
+    for (int i = 0; i < 4; ++i) std::memcpy(out + i * out_stride + r, in[r] + 4 * i, 4);
+  }
+#endif
+}
 
 // exp(x) for x <= 87: about 1 ulp, 0 below -87.3, NaN for NaN (Cody-Waite reduction, degree-6 polynomial).
 inline Vec exp_upto_87(Vec x) {

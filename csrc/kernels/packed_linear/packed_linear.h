@@ -27,7 +27,7 @@ struct PackedLinearParams {
   const uint32_t* weight;  // [panels, words, kLinearPanel]
   const void* bias;        // [N] of y's type, or nullptr
   void* y;                 // [R, N], contiguous: float, of kBFloat16 BFloat16
-  uint32_t* packed_rows;   // scratch [planes * R, words]: in blocks of rows, each [words, rows of the block]
+  uint32_t* packed_rows;   // scratch [planes * R, words of a call]: in blocks of rows, each [words, rows of the block]
   // kInt8: y = sum over planes of row_scale * (scale * product - zero_point * column_sum), and bias once.
   const RowQuantization* quantization;  // [planes * R]
   const float* scale;                   // [N]: weight[n, k] stands for scale[n] * weight[n, k]
@@ -39,8 +39,8 @@ struct PackedLinearParams {
   int32_t planes;        // 1; kInt8: 1 or 2
   bool gelu;
   LinearOperands operands;
-  // A call multiplies these words of the rows; sums of the first get the bias, later ones are added to y (kFloat32
-  // only), and those of the last make it whole.
+  // A call packs and multiplies these words of the rows; sums of the first get the bias, later ones are added to y
+  // (kFloat32 only), and those of the last make it whole.
   int32_t first_word, last_word;
   // An item is this many panels and one of the parts of the blocks of rows; workers take items from the counter, so
   // that one that wakes late takes fewer.

@@ -24,7 +24,7 @@ struct RowBlock {
     first = block * block_rows;
     count = static_cast<int>(std::min(block_rows, p.num_rows - first));
     rows = count * p.planes;
-    packed = p.packed_rows + first * p.planes * linear_words(p);
+    packed = p.packed_rows + first * p.planes * (p.last_word - p.first_word);
   }
   int64_t first;
   int count, rows;
@@ -83,10 +83,11 @@ struct WordRun {
   int first, end;
 };
 
-// products[block.rows, kLinearPanel] = a run of words of the block's rows times the same of a panel, at `weight`.
+// products[block.rows, kLinearPanel] = a run of words of the block's rows, at `packed`, times the same of a panel, at
+// `weight`.
 template <class Words>
-void multiply_panel(const RowBlock& block, const uint32_t* weight, WordRun run, FetchAhead ahead, float* products) {
-  const uint32_t* packed = block.packed + int64_t{run.first} * block.rows;
+void multiply_panel(const RowBlock& block, const uint32_t* packed, const uint32_t* weight, WordRun run,
+                    FetchAhead ahead, float* products) {
   const int parts = (block.rows + kBlockRows - 1) / kBlockRows, part_rows = (block.rows + parts - 1) / parts;
   for (int column = 0; column < kLinearPanel; column += kBlockVecs * kWidth) {
     for (int r = 0; r < block.rows; r += part_rows) {
@@ -179,6 +180,7 @@ void multiply_item(const PackedLinearParams& p, const Item& item, const Item& ne
     const int words = run.end - run.first;
     for (int64_t b = item.first_block; b < item.last_block; ++b) {
       const RowBlock block(p, b);
+      const uint32_t* packed = block.packed + int64_t{run.first - p.first_word} * block.rows;
       const int64_t fetched = words / blocks * (b - item.first_block);
       for (int64_t panel = item.first_panel; panel < item.last_panel; ++panel) {
         const uint32_t* following = run.end < p.last_word
@@ -186,7 +188,7 @@ void multiply_item(const PackedLinearParams& p, const Item& item, const Item& ne
                                         : linear_panel(p, panel - item.first_panel + next.first_panel, p.first_word);
         const FetchAhead ahead{reinterpret_cast<const char*>(following + fetched * kLinearPanel),
                                static_cast<int>(blocks)};
-        multiply_panel<Words>(block, linear_panel(p, panel, run.first), run, ahead, products);
+        multiply_panel<Words>(block, packed, linear_panel(p, panel, run.first), run, ahead, products);
         write_block<Meaning>(p, block, panel, run, products);
       }
     }
@@ -208,24 +210,32 @@ void multiply(const PackedLinearParams& p) {
 void pack_linear_rows(const PackedLinearParams& p, int64_t begin, int64_t end) {
   constexpr int64_t kTileWords = 16;  // of all rows are written before the next ones, so that they stay in L1 meanwhile
   const int element_bytes = 4 / linear_word_elements(p.operands);
-  const int64_t words = linear_words(p), row_bytes = int64_t{p.in_features} * element_bytes, whole = row_bytes / 4;
+  const int64_t row_bytes = int64_t{p.in_features} * element_bytes;
+  const int64_t words = p.last_word - p.first_word, whole = std::min(words, row_bytes / 4 - p.first_word);
   for (int64_t b = begin; b < end; ++b) {
     const RowBlock block(p, b);
     const char* from[kLinearRows];
     for (int r = 0; r < block.rows; ++r) {
       const int64_t row = block.first + r % block.count + r / block.count * p.num_rows;
-      from[r] = static_cast<const char*>(p.x) + row * p.x_stride * element_bytes;
+      from[r] = static_cast<const char*>(p.x) + row * p.x_stride * element_bytes + 4 * int64_t{p.first_word};
     }
-    for (int64_t tile = 0; tile < whole; tile += kTileWords) {
-      const int64_t tile_end = std::min(whole, tile + kTileWords);
-      for (int r = 0; r < block.rows; ++r) {
-        for (int64_t k = tile; k < tile_end; ++k) std::memcpy(block.packed + k * block.rows + r, from[r] + 4 * k, 4);
+    const int64_t fours = block.rows < 4 ? 0 : whole / 4 * 4;
+    for (int64_t tile = 0; tile < fours; tile += kTileWords) {
+      const int64_t tile_end = std::min(fours, tile + kTileWords);
+      for (int r = 0; r < block.rows; r += 4) {
+        const int first_row = std::min(r, block.rows - 4);  // the last four may overlap those before
+        for (int64_t k = tile; k < tile_end; k += 4) {
+          const char* in[4];
+          LPD_UNROLL for (int i = 0; i < 4; ++i) in[i] = from[first_row + i] + 4 * k;
+          transpose_words(in, block.packed + k * block.rows + first_row, block.rows);
+        }
       }
     }
-    if (whole == words) continue;
     for (int r = 0; r < block.rows; ++r) {
+      for (int64_t k = fours; k < whole; ++k) std::memcpy(block.packed + k * block.rows + r, from[r] + 4 * k, 4);
+      if (whole == words) continue;
       uint32_t last = 0;
-      std::memcpy(&last, from[r] + 4 * whole, static_cast<size_t>(row_bytes - 4 * whole));
+      std::memcpy(&last, from[r] + 4 * whole, static_cast<size_t>(row_bytes % 4));
       block.packed[whole * block.rows + r] = last;
     }
   }

@@ -1,4 +1,5 @@
-// One row to bytes, in two passes of which the second finds it in cache: the range, then the bytes of both planes.
+// One row to bytes, in two passes: its floats, rotated if they are to be, and their range; then the bytes of both
+// planes.
 #pragma once
 
 #include <cfloat>
@@ -85,18 +86,18 @@ inline void store_first(uint8_t* out, Vec bytes, int count) {
   for (int i = 0; i < count; ++i) out[i] = buffer[i];
 }
 
+// values: scratch [width]. The row at `next` is fetched meanwhile.
 template <class T>
-void quantize_row(const T* x, int width, const RowBytes& out, int64_t row) {
-  const auto for_each = [&](auto take) {
-    out.rotate ? for_each_rotated_vector(x, width, take) : for_each_vector(x, width, take);
-  };
+void quantize_row(const T* x, int width, const RowBytes& out, int64_t row, float* values, const T* next) {
   const Vec zero = broadcast(0.0f);
   Vec low = zero, high = zero, not_finite = zero;  // comparisons lose a NaN, so 0 * x is summed: it keeps one
-  for_each([&](int, Vec value, int) {
+  const auto take = [&](int offset, Vec value, int count) {
     low = min(low, value);
     high = max(high, value);
     not_finite = fma(value, zero, not_finite);
-  });
+    count == Vec::kWidth ? store(values + offset, value) : store_partial(values + offset, value, count);
+  };
+  out.rotate ? for_each_rotated_vector(x, width, take) : for_each_vector(x, width, take);
   const float top = reduce_max(high), bottom = -reduce_max(zero - low), levels = static_cast<float>(out.levels);
   // What the first plane leaves of a value is half a step at most, either way.
   const RowQuantization first = with_step((top - bottom) / levels, -bottom);
@@ -104,7 +105,8 @@ void quantize_row(const T* x, int width, const RowBytes& out, int64_t row) {
   const Plane coarse(first, out.levels), fine(second, out.levels);
   uint8_t* bytes = out.quantized + row * width;
   uint8_t* fine_bytes = out.planes == 2 ? bytes + out.num_rows * width : nullptr;
-  for_each([&](int offset, Vec value, int count) {
+  for_each_vector(values, width, [&](int offset, Vec value, int count) {
+    __builtin_prefetch(next + offset, 0, 2);
     const Vec whole = coarse.bytes(value);
     store_first(bytes + offset, whole, count);
     if (fine_bytes) store_first(fine_bytes + offset, fine.bytes(coarse.rest(value, whole)), count);

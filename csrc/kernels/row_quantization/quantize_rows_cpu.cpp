@@ -1,4 +1,6 @@
 // quantize_rows on the CPU. Limited by bandwidth: a row is read from memory once, and a byte an element is written.
+#include <vector>
+
 #include "common/cpu_kernels.h"
 #include "row_quantization/quantize_row.h"
 
@@ -7,8 +9,10 @@ namespace {
 
 template <class T>
 void quantize_row_range(const QuantizeRowsParams& p, int64_t begin, int64_t end) {
+  std::vector<float> values(static_cast<size_t>(p.width));
   for (int64_t row = begin; row < end; ++row) {
-    quantize_row(static_cast<const T*>(p.x) + row * p.x_stride, p.width, p.out, row);
+    const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
+    quantize_row(x, p.width, p.out, row, values.data(), row + 1 < end ? x + p.x_stride : x);
   }
 }
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lpd_ext import ops
+from lpd_ext import memory, ops
 from lpd_ext.reference import pack_weight, unpack_weight
 
 
@@ -50,12 +50,17 @@ class DecodingLinear(nn.Module, ABC):
     def plain(self) -> dict[str, Tensor]:
         """Copies of what was packed, by the names of the state dict."""
 
+    @property
     @abstractmethod
-    def forward(self, x: Tensor) -> Tensor: ...
+    def out_dtype(self) -> torch.dtype:
+        """Of results."""
 
     @abstractmethod
-    def mlp(self, x: Tensor, fc2: nn.Module) -> Tensor:
-        """fc2(gelu(self(x))), for a second layer of the same kind."""
+    def product(self, x: Tensor, gelu: bool = False, out: Tensor | None = None) -> Tensor:
+        """The layer's result [..., N] for x [..., K], or GELU of it; in out [R, N], if given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DecodingLinear:
         self.pack(**{name: fn(weight) for name, weight in self.plain().items()})
@@ -120,17 +125,14 @@ class PackedLinear(DecodingLinear):
     def plain(self) -> dict[str, Tensor]:
         return {"weight": self.weight}
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._product(x, gelu=False)
+    @property
+    def out_dtype(self) -> torch.dtype:
+        return self._packed.dtype
 
-    def mlp(self, x: Tensor, fc2: nn.Module) -> Tensor:
-        out: Tensor = fc2(self._product(x, gelu=True))
-        return out
-
-    def _product(self, x: Tensor, gelu: bool) -> Tensor:
+    def product(self, x: Tensor, gelu: bool = False, out: Tensor | None = None) -> Tensor:
         # Detached: the operator has no derivative, and would leave its part out of a gradient with a warning only.
         bias = None if self.bias is None else self.bias.detach()
-        y = ops.packed_linear(rows_of(x.detach()), self._packed, bias, self.out_features, gelu)
+        y = ops.packed_linear(rows_of(x.detach()), self._packed, bias, self.out_features, gelu, out)
         return y.view(*x.shape[:-1], self.out_features)
 
 
@@ -203,18 +205,39 @@ def _frozen(parameter: Tensor | None) -> nn.Parameter | None:
     return None if parameter is None else nn.Parameter(parameter.detach(), requires_grad=False)
 
 
-def linear_step(linear: nn.Module) -> Callable[[Tensor], Tensor]:
+class ResultMemory:
+    """Where packed layers leave the results of a step: every layer of a decode in the same few places.
+
+    Memory of this size that is given back and taken again comes from the system each time, page by page zeroed. A
+    result lasts until the next of its name; most_rows is the most that a step has.
+    """
+
+    def __init__(self, most_rows: int) -> None:
+        self._most_rows = most_rows
+        self._places: dict[str, Tensor] = {}
+
+    def product(self, linear: DecodingLinear, name: str, x: Tensor, gelu: bool = False) -> Tensor:
+        """linear.product(x, gelu), in the place of that name. x [R, K], R at most most_rows."""
+        place = self._places.get(name)
+        if place is None:
+            shape = self._most_rows, linear.out_features
+            place = self._places[name] = memory.empty(shape, linear.out_dtype)
+        return linear.product(x, gelu, place[: len(x)])
+
+
+def linear_step(linear: nn.Module, results: ResultMemory, name: str) -> Callable[[Tensor], Tensor]:
     """A linear layer as the decoding steps call it: looked up, and its weight transposed for addmm, once per decode."""
     if isinstance(linear, DecodingLinear):
-        return linear.forward
+        return lambda x: results.product(linear, name, x)
     assert isinstance(linear, nn.Linear)
     bias, transposed = linear.bias, linear.weight.detach().t()
     return (lambda x: x @ transposed) if bias is None else (lambda x: torch.addmm(bias, x, transposed))
 
 
-def mlp_step(fc1: nn.Module, fc2: nn.Module) -> Callable[[Tensor], Tensor]:
+def mlp_step(fc1: nn.Module, fc2: nn.Module, results: ResultMemory, name: str) -> Callable[[Tensor], Tensor]:
     """fc2(gelu(fc1(x))) as the decoding steps call it."""
+    second = linear_step(fc2, results, name)
     if isinstance(fc1, DecodingLinear):
-        return lambda x: fc1.mlp(x, fc2)
-    first, second = linear_step(fc1), linear_step(fc2)
+        return lambda x: second(results.product(fc1, "hidden", x, gelu=True))
+    first = linear_step(fc1, results, "hidden")
     return lambda x: second(F.gelu(first(x)))

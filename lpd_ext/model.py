@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lpd_ext import ops
-from lpd_ext.linear import DecodingLinear, linear_step, mlp_step
+from lpd_ext.linear import DecodingLinear, ResultMemory, linear_step, mlp_step
 from lpd_ext.plan import Step
 from lpd_ext.schedule import check_group_sizes
 from lpd_ext.training_attention import Visibility, attend
@@ -148,6 +148,14 @@ class DecodingLayer:
     v_cache: Tensor
 
 
+@dataclass(frozen=True)
+class DecodingParts:
+    """What of a model the decoding steps call, made ready for one decode."""
+
+    layers: Sequence[DecodingLayer]
+    head: Callable[[Tensor], Tensor]  # [R, E] -> [R, V]
+
+
 class LPDModel(nn.Module):
     """Decoder-only transformer over 1 + N positions (condition, then grid cells in raster order)."""
 
@@ -243,47 +251,49 @@ class LPDModel(nn.Module):
                 raise ValueError(f"{name} must lie in [{low}, {high}), got {int(smallest)} to {int(largest)}")
         return check_group_sizes(group_sizes, num_tokens)
 
-    def decoding_layers(self, k_cache: Tensor, v_cache: Tensor) -> list[DecodingLayer]:
-        """What the decoding steps need of each block, with its share of k_cache, v_cache [L, S, H, P, D].
+    def decoding_parts(self, k_cache: Tensor, v_cache: Tensor, most_rows: int) -> DecodingParts:
+        """What the decoding steps call, each block with its share of k_cache, v_cache [L, S, H, P, D].
 
-        Raises ValueError for a model without mutual visibility: group_attention lets the queries of a step see each
-        other.
+        most_rows: the most that a step has; packed layers share memory for results of so many. Raises ValueError for a
+        model without mutual visibility: group_attention lets the queries of a step see each other.
         """
         if not self.config.mutual_visibility:
             raise ValueError(
                 "mutual_visibility must be True to decode, got a model trained with False: its queries must not see "
                 "each other, and here they would"
             )
+        results = ResultMemory(most_rows)
         layers = []
         for block, k, v in zip(self.blocks, k_cache.unbind(), v_cache.unbind(), strict=True):
             assert isinstance(block, Block)
-            attn, mlp = block.attn, block.mlp
-            qkv, proj = linear_step(attn.qkv), linear_step(attn.proj)
-            layers.append(DecodingLayer(block.norm1, qkv, proj, block.norm2, mlp_step(mlp.fc1, mlp.fc2), k, v))
-        return layers
+            qkv, proj = linear_step(block.attn.qkv, results, "qkv"), linear_step(block.attn.proj, results, "delta")
+            mlp = mlp_step(block.mlp.fc1, block.mlp.fc2, results, "delta")
+            layers.append(DecodingLayer(block.norm1, qkv, proj, block.norm2, mlp, k, v))
+        return DecodingParts(layers, linear_step(self.head, results, "logits"))
 
     def decode_step(
         self,
         content_ids: Tensor,
         positions: Tensor,
-        layers: Sequence[DecodingLayer],
+        parts: DecodingParts,
         step: Step,
         workspace: Tensor | None = None,
     ) -> Tensor | None:
         """One decoding step over ragged rows: logits [num query rows, V], or None for a step without query rows.
 
-        content_ids, positions int64 [R], context rows first; the caches in `layers` receive the context rows' K and V.
-        In the last block context rows leave K and V only. workspace: see ops.group_attention.
+        content_ids, positions int64 [R], context rows first; the caches in `parts` receive the context rows' K and V.
+        In the last block context rows leave K and V only. Logits may last until the next step only, which overwrites
+        them. workspace: see ops.group_attention.
         """
         heads, head_dim = self.config.heads, self.config.head_dim
         scale = head_dim**-0.5
         ln = self.z_proj_ln
         x = ops.embed_rows(content_ids, positions, self.content, self.pos_embed, ln.weight, ln.bias, ln.eps)
         delta: Tensor | None = None
-        for i, layer in enumerate(layers):
+        for i, layer in enumerate(parts.layers):
             qkv = layer.qkv(_add_norm(x, delta, layer.norm1)).view(-1, 3, heads, head_dim)
             first_row = 0
-            if i == len(layers) - 1:
+            if i == len(parts.layers) - 1:
                 if step.num_query_rows == 0:
                     ops.append_kv(qkv, layer.k_cache, layer.v_cache, step.segments, step.max_rows)
                     return None
@@ -293,8 +303,7 @@ class LPDModel(nn.Module):
             attended = ops.group_attention(qkv, layer.k_cache, layer.v_cache, step.segments, *sizes, scale, workspace)
             delta = layer.proj(attended)
             delta = layer.mlp(_add_norm(x, delta, layer.norm2))
-        logits: Tensor = self.head(_add_norm(x, delta, self.norm))
-        return logits
+        return parts.head(_add_norm(x, delta, self.norm))
 
 
 def _add_norm(x: Tensor, delta: Tensor | None, norm: nn.LayerNorm) -> Tensor:

@@ -277,19 +277,27 @@ def _(x: Tensor, levels: int, rotate: bool, planes: int) -> tuple[Tensor, Tensor
     return quantized, x.new_empty((planes * x.shape[0], 2), dtype=torch.float32)
 
 
-def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, gelu: bool = False) -> Tensor:
+def packed_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    gelu: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
     """x W^T + bias [R, N], or GELU of it (exact form), with weights as reference.pack_weight lays them out.
 
     x [R, K], weight and bias [N] in float32, or all in bfloat16 (summed in float32). To the last bit, a row of the
-    result does not depend on the other rows.
+    result does not depend on the other rows. It is written to `out` and that returned, if given.
     """
-    result: Tensor = _ops.packed_linear(x, weight, bias, out_features, gelu)
-    return result
+    out = x.new_empty((x.shape[0], out_features)) if out is None else out
+    _ops.packed_linear(x, weight, bias, gelu, out)
+    return out
 
 
 @torch.library.register_fake("lpd_ext::packed_linear")
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, gelu: bool) -> Tensor:
-    return x.new_empty((x.shape[0], out_features))
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, out: Tensor) -> None:
+    return None
 
 
 def packed_linear_int8(
@@ -301,6 +309,7 @@ def packed_linear_int8(
     bias: Tensor | None,
     planes: int = 1,
     gelu: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     """packed_linear of what quantize_rows made of x, float32 [R, N], with int8 weights.
 
@@ -308,9 +317,10 @@ def packed_linear_int8(
     as reference.pack_weight lays it out, stands for weight * scale [N]; column_sum float32 [N], the sums of that over
     K; bias float32 [N]. Products of bytes are summed exactly; K is 65,536 at most.
     """
-    arguments = (quantized, quantization, weight, scale, column_sum, bias, planes, gelu)
-    result: Tensor = _ops.packed_linear_int8(*arguments)
-    return result
+    if out is None:
+        out = quantized.new_empty((quantized.shape[0] // max(planes, 1), scale.shape[0]), dtype=torch.float32)
+    _ops.packed_linear_int8(quantized, quantization, weight, scale, column_sum, bias, planes, gelu, out)
+    return out
 
 
 @torch.library.register_fake("lpd_ext::packed_linear_int8")
@@ -323,8 +333,9 @@ def _(
     bias: Tensor | None,
     planes: int,
     gelu: bool,
-) -> Tensor:
-    return quantization.new_empty((quantized.shape[0] // planes, scale.shape[0]))
+    out: Tensor,
+) -> None:
+    return None
 
 
 def group_norm_scale_shift(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float = 1e-6) -> Tensor:

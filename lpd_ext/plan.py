@@ -45,6 +45,11 @@ class Plan:
     cache_positions: int
     sequence_image: Tensor  # int64 [S]
 
+    @property
+    def most_rows(self) -> int:
+        """The largest R of all steps."""
+        return max((step.num_context_rows + step.num_query_rows for step in self.steps), default=0)
+
     def record_stream(self) -> None:
         """On CUDA, keep the memory of the plan, which other streams share, from reuse until this stream is done."""
         for part in (self, *self.steps):

@@ -67,18 +67,15 @@ class Int8Linear(DecodingLinear):
     def plain(self) -> dict[str, Tensor]:
         return {"weight": unpack_weight(self._packed, self.out_features, self.in_features), SCALE: self._scale.clone()}
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._product(x, gelu=False)
+    @property
+    def out_dtype(self) -> torch.dtype:
+        return torch.float32
 
-    def mlp(self, x: Tensor, fc2: nn.Module) -> Tensor:
-        out: Tensor = fc2(self._product(x, gelu=True))
-        return out
-
-    def _product(self, x: Tensor, gelu: bool) -> Tensor:
+    def product(self, x: Tensor, gelu: bool = False, out: Tensor | None = None) -> Tensor:
         quantized = ops.quantize_rows(rows_of(x.detach()), _ACTIVATION_LEVELS, self.rotate, self.planes)
         of_weights = (self._packed, self._scale, self._column_sum)
         bias = None if self.bias is None else self.bias.detach()
-        y = ops.packed_linear_int8(*quantized, *of_weights, bias, self.planes, gelu)
+        y = ops.packed_linear_int8(*quantized, *of_weights, bias, self.planes, gelu, out)
         return y.view(*x.shape[:-1], self.out_features)
 
 

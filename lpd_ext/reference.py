@@ -139,12 +139,15 @@ def unpack_weight(packed: Tensor, out_features: int, in_features: int) -> Tensor
     return plain.clone(memory_format=torch.contiguous_format)
 
 
-def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, gelu: bool = False) -> Tensor:
-    """F.linear with weights in their plain order, then GELU in its exact form; rounded to the dtype of x at the end."""
+def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, out: Tensor) -> None:
+    """F.linear with weights in their plain order, then GELU in its exact form; rounded to the dtype of out at the end.
+
+    out [R, N] is written.
+    """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    plain = unpack_weight(weight, out_features, x.shape[1])
+    plain = unpack_weight(weight, out.shape[1], x.shape[1])
     y = F.linear(x.to(dtype), plain.to(dtype), None if bias is None else bias.to(dtype))
-    return (F.gelu(y) if gelu else y).to(x.dtype)
+    out.copy_(F.gelu(y) if gelu else y)
 
 
 def packed_linear_int8(
@@ -154,16 +157,20 @@ def packed_linear_int8(
     scale: Tensor,
     column_sum: Tensor,
     bias: Tensor | None,
-    planes: int = 1,
-    gelu: bool = False,
-) -> Tensor:
-    """The sum over planes of row_scale * (scale * product of bytes - zero_point * column_sum), then bias and GELU."""
+    planes: int,
+    gelu: bool,
+    out: Tensor,
+) -> None:
+    """The sum over planes of row_scale * (scale * product of bytes - zero_point * column_sum), then bias and GELU.
+
+    out [R, N] is written.
+    """
     plain = unpack_weight(weight, len(scale), quantized.shape[1])
     product = (quantized.double() @ plain.double().t()).to(scale.dtype) * scale  # double: exact sums of whole numbers
     row_scale, zero_point = quantization.unsqueeze(-1).unbind(1)
     y = (row_scale * (product - zero_point * column_sum)).unflatten(0, (planes, -1)).sum(0)
     y = y if bias is None else y + bias
-    return F.gelu(y) if gelu else y
+    out.copy_(F.gelu(y) if gelu else y)
 
 
 def append_kv(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, segments: Tensor, max_rows: int) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lpd_ext import ops
+from lpd_ext import memory, ops
 from lpd_ext.cuda_graphs import CapturedDecode, DecodeGraphs
 from lpd_ext.model import LPDModel
 from lpd_ext.plan import Step, plan_decoding
@@ -221,8 +221,8 @@ class _DecodeState:
         self.seeds = empty(batch)
 
         cache_shape = (config.depth, sequences, config.heads, plan.cache_positions, config.head_dim)
-        caches = (empty(*cache_shape, dtype=model.pos_embed.dtype) for _ in range(2))
-        self.layers = model.decoding_layers(*caches)
+        k_cache, v_cache = (memory.empty(cache_shape, model.pos_embed.dtype, device) for _ in range(2))
+        self.parts = model.decoding_parts(k_cache, v_cache, plan.most_rows)
         self.workspace = ops.group_attention_workspace(config.head_dim, device)
 
     def load(self, request: DecodeRequest) -> None:
@@ -258,7 +258,7 @@ class _DecodeState:
         """Feed one step and write the tokens it draws; waits for nothing, allocates by torch only."""
         content_ids = self.contents.view(-1)[step.content_index]
         positions = self.positions.view(-1)[step.position_index]
-        logits = self.model.decode_step(content_ids, positions, self.layers, step, self.workspace)
+        logits = self.model.decode_step(content_ids, positions, self.parts, step, self.workspace)
         if logits is None:
             return
         cells = self.positions[step.image, step.token_index + 1] - 1

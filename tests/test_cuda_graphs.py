@@ -139,9 +139,9 @@ def test_many_steps_are_captured_one_by_one(model: LPDModel, monkeypatch: pytest
 def tensors_of(state: _DecodeState) -> dict[str, int]:
     """Where each tensor lies that a graph of this decode would go on reading and writing."""
     found = {name: value for name, value in vars(state).items() if isinstance(value, Tensor)}
-    for i, layer in enumerate(state.layers):
+    for i, layer in enumerate(state.parts.layers):
         found |= {f"k_cache {i}": layer.k_cache, f"v_cache {i}": layer.v_cache}
-    assert len(found) == 8 + 2 * len(state.layers)
+    assert len(found) == 8 + 2 * len(state.parts.layers)
     return {name: tensor.data_ptr() for name, tensor in found.items()}
 
 

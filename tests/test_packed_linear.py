@@ -68,6 +68,12 @@ def test_weights_come_back_bit_for_bit(dtype: torch.dtype, size: tuple[int, int]
     assert packed[channel // 32, k // elements, channel % 32, k % elements] == weight[channel, k]
 
 
+def by_reference(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, gelu: bool = False) -> Tensor:
+    out = x.new_empty((len(x), out_features))
+    reference.packed_linear(x, weight, bias, gelu, out)
+    return out
+
+
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("size", SIZES)
@@ -78,7 +84,7 @@ def test_as_accurate_as_its_sums_can_be(
     for rows in ROWS:
         args = arguments(rows, size, dtype, bias)
         assert_accurate(ops.packed_linear(*args, gelu=gelu), args, gelu)
-        assert_accurate(reference.packed_linear(*args, gelu=gelu), args, gelu)
+        assert_accurate(by_reference(*args, gelu=gelu), args, gelu)
 
 
 MISTAKES: dict[str, Callable[[Arguments], Arguments]] = {
@@ -95,13 +101,13 @@ MISTAKES: dict[str, Callable[[Arguments], Arguments]] = {
 def test_the_bound_rejects(mistake: str) -> None:
     args = arguments(25, (129, 40))
     with pytest.raises(AssertionError):
-        assert_accurate(reference.packed_linear(*MISTAKES[mistake](args)), args)
+        assert_accurate(by_reference(*MISTAKES[mistake](args)), args)
 
 
 def test_the_bound_rejects_the_other_gelu() -> None:
     args = arguments(25, (129, 40))
     with pytest.raises(AssertionError):
-        assert_accurate(F.gelu(reference.packed_linear(*args), approximate="tanh"), args, gelu=True)
+        assert_accurate(F.gelu(by_reference(*args), approximate="tanh"), args, gelu=True)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +120,7 @@ def test_many_rows(dtype: torch.dtype, size: tuple[int, int], cpu_backend: torch
     y = ops.packed_linear(*args, gelu=True)
     some = torch.tensor([0, 1, 11, 12, rows // 2, rows - 2, rows - 1])
     assert_accurate(y[some], (args[0][some], *args[1:]), gelu=True)
-    assert torch.allclose(y, reference.packed_linear(*args, gelu=True), atol=2e-5, rtol=torch.finfo(dtype).eps)
+    assert torch.allclose(y, by_reference(*args, gelu=True), atol=2e-5, rtol=torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -177,6 +183,13 @@ def int8_arguments(rows: int, size: tuple[int, int], planes: int = 1, bias: bool
     return quantized, quantization, pack_weight(weight), scale, column_sum, normal(outputs) if bias else None, planes
 
 
+def int8_by_reference(*args: Any, gelu: bool = False) -> Tensor:
+    quantized, _, _, scale, _, _, planes = args
+    out = scale.new_empty((len(quantized) // planes, len(scale)))
+    reference.packed_linear_int8(*args, gelu, out)
+    return out
+
+
 def as_double(args: Int8Arguments) -> Int8Arguments:
     return tuple(a.double() if isinstance(a, Tensor) and a.dtype == torch.float32 else a for a in args)
 
@@ -184,7 +197,7 @@ def as_double(args: Int8Arguments) -> Int8Arguments:
 def assert_int8_accurate(y: Tensor, args: Int8Arguments, gelu: bool = False) -> None:
     """Three roundings of each term: sums of products of bytes are exact."""
     quantized, quantization, weight, scale, column_sum, bias, planes = as_double(args)
-    wanted = reference.packed_linear_int8(*as_double(args), gelu=gelu)
+    wanted = int8_by_reference(*as_double(args), gelu=gelu)
     assert (y.shape, y.dtype) == (wanted.shape, torch.float32)
     product = (quantized.double() @ unpack_weight(weight, len(scale), quantized.shape[1]).double().t()).abs() * scale
     row_scale, zero_point = quantization.unsqueeze(-1).unbind(1)
@@ -204,7 +217,7 @@ def test_int8_is_as_accurate_as_float32(
     for rows in (1, 6, 7, 13, 40):
         args = int8_arguments(rows, size, planes, bias)
         assert_int8_accurate(ops.packed_linear_int8(*args, gelu=gelu), args, gelu)
-        assert_int8_accurate(reference.packed_linear_int8(*args, gelu=gelu), args, gelu)
+        assert_int8_accurate(int8_by_reference(*args, gelu=gelu), args, gelu)
 
 
 def test_many_int8_rows(cpu_backend: torch.device) -> None:
@@ -235,9 +248,9 @@ INT8_MISTAKES: dict[str, Callable[[Int8Arguments], Int8Arguments]] = {
 @pytest.mark.parametrize("mistake", INT8_MISTAKES)
 def test_the_bound_of_int8_rejects(mistake: str) -> None:
     args = int8_arguments(13, (129, 40), planes=2)
-    assert_int8_accurate(reference.packed_linear_int8(*args), args)
+    assert_int8_accurate(int8_by_reference(*args), args)
     with pytest.raises(AssertionError):
-        assert_int8_accurate(reference.packed_linear_int8(*INT8_MISTAKES[mistake](args)), args)
+        assert_int8_accurate(int8_by_reference(*INT8_MISTAKES[mistake](args)), args)
 
 
 @pytest.mark.parametrize("planes", [1, 2])
@@ -299,7 +312,7 @@ def test_without_vnni_and_bfloat16_instructions(tmp_path: Path) -> None:
         ({1: torch.zeros(1, 32, 8, 1).transpose(1, 2)}, "weight must be contiguous"),
         ({2: torch.zeros(4)}, r"bias must have shape \[N\] = \[5\], got \[4\]"),
         ({2: torch.zeros(5).double()}, "bias must be float32, got float64"),
-        ({3: 0}, "out_features must be at least 1, got 0"),
+        ({3: 0}, "out: N must be at least 1, got 0"),
         ({3: 33}, r"weight must have shape .* = \[2, 8, 32, 1\], got \[1, 8, 32, 1\]"),
     ],
 )
@@ -338,14 +351,52 @@ def test_int8_refused(change: dict[int, Any], message: str, cpu_backend: torch.d
         ops.packed_linear_int8(*args)
 
 
+BAD_OUT = [
+    (torch.zeros(2, 5), r"out must have shape \[R, N\] = \[3, any\], got \[2, 5\]"),
+    (torch.zeros(3), r"out must have shape \[R, N\] = \[3, any\], got \[3\]"),
+    (torch.zeros(3, 5).double(), "out must be float32, got float64"),
+    (torch.zeros(5, 3).t(), "out must be contiguous"),
+    (torch.zeros(3, 33), r"weight must have shape .* = \[2, "),
+]
+
+
+@pytest.mark.parametrize(("out", "message"), BAD_OUT)
+def test_out_refused(out: Tensor, message: str, cpu_backend: torch.device) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        ops.packed_linear(*arguments(3, (8, 5)), out=out)
+    with pytest.raises(RuntimeError, match=message):
+        ops.packed_linear_int8(*int8_arguments(3, (8, 5), planes=2), out=out)
+    assert not out.any()
+
+
+def test_x_as_out_is_refused(cpu_backend: torch.device) -> None:
+    x, *rest = arguments(3, (5, 5))
+    with pytest.raises(RuntimeError, match="out must not be x itself"):
+        ops.packed_linear(x, *rest, out=x)
+
+
+def test_out_is_written_and_returned(cpu_backend: torch.device) -> None:
+    memory = torch.full((15, 40), torch.nan)
+    for call, args in (
+        (ops.packed_linear, arguments(13, (129, 40))),
+        (ops.packed_linear_int8, int8_arguments(13, (129, 40))),
+    ):
+        out = memory.fill_(torch.nan)[1:14]
+        assert call(*args, gelu=True, out=out) is out
+        assert out.equal(call(*args, gelu=True))
+        assert memory[[0, 14]].isnan().all()
+
+
 # ---- as torch knows them ----
 
 
 def test_operators_are_registered_well(cpu_backend: torch.device) -> None:
-    torch.library.opcheck(torch.ops.lpd_ext.packed_linear.default, (*arguments(13, (129, 40)), True))
-    bfloat16 = arguments(13, (129, 40), torch.bfloat16, bias=False)
-    torch.library.opcheck(torch.ops.lpd_ext.packed_linear.default, (*bfloat16, False))
-    torch.library.opcheck(torch.ops.lpd_ext.packed_linear_int8.default, (*int8_arguments(13, (129, 40), 2), True))
+    for dtype, bias, gelu in ((torch.float32, True, True), (torch.bfloat16, False, False)):
+        *args, channels = arguments(13, (129, 40), dtype, bias)
+        out = torch.empty(13, channels, dtype=dtype)
+        torch.library.opcheck(torch.ops.lpd_ext.packed_linear.default, (*args, gelu, out))
+    of_bytes = (*int8_arguments(13, (129, 40), 2), True, torch.empty(13, 40))
+    torch.library.opcheck(torch.ops.lpd_ext.packed_linear_int8.default, of_bytes)
 
 
 def test_fake_tensors_tell_shapes_and_dtypes() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,11 +13,9 @@ from golden import Golden, load_golden
 from torch import Tensor
 
 from lpd_ext import ops, reference
-from lpd_ext.model import DecodingLayer, LPDConfig, LPDModel
+from lpd_ext.model import DecodingParts, LPDConfig, LPDModel
 from lpd_ext.plan import Step
 from lpd_ext.sampler import DecodeRequest, decode, generate
-
-Layers = Sequence[DecodingLayer]
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +30,8 @@ def recorded_logits(model: LPDModel, request: DecodeRequest) -> tuple[Tensor, Te
     unconditional = conditional.clone()
     run_step = model.decode_step
 
-    def recording(ids: Tensor, positions: Tensor, layers: Layers, step: Step, *rest: Tensor) -> Tensor | None:
-        logits = run_step(ids, positions, layers, step, *rest)
+    def recording(ids: Tensor, positions: Tensor, parts: DecodingParts, step: Step, *rest: Tensor) -> Tensor | None:
+        logits = run_step(ids, positions, parts, step, *rest)
         assert logits is not None
         on_cpu = logits.float().cpu()
         image, index = step.image.cpu(), step.token_index.cpu()
@@ -171,9 +169,9 @@ def guidance_seen(model: LPDModel, request: DecodeRequest, monkeypatch: pytest.M
     steps: list[Step] = []
     run_step = model.decode_step
 
-    def step_spy(ids: Tensor, positions: Tensor, layers: Layers, step: Step, *rest: Tensor) -> Tensor | None:
+    def step_spy(ids: Tensor, positions: Tensor, parts: DecodingParts, step: Step, *rest: Tensor) -> Tensor | None:
         steps.append(step)
-        return run_step(ids, positions, layers, step, *rest)
+        return run_step(ids, positions, parts, step, *rest)
 
     def draw_spy(logits: Tensor, c: Tensor, u: Tensor, guidance: Tensor, *rest: Tensor) -> Tensor:
         seen[steps[-1].image, steps[-1].token_index] = guidance

@@ -13,10 +13,10 @@
 #include "execute.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lpd_ext, m) {
-  m.def("packed_linear(Tensor x, Tensor weight, Tensor? bias, int out_features, bool gelu) -> Tensor");
+  m.def("packed_linear(Tensor x, Tensor weight, Tensor? bias, bool gelu, Tensor(a!) out) -> ()");
   m.def(
       "packed_linear_int8(Tensor quantized, Tensor quantization, Tensor weight, Tensor scale, Tensor column_sum, "
-      "Tensor? bias, int planes, bool gelu) -> Tensor");
+      "Tensor? bias, int planes, bool gelu, Tensor(a!) out) -> ()");
 }
 
 namespace {
@@ -25,18 +25,22 @@ using namespace lpd::checks;
 using lpd::LinearOperands;
 using lpd::execution::execute_on_cpu;
 
-// x, weight and the sizes of params, whose operands and planes are set; out_features is N.
+// x, weight, y and the sizes of params, whose operands and planes are set.
 void set_operands(lpd::PackedLinearParams& params, const Tensor& x, const char* name, const Tensor& weight,
-                  int64_t out_features) {
+                  Tensor& out) {
   check_shape(x, name, "[R, K]", {-1, -1});
   check_rows_contiguous(x, name);
-  check(out_features >= 1, "out_features must be at least 1, got ", out_features);
   params.x = x.const_data_ptr();
   params.x_stride = x.stride(0);
   params.num_rows = x.size(0) / params.planes;
   check(x.size(1) >= 1, name, ": K must be at least 1, got ", x.size(1));
   params.in_features = size32(x.size(1), "K");
-  params.out_features = size32(out_features, "out_features");
+  const ScalarType sums = params.operands == LinearOperands::kBFloat16 ? ScalarType::BFloat16 : ScalarType::Float;
+  check_array(out, "out", x, sums, "[R, N]", {params.num_rows, -1});
+  check(out.numel() == 0 || out.const_data_ptr() != x.const_data_ptr(), "out must not be ", name, " itself");
+  check(out.size(1) >= 1, "out: N must be at least 1, got ", out.size(1));
+  params.out_features = size32(out.size(1), "N");
+  params.y = out.mutable_data_ptr();
   const int64_t elements = lpd::linear_word_elements(params.operands);
   check_shape(weight, "weight", "[ceil(N / 32), words, 32, elements of a word]",
               {lpd::linear_panels(params), lpd::linear_words(params), lpd::kLinearPanel, elements});
@@ -87,8 +91,7 @@ void execute(lpd::PackedLinearParams& params) {
   }
 }
 
-Tensor packed_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, int64_t out_features,
-                     bool gelu) {
+void packed_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, bool gelu, Tensor out) {
   lpd::PackedLinearParams params{};
   const ScalarType dtype = x.scalar_type();
   check(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, "x must be float32 or bfloat16, got ",
@@ -98,18 +101,14 @@ Tensor packed_linear(const Tensor& x, const Tensor& weight, const OptionalTensor
   params.gelu = gelu;
   check_device(weight, "weight", x);
   check_dtype(weight, "weight", dtype);
-  set_operands(params, x, "x", weight, out_features);
-  if (bias.has_value()) check_array(*bias, "bias", x, dtype, "[N]", {out_features});
+  set_operands(params, x, "x", weight, out);
+  if (bias.has_value()) check_array(*bias, "bias", x, dtype, "[N]", {params.out_features});
   params.bias = optional_data<void>(bias);
-  Tensor y = torch::stable::new_empty(x, {params.num_rows, out_features});
-  params.y = y.mutable_data_ptr();
   execute(params);
-  return y;
 }
 
-Tensor packed_linear_int8(const Tensor& quantized, const Tensor& quantization, const Tensor& weight,
-                          const Tensor& scale, const Tensor& column_sum, const OptionalTensor& bias, int64_t planes,
-                          bool gelu) {
+void packed_linear_int8(const Tensor& quantized, const Tensor& quantization, const Tensor& weight, const Tensor& scale,
+                        const Tensor& column_sum, const OptionalTensor& bias, int64_t planes, bool gelu, Tensor out) {
   lpd::PackedLinearParams params{};
   check(planes == 1 || planes == 2, "planes must be 1 or 2, got ", planes);
   check_dtype(quantized, "quantized", ScalarType::Byte);
@@ -121,21 +120,18 @@ Tensor packed_linear_int8(const Tensor& quantized, const Tensor& quantization, c
   check(quantized.size(1) <= lpd::kLinearMaxInt8Features, "quantized: K must be at most ", lpd::kLinearMaxInt8Features,
         ", got ", quantized.size(1));
   check_array(quantization, "quantization", quantized, ScalarType::Float, "[R, 2]", {quantized.size(0), 2});
-  check_array(scale, "scale", quantized, ScalarType::Float, "[N]", {-1});
-  const int64_t out_features = scale.size(0);
   check_device(weight, "weight", quantized);
   check_dtype(weight, "weight", ScalarType::Char);
-  set_operands(params, quantized, "quantized", weight, out_features);
+  set_operands(params, quantized, "quantized", weight, out);
+  const int64_t out_features = params.out_features;
+  check_array(scale, "scale", quantized, ScalarType::Float, "[N]", {out_features});
   check_array(column_sum, "column_sum", quantized, ScalarType::Float, "[N]", {out_features});
   if (bias.has_value()) check_array(*bias, "bias", quantized, ScalarType::Float, "[N]", {out_features});
   params.quantization = static_cast<const lpd::RowQuantization*>(quantization.const_data_ptr());
   params.scale = static_cast<const float*>(scale.const_data_ptr());
   params.column_sum = static_cast<const float*>(column_sum.const_data_ptr());
   params.bias = optional_data<void>(bias);
-  Tensor y = torch::stable::new_empty(quantized, {params.num_rows, out_features}, ScalarType::Float);
-  params.y = y.mutable_data_ptr();
   execute(params);
-  return y;
 }
 
 }  // namespace

@@ -2,8 +2,28 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cstdint>
+
 #include "common/cpu_kernels.h"
 #include "group_attention/group_attention.h"
+
+namespace {
+
+// A wish: pages that are huge already or cannot be are left as they are. Only whole huge pages inside the memory count.
+void prefer_huge_pages([[maybe_unused]] uintptr_t address, [[maybe_unused]] uintptr_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kHugePage = 2 << 20;
+  const uintptr_t first = (address + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t last = (address + bytes) / kHugePage * kHugePage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels of lpd_ext; the operators are in torch.ops.lpd_ext.";
@@ -34,6 +54,8 @@ PYBIND11_MODULE(_C, m) {
         return names;
       },
       "Which of 'vnni' and 'bfloat16' instructions the AVX-512 kernels use, less those that LPD_CPU_WITHOUT names.");
+  m.def("prefer_huge_pages", &prefer_huge_pages, pybind11::arg("address"), pybind11::arg("bytes"),
+        "Ask the system to back memory by pages of 2 MB where it is not yet; does nothing where there are none.");
   m.def("group_attention_workspace_bytes", &lpd::group_attention_workspace_bytes, pybind11::arg("head_dim"),
         pybind11::arg("multiprocessors"), "Bytes of the workspace that group_attention takes on a GPU.");
 }

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lpd_ext.cuda_graphs import DecodeGraphs
-from lpd_ext.linear import linear_step, pack
+from lpd_ext.linear import ResultMemory, linear_step, pack
 from lpd_ext.model import Block, LPDModel
 from lpd_ext.orders import make_orders
 from lpd_ext.plan import plan_decoding
@@ -124,15 +124,15 @@ def decode_logits(model: LPDModel, request: DecodeRequest, tokens: Tensor) -> li
     positions = torch.zeros_like(contents)
     positions[:, 1:-1] = orders + 1
     shape = (config.depth, plan.num_sequences, config.heads, plan.cache_positions, config.head_dim)
-    caches = (torch.empty(shape, dtype=model.pos_embed.dtype, device=device) for _ in range(2))
-    layers = model.decoding_layers(*caches)
+    k_cache, v_cache = (torch.empty(shape, dtype=model.pos_embed.dtype, device=device) for _ in range(2))
+    parts = model.decoding_parts(k_cache, v_cache, plan.most_rows)
     logits = []
     with torch.no_grad():
         for step in plan.steps:
             ids, places = contents.flatten()[step.content_index], positions.flatten()[step.position_index]
-            of_step = model.decode_step(ids, places, layers, step)
+            of_step = model.decode_step(ids, places, parts, step)
             assert of_step is not None
-            logits.append(of_step)
+            logits.append(of_step.clone())
     return logits
 
 
@@ -210,11 +210,17 @@ def products_alone(model: LPDModel, request: DecodeRequest) -> Callable[[], None
         for width in widths
     }
     blocks = [block for block in model.blocks if isinstance(block, Block)]
+    results = ResultMemory(plan.most_rows)
     calls = [
-        [linear_step(linear) for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)]
+        (
+            linear_step(block.attn.qkv, results, "qkv"),
+            linear_step(block.attn.proj, results, "delta"),
+            linear_step(block.mlp.fc1, results, "hidden"),
+            linear_step(block.mlp.fc2, results, "delta"),
+        )
         for block in blocks
     ]
-    head = linear_step(model.head)
+    head = linear_step(model.head, results, "logits")
 
     def run() -> None:
         with torch.no_grad():

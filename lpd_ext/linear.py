@@ -130,7 +130,7 @@ class PackedLinear(DecodingLinear):
         return self._packed.dtype
 
     def product(self, x: Tensor, gelu: bool = False, out: Tensor | None = None) -> Tensor:
-        # Detached: the operator has no derivative, and would leave its part out of a gradient with a warning only.
+        # Detached: the operator has no derivative, so nothing that goes through it shall look as if it had one.
         bias = None if self.bias is None else self.bias.detach()
         y = ops.packed_linear(rows_of(x.detach()), self._packed, bias, self.out_features, gelu, out)
         return y.view(*x.shape[:-1], self.out_features)
@@ -221,7 +221,7 @@ class ResultMemory:
         place = self._places.get(name)
         if place is None:
             shape = self._most_rows, linear.out_features
-            place = self._places[name] = memory.empty(shape, linear.out_dtype)
+            place = self._places[name] = memory.empty(shape, linear.out_dtype, x.device)
         return linear.product(x, gelu, place[: len(x)])
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from lpd_ext import _C
 
 
-def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """torch.empty; large memory on a CPU is asked to lie on huge pages: a fault brings 2 MB then, instead of 4 KB."""
     memory = torch.empty(tuple(shape), dtype=dtype, device=device)
     if memory.device.type == "cpu":

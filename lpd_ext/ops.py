@@ -288,15 +288,15 @@ def packed_linear(
     """x W^T + bias [R, N], or GELU of it (exact form), with weights as reference.pack_weight lays them out.
 
     x [R, K], weight and bias [N] in float32, or all in bfloat16 (summed in float32). To the last bit, a row of the
-    result does not depend on the other rows. It is written to `out` and that returned, if given.
+    result does not depend on the other rows. It is written to `out`, and that is returned, if given.
     """
-    out = x.new_empty((x.shape[0], out_features)) if out is None else out
-    _ops.packed_linear(x, weight, bias, gelu, out)
+    out = x.new_empty((*x.shape[:1], max(out_features, 0))) if out is None else out
+    _ops.packed_linear(x, weight, bias, out_features, gelu, out)
     return out
 
 
 @torch.library.register_fake("lpd_ext::packed_linear")
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, out: Tensor) -> None:
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, gelu: bool, out: Tensor) -> None:
     return None
 
 
@@ -315,10 +315,11 @@ def packed_linear_int8(
 
     quantized uint8 [planes * R, K] and quantization float32 [planes * R, 2], as quantize_rows gives them; weight int8,
     as reference.pack_weight lays it out, stands for weight * scale [N]; column_sum float32 [N], the sums of that over
-    K; bias float32 [N]. Products of bytes are summed exactly; K is 65,536 at most.
+    K; bias float32 [N]. Products of bytes are summed exactly; K is 65,536 at most. out: as of packed_linear.
     """
     if out is None:
-        out = quantized.new_empty((quantized.shape[0] // max(planes, 1), scale.shape[0]), dtype=torch.float32)
+        rows = (len(quantized) if quantized.dim() else 0) // max(planes, 1)
+        out = quantized.new_empty((rows, *scale.shape[:1]), dtype=torch.float32)
     _ops.packed_linear_int8(quantized, quantization, weight, scale, column_sum, bias, planes, gelu, out)
     return out
 

@@ -139,13 +139,13 @@ def unpack_weight(packed: Tensor, out_features: int, in_features: int) -> Tensor
     return plain.clone(memory_format=torch.contiguous_format)
 
 
-def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, out: Tensor) -> None:
+def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, gelu: bool, out: Tensor) -> None:
     """F.linear with weights in their plain order, then GELU in its exact form; rounded to the dtype of out at the end.
 
     out [R, N] is written.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    plain = unpack_weight(weight, out.shape[1], x.shape[1])
+    plain = unpack_weight(weight, out_features, x.shape[1])
     y = F.linear(x.to(dtype), plain.to(dtype), None if bias is None else bias.to(dtype))
     out.copy_(F.gelu(y) if gelu else y)
 

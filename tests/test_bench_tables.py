@@ -7,18 +7,26 @@ from pathlib import Path
 
 import pytest
 from lpd_tools.bench.tables import tables_of
+from lpd_tools.commands import bench as commands
 
 
 def test_tables_of_python_results(tmp_path: Path) -> None:
     operator = {"operator": "embed_rows", "shape": "S", "step": 3, "batch": 2, "seconds": [1e-3, 3e-3, 2e-3]}
     operator |= {"plain_seconds": [8e-3] * 3, "ratio": 4.0, "GB/s": 5.25}
     decode = {"operator": "int8", "shape": "S", "batch": 1, "seconds": [2.0, 2.0], "ratios": {"published": 3.5}}
+    image = {"operator": "tokens in int8", "shape": "256 px", "batch": 1, "seconds": [2.5], "ratios": {"plain": 4.0}}
+    cold = {"operator": "cold process", "shape": "256 px", "batch": 1, "seconds": [1.5], "ratios": {}}
     file = tmp_path / "python.json"
-    file.write_text(json.dumps({"machine": {"processor": "P", "threads": 2}, "results": [operator, decode]}))
+    results = [operator, decode, image, cold]
+    file.write_text(json.dumps({"machine": {"processor": "P", "threads": 2}, "results": results}))
     lines = tables_of(file)
     assert lines[0] == "processor P, threads 2"
     assert "| embed_rows | S step 3, B = 2 | 2.00 ms | 5.2 |  | 8.00 ms | 4.0x |" in lines
-    assert "| int8 | S, B = 1 | 2.00 s | 3.50x |" in lines
+    decodes = lines.index("| what | shape | time | published / this |")
+    assert lines[decodes + 2 : decodes + 4] == ["| int8 | S, B = 1 | 2.00 s | 3.50x |", ""]
+    images = lines.index("| what | shape | time | plain / this |")
+    assert lines[images + 2] == "| tokens in int8 | 256 px, B = 1 | 2.50 s | 4.00x |"
+    assert "| cold process | 256 px, B = 1 | 1.50 s |" in lines
 
 
 def test_table_of_cpp_results(tmp_path: Path) -> None:
@@ -38,3 +46,22 @@ def test_other_files_are_refused_by_name(text: str, tmp_path: Path) -> None:
     file.write_text(text)
     with pytest.raises(ValueError, match=r"other\.json' is no file of benchmark results"):
         tables_of(file)
+
+
+def test_what_lpd_bench_writes_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of every part, as the parts give them, measured by nobody."""
+    row = {"operator": "ours", "seconds": [2.0] * 4, "ratios": {"theirs": 1.5}}
+    for name, rows in (
+        ("time_on_cpu", [row]),
+        ("time_training", [row]),
+        ("time_decoders", [row | {"note": "50 dB"}]),
+        ("time_images", [row, {"operator": "cold process", "seconds": [1.0] * 4, "ratios": {}}]),
+    ):
+        monkeypatch.setattr(commands, name, lambda *_, rows=rows: rows)
+    monkeypatch.setattr(commands, "copy_bandwidth", lambda *_: 1e9)
+    file = tmp_path / "python.json"
+    parts = [part for part in commands.Part if part is not commands.Part.operators]
+    commands.bench(part=parts, depth=1, output=file)
+    lines = tables_of(file)
+    assert sum(line.startswith("| ours |") for line in lines) == len(parts)
+    assert "| cold process | 256 px, B = 1 | 1.00 s |" in lines

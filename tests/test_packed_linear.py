@@ -70,7 +70,7 @@ def test_weights_come_back_bit_for_bit(dtype: torch.dtype, size: tuple[int, int]
 
 def by_reference(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, gelu: bool = False) -> Tensor:
     out = x.new_empty((len(x), out_features))
-    reference.packed_linear(x, weight, bias, gelu, out)
+    reference.packed_linear(x, weight, bias, out_features, gelu, out)
     return out
 
 
@@ -312,7 +312,9 @@ def test_without_vnni_and_bfloat16_instructions(tmp_path: Path) -> None:
         ({1: torch.zeros(1, 32, 8, 1).transpose(1, 2)}, "weight must be contiguous"),
         ({2: torch.zeros(4)}, r"bias must have shape \[N\] = \[5\], got \[4\]"),
         ({2: torch.zeros(5).double()}, "bias must be float32, got float64"),
-        ({3: 0}, "out: N must be at least 1, got 0"),
+        ({3: 0}, "out_features must be at least 1, got 0"),
+        ({3: -1}, "out_features must be at least 1, got -1"),
+        ({0: torch.tensor(1.0)}, r"x must have shape \[R, K\]"),
         ({3: 33}, r"weight must have shape .* = \[2, 8, 32, 1\], got \[1, 8, 32, 1\]"),
     ],
 )
@@ -338,6 +340,8 @@ def test_refused(change: dict[int, Any], message: str, cpu_backend: torch.device
         ({2: torch.zeros(1, 3, 32, 4, dtype=torch.int8)}, r"weight must have shape .* = \[1, 2, 32, 4\], got"),
         ({3: torch.zeros(40)}, r"weight must have shape .* = \[2, 2, 32, 4\], got \[1, 2, 32, 4\]"),
         ({3: torch.zeros(5, 1)}, r"scale must have shape \[N\]"),
+        ({3: torch.tensor(1.0)}, r"scale must have shape \[N\]"),
+        ({0: torch.tensor(1, dtype=torch.uint8)}, r"quantized must have shape \[R, K\]"),
         ({4: torch.zeros(4)}, r"column_sum must have shape \[N\] = \[5\], got \[4\]"),
         ({5: torch.zeros(4)}, r"bias must have shape \[N\] = \[5\], got \[4\]"),
         ({6: 3}, "planes must be 1 or 2, got 3"),
@@ -352,11 +356,11 @@ def test_int8_refused(change: dict[int, Any], message: str, cpu_backend: torch.d
 
 
 BAD_OUT = [
-    (torch.zeros(2, 5), r"out must have shape \[R, N\] = \[3, any\], got \[2, 5\]"),
-    (torch.zeros(3), r"out must have shape \[R, N\] = \[3, any\], got \[3\]"),
+    (torch.zeros(2, 5), r"out must have shape \[R, N\] = \[3, 5\], got \[2, 5\]"),
+    (torch.zeros(3), r"out must have shape \[R, N\] = \[3, 5\], got \[3\]"),
     (torch.zeros(3, 5).double(), "out must be float32, got float64"),
     (torch.zeros(5, 3).t(), "out must be contiguous"),
-    (torch.zeros(3, 33), r"weight must have shape .* = \[2, "),
+    (torch.zeros(3, 6), r"out must have shape \[R, N\] = \[3, 5\], got \[3, 6\]"),
 ]
 
 
@@ -394,7 +398,7 @@ def test_operators_are_registered_well(cpu_backend: torch.device) -> None:
     for dtype, bias, gelu in ((torch.float32, True, True), (torch.bfloat16, False, False)):
         *args, channels = arguments(13, (129, 40), dtype, bias)
         out = torch.empty(13, channels, dtype=dtype)
-        torch.library.opcheck(torch.ops.lpd_ext.packed_linear.default, (*args, gelu, out))
+        torch.library.opcheck(torch.ops.lpd_ext.packed_linear.default, (*args, channels, gelu, out))
     of_bytes = (*int8_arguments(13, (129, 40), 2), True, torch.empty(13, 40))
     torch.library.opcheck(torch.ops.lpd_ext.packed_linear_int8.default, of_bytes)
 

@@ -13,7 +13,7 @@
 #include "execute.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lpd_ext, m) {
-  m.def("packed_linear(Tensor x, Tensor weight, Tensor? bias, bool gelu, Tensor(a!) out) -> ()");
+  m.def("packed_linear(Tensor x, Tensor weight, Tensor? bias, int out_features, bool gelu, Tensor(a!) out) -> ()");
   m.def(
       "packed_linear_int8(Tensor quantized, Tensor quantization, Tensor weight, Tensor scale, Tensor column_sum, "
       "Tensor? bias, int planes, bool gelu, Tensor(a!) out) -> ()");
@@ -27,7 +27,7 @@ using lpd::execution::execute_on_cpu;
 
 // x, weight, y and the sizes of params, whose operands and planes are set.
 void set_operands(lpd::PackedLinearParams& params, const Tensor& x, const char* name, const Tensor& weight,
-                  Tensor& out) {
+                  int64_t out_features, Tensor& out) {
   check_shape(x, name, "[R, K]", {-1, -1});
   check_rows_contiguous(x, name);
   params.x = x.const_data_ptr();
@@ -36,10 +36,10 @@ void set_operands(lpd::PackedLinearParams& params, const Tensor& x, const char* 
   check(x.size(1) >= 1, name, ": K must be at least 1, got ", x.size(1));
   params.in_features = size32(x.size(1), "K");
   const ScalarType sums = params.operands == LinearOperands::kBFloat16 ? ScalarType::BFloat16 : ScalarType::Float;
-  check_array(out, "out", x, sums, "[R, N]", {params.num_rows, -1});
+  check(out_features >= 1, "out_features must be at least 1, got ", out_features);
+  check_array(out, "out", x, sums, "[R, N]", {params.num_rows, out_features});
   check(out.numel() == 0 || out.const_data_ptr() != x.const_data_ptr(), "out must not be ", name, " itself");
-  check(out.size(1) >= 1, "out: N must be at least 1, got ", out.size(1));
-  params.out_features = size32(out.size(1), "N");
+  params.out_features = size32(out_features, "out_features");
   params.y = out.mutable_data_ptr();
   const int64_t elements = lpd::linear_word_elements(params.operands);
   check_shape(weight, "weight", "[ceil(N / 32), words, 32, elements of a word]",
@@ -91,7 +91,8 @@ void execute(lpd::PackedLinearParams& params) {
   }
 }
 
-void packed_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, bool gelu, Tensor out) {
+void packed_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, int64_t out_features, bool gelu,
+                   Tensor out) {
   lpd::PackedLinearParams params{};
   const ScalarType dtype = x.scalar_type();
   check(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, "x must be float32 or bfloat16, got ",
@@ -101,8 +102,8 @@ void packed_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& 
   params.gelu = gelu;
   check_device(weight, "weight", x);
   check_dtype(weight, "weight", dtype);
-  set_operands(params, x, "x", weight, out);
-  if (bias.has_value()) check_array(*bias, "bias", x, dtype, "[N]", {params.out_features});
+  set_operands(params, x, "x", weight, out_features, out);
+  if (bias.has_value()) check_array(*bias, "bias", x, dtype, "[N]", {out_features});
   params.bias = optional_data<void>(bias);
   execute(params);
 }
@@ -120,11 +121,11 @@ void packed_linear_int8(const Tensor& quantized, const Tensor& quantization, con
   check(quantized.size(1) <= lpd::kLinearMaxInt8Features, "quantized: K must be at most ", lpd::kLinearMaxInt8Features,
         ", got ", quantized.size(1));
   check_array(quantization, "quantization", quantized, ScalarType::Float, "[R, 2]", {quantized.size(0), 2});
+  check_array(scale, "scale", quantized, ScalarType::Float, "[N]", {-1});
+  const int64_t out_features = scale.size(0);
   check_device(weight, "weight", quantized);
   check_dtype(weight, "weight", ScalarType::Char);
-  set_operands(params, quantized, "quantized", weight, out);
-  const int64_t out_features = params.out_features;
-  check_array(scale, "scale", quantized, ScalarType::Float, "[N]", {out_features});
+  set_operands(params, quantized, "quantized", weight, out_features, out);
   check_array(column_sum, "column_sum", quantized, ScalarType::Float, "[N]", {out_features});
   if (bias.has_value()) check_array(*bias, "bias", quantized, ScalarType::Float, "[N]", {out_features});
   params.quantization = static_cast<const lpd::RowQuantization*>(quantization.const_data_ptr());

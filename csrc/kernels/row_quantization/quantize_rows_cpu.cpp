@@ -1,5 +1,6 @@
 // quantize_rows on the CPU. Limited by bandwidth: a row is read from memory once, and a byte an element is written.
-#include <vector>
+#include <cstdlib>
+#include <new>
 
 #include "common/cpu_kernels.h"
 #include "row_quantization/quantize_row.h"
@@ -9,11 +10,14 @@ namespace {
 
 template <class T>
 void quantize_row_range(const QuantizeRowsParams& p, int64_t begin, int64_t end) {
-  std::vector<float> values(static_cast<size_t>(p.width));
+  const size_t row_bytes = static_cast<size_t>(p.width) * sizeof(float);
+  float* const values = static_cast<float*>(std::malloc(row_bytes + 1));  // + 1: not nullptr for empty rows
+  if (!values) throw std::bad_alloc();
   for (int64_t row = begin; row < end; ++row) {
     const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
-    quantize_row(x, p.width, p.out, row, values.data(), row + 1 < end ? x + p.x_stride : x);
+    quantize_row(x, p.width, p.out, row, values, row + 1 < end ? x + p.x_stride : x);
   }
+  std::free(values);  // nothing in between throws; a container would add weak references to the unit
 }
 
 }  // namespace

@@ -32,7 +32,13 @@ def tables_of(file: Path) -> list[str]:
         described = ", ".join(f"{key} {value}" for key, value in content["machine"].items())
         rows = content["results"]
         operators = [row for row in rows if "plain_seconds" in row]
-        return [described, "", *_operator_table(operators), *_ratio_table([row for row in rows if "ratios" in row])]
+        lines = [described, "", *_operator_table(operators)]
+        # Rows of the same baselines side by side.
+        by_baselines: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for row in rows:
+            if "ratios" in row:
+                by_baselines.setdefault(tuple(row["ratios"]), []).append(row)
+        return lines + [line for same in by_baselines.values() for line in _ratio_table(same)]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{str(file)!r} is no file of benchmark results: {error!r}") from error
 
@@ -57,12 +63,10 @@ def _operator_table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _ratio_table(rows: list[dict[str, Any]]) -> list[str]:
-    if not rows:
-        return []
-    baselines = list(dict.fromkeys(name for row in rows for name in row["ratios"]))
+    baselines = list(rows[0]["ratios"])
     lines = _head("what", "shape", "time", *(f"{name} / this" for name in baselines))
     for row in rows:
-        ratios = (f"{row['ratios'][name]:.2f}x" if name in row["ratios"] else "" for name in baselines)
+        ratios = (f"{row['ratios'][name]:.2f}x" for name in baselines)
         shape = f"{row['shape']}, B = {row['batch']}"
         lines.append(_line(row["operator"], shape, _median(row["seconds"]), *ratios))
     return [*lines, ""]

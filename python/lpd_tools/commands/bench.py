@@ -116,7 +116,7 @@ def bench(
                 with console.status(f"Timing: {title}, B = {images}"):
                     rows = measure(images, decodes)
                 _print_ratios(console, f"{title}, B = {images}", rows)
-                results += [{"batch": images} | row for row in rows]
+                results += [{"shape": "256 px", "batch": images} | row for row in rows]
     described = machine(place) | {"copy GB/s": round(bandwidth * 1e-9, 1)}
     console.print(", ".join(f"{key} {value}" for key, value in described.items()), style="dim")
     if output is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from test_sampler import random_model, request_for
 from torch import Tensor
 
-from lpd_ext import memory, ops
+from lpd_ext import _C, memory, ops
 from lpd_ext.linear import pack
 from lpd_ext.quantize import quantize
 from lpd_ext.sampler import generate
@@ -32,13 +33,25 @@ def flags_at(address: int) -> list[str]:
 
 
 @pytest.mark.skipif(not SMAPS.exists() or "VmFlags" not in SMAPS.read_text(), reason="needs Linux's smaps")
-def test_large_memory_is_asked_to_lie_on_huge_pages() -> None:
+def test_huge_pages_are_asked_for_inside_the_memory_only() -> None:
     if not Path("/sys/kernel/mm/transparent_hugepage").exists():
         pytest.skip("this kernel has no transparent huge pages")
-    size, middle = 40 * 2**20, 20 * 2**20
-    asked, plain = memory.empty((size,), torch.uint8, CPU), torch.empty(size, dtype=torch.uint8)
-    assert "hg" in flags_at(asked.data_ptr() + middle)
-    assert "hg" not in flags_at(plain.data_ptr() + middle)
+    huge = 2 * 2**20
+    region = mmap.mmap(-1, 20 * huge)  # of its own: malloc might give memory that a decode has had before
+    bytes_of = torch.frombuffer(region, dtype=torch.uint8)
+    first = -(-bytes_of.data_ptr() // huge) * huge
+    pages = [first + i * huge for i in range(4, 9)]
+    _C.prefer_huge_pages(pages[1] - 7, 2 * huge + 9)  # all of pages 1 and 2, some of 0 and 3
+    assert ["hg" in flags_at(page) for page in pages] == [False, True, True, False, False]
+    _C.prefer_huge_pages(pages[4] + 1, huge)  # none whole
+    assert "hg" not in flags_at(pages[4])
+
+
+def test_they_are_asked_for_all_of_a_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(_C, "prefer_huge_pages", lambda *args: asked.append(args))
+    found = memory.empty((3, 5), torch.float32, CPU)
+    assert asked == [(found.data_ptr(), 60)]
 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (3, 5), (2**21 + 7,), (3, 2**21)])

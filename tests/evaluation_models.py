@@ -1,16 +1,33 @@
-"""A small random model in a folder, and stand-ins for files that users have, for the tests of evaluation."""
+"""A small random model in a folder, images, and stand-ins for files that users have, for the tests of evaluation."""
 
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
+
+DATA = Path(__file__).parent / "data"
+FASHION = f"fashion-mnist:{DATA / 'fashion_mnist'}"
+
+
+def noise(count: int, side: int = 8, seed: int = 0, low: int = 0, high: int = 256) -> np.ndarray:
+    return np.random.default_rng(seed).integers(low, high, (count, side, side, 3), dtype=np.uint8)
+
+
+def save_images(folder: Path, pixels: np.ndarray) -> Path:
+    folder.mkdir(parents=True)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{number:03}.png")
+    return folder
 
 
 def save_small_model(folder: Path, classes: int = 3, ch_mult: tuple[int, ...] = (1, 1)) -> Path:
@@ -59,3 +76,10 @@ def stand_in_inception(seed: int = 0) -> StandInInception:
     net = StandInInception()
     nn.init.normal_(net.classes.weight, std=3)
     return net.eval()
+
+
+def save_inception(path: Path, seed: int = 0) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(stand_in_inception(seed)).save(path)
+    return path

@@ -1,0 +1,143 @@
+"""`lpd measure`: sets of images against a reference, with the floor of the reference itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("typer")
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+pytest.importorskip("torchmetrics")
+
+from evaluation_models import DATA, noise, save_images, save_inception
+from lpd_tools.evaluation.features import (
+    InceptionFeatures,
+)
+from lpd_tools.evaluation.measure import Measurement, measure, recognition_of
+from lpd_tools.evaluation.metrics import frechet_distance, kernel_distance, precision_recall
+from lpd_tools.evaluation.reference import balanced_sample
+
+
+def features_of(net: Any, pixels: np.ndarray) -> Tensor:
+    return net(torch.from_numpy(pixels)).values
+
+
+def test_measures_against_a_folder_with_its_floor(tmp_path: Path) -> None:
+    """Each figure is that of its own two sets: repeats against all of the reference, the floor between halves of it."""
+    real, repeats = noise(60, 16, 1), [noise(20, 16, 2, high=200), noise(20, 16, 3, high=200)]
+    reference = save_images(tmp_path / "real", real)
+    folders = tuple(str(save_images(tmp_path / f"run{r}", pixels)) for r, pixels in enumerate(repeats))
+    inception = save_inception(tmp_path / "inception.pt")
+    config = Measurement(folders, str(reference), inception=str(inception), out=str(tmp_path / "results.json"))
+    results = measure(config)
+    net = InceptionFeatures(inception)
+    wanted = [frechet_distance(features_of(net, pixels), features_of(net, real)) for pixels in repeats]
+    assert results["measures"]["FID"]["generated"]["values"] == pytest.approx(wanted, rel=1e-6)
+    assert results["measures"]["FID"]["generated"]["mean"] == pytest.approx(sum(wanted) / 2, rel=1e-6)
+    assert set(results["measures"]) == {"FID", "KID", "precision", "recall", "IS"}
+    found, target = features_of(net, repeats[0]), features_of(net, real)
+    measures = {name: rows["generated"]["values"][0] for name, rows in results["measures"].items()}
+    assert measures["KID"] == pytest.approx(kernel_distance(found, target)[0], rel=1e-6)
+    assert (measures["precision"], measures["recall"]) == pytest.approx(precision_recall(found, target))
+    order = balanced_sample(None, 60, 60)
+    halves = features_of(net, real[order[:20]]), features_of(net, real[order[20:]])
+    floor = results["measures"]["FID"]["real (the floor)"]["mean"]
+    assert floor == pytest.approx(frechet_distance(*halves), rel=1e-6)
+    assert floor < wanted[0]
+    assert any("only 20 images" in warning for warning in results["warnings"])
+    assert results["sha256"]["inception"]
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(results))
+
+
+def test_more_real_images_are_the_floor(tmp_path: Path) -> None:
+    real, more, drawn = noise(30, 16, 1), noise(25, 16, 2), noise(20, 16, 3, high=200)
+    names = ("real", "more", "drawn")
+    folders = [str(save_images(tmp_path / name, set_)) for name, set_ in zip(names, (real, more, drawn), strict=True)]
+    inception = save_inception(tmp_path / "inception.pt")
+    config = Measurement((folders[2],), folders[0], floor=folders[1], inception=str(inception))
+    floor = measure(config)["measures"]["FID"]["real (the floor)"]["mean"]
+    net = InceptionFeatures(inception)
+    chosen = balanced_sample(None, 25, 20)
+    assert floor == pytest.approx(frechet_distance(features_of(net, more[chosen]), features_of(net, real)), rel=1e-6)
+
+
+def test_statistics_of_a_file_as_reference(tmp_path: Path) -> None:
+    """ADM's files: mu and sigma give the FID alone, and with images beside them the other measures come from those."""
+    real, drawn = noise(40, 16, 1), noise(20, 16, 2, high=200)
+    inception = save_inception(tmp_path / "inception.pt")
+    net = InceptionFeatures(inception)
+    values = features_of(net, real).double().numpy()
+    stated = {"mu": values.mean(0) + 1, "sigma": 2 * np.cov(values, rowvar=False)}
+    np.savez(tmp_path / "statistics.npz", **stated)
+    np.savez(tmp_path / "both.npz", real, **stated)
+    folder = save_images(tmp_path / "drawn", drawn)
+    config = Measurement((str(folder),), str(tmp_path / "statistics.npz"), inception=str(inception))
+    alone = measure(config)
+    both = measure(replace(config, reference=str(tmp_path / "both.npz")))
+    assert set(alone["measures"]) == {"FID", "IS"}
+    assert set(both["measures"]) == {"FID", "IS", "KID", "precision", "recall"}
+    fid = alone["measures"]["FID"]["generated"]["mean"]
+    assert both["measures"]["FID"]["generated"]["mean"] == fid
+    assert fid > frechet_distance(features_of(net, drawn), torch.from_numpy(values)) + 1
+    assert "real (the floor)" not in alone["measures"]["FID"]
+    with pytest.raises(ValueError, match="holds statistics of Inception features alone, and efficientnet needs"):
+        measure(replace(config, features=("efficientnet",)))
+
+
+def test_efficientnet_on_any_folder(tmp_path: Path) -> None:
+    """The reference's other size is brought to that of the generated images; FD grows with the difference."""
+    real = save_images(tmp_path / "real", noise(16, 40, 1))
+    near = save_images(tmp_path / "near", noise(12, 32, 2))
+    far = save_images(tmp_path / "far", np.zeros((12, 32, 32, 3), np.uint8) + noise(12, 1, 3))
+    distances = []
+    for folder in (near, far):
+        results = measure(Measurement((str(folder),), str(real)))
+        assert set(results["measures"]) == {
+            f"{name}-efficientnet" for name in ("FD", "KID", "precision", "recall")
+        }  # never FID
+        distances.append(results["measures"]["FD-efficientnet"]["generated"]["mean"])
+    assert distances[1] > 1.5 * distances[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": ()}, "images must name at least one"),
+        ({"features": ("clip",)}, "features must be of efficientnet, judge, inception, got 'clip'"),
+        ({"features": ("judge",)}, r"judge must be given \(a file\)"),
+        ({"reference": "nowhere"}, "no folder and no file at 'nowhere'"),
+    ],
+)
+def test_impossible_measurements_write_nothing(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folder = str(save_images(tmp_path / "images", noise(2)))
+    config = replace(Measurement((folder,), folder, out=str(tmp_path / "out.json")), **change)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        measure(config)
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_repeats_must_be_alike(tmp_path: Path) -> None:
+    folders = [str(save_images(tmp_path / str(count), noise(count))) for count in (2, 3)]
+    with pytest.raises(ValueError, match="repeats must have one size and number"):
+        measure(Measurement(tuple(folders), folders[0]))
+
+
+def test_recognition_needs_labels_that_the_judge_knows(tmp_path: Path) -> None:
+    """Without labels there are distances alone; each class is counted by itself."""
+    logits = torch.eye(10)[torch.tensor([0, 0, 1, 2])]
+    rates = recognition_of([logits], [torch.tensor([0, 1, 1, 1])])
+    assert {name: rate["mean"] for name, rate in rates.items()} == {"all": 1 / 2, "T-shirt/top": 1, "trouser": 1 / 3}
+    with pytest.raises(ValueError, match="labels up to 10, but the judge knows 10"):
+        recognition_of([logits], [torch.tensor([0, 1, 10, 2])])
+    plain = str(save_images(tmp_path / "plain", noise(4, 32)))
+    results = measure(Measurement((plain,), plain, judge=str(DATA / "judge.safetensors")))
+    assert "FD-judge" in results["measures"]
+    assert "recognised" not in results

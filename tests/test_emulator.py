@@ -126,7 +126,7 @@ REFUSED = {
 
 FLAGS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off", "-pthread"]
 FLAGS += ["-DLPD_CUDA_EMULATED", f"-I{EMULATION}", f"-I{KERNELS}"]
-RUNTIME = ["emulator", "emulator_counters", "fiber", "warp_operations"]
+RUNTIME = ["emulator", "emulator_counters", "emulator_synchronization", "fiber", "warp_operations"]
 # Program: (what the kernels are compiled with, what the runtime is, what the program is linked with, sources)
 PROGRAMS: dict[str, tuple[list[str], list[str], list[str], list[str]]] = {
     "plain": ([], [], [], ["planted_mistakes"]),

@@ -4,8 +4,8 @@
 // Compile the kernels with
 //   -std=c++17 -O2 -x c++ -DLPD_CUDA_EMULATED -ffp-contract=off -Wno-unknown-pragmas -Itests/cuda_emulation
 //   -Icsrc/kernels
-// and link them with the runtime, compiled alike: emulator.cpp, emulator_counters.cpp, fiber.cpp, warp_operations.cpp;
-// -pthread. Beside that
+// and link them with the runtime, compiled alike: emulator.cpp, emulator_counters.cpp, emulator_synchronization.cpp,
+// fiber.cpp, warp_operations.cpp; -pthread. Beside that
 //   to count traffic    the kernels with -DLPD_EMULATOR_COUNT -fsanitize=thread, which is not given to the linker;
 //                       the runtime as before, and with it emulator_hooks.cpp
 //   for ASan and UBSan  everything with -DLPD_EMULATOR_ASAN -fsanitize=address,undefined

@@ -57,7 +57,7 @@ class DecodingLinear(nn.Module, ABC):
 
     @abstractmethod
     def product(self, x: Tensor, gelu: bool = False, out: Tensor | None = None) -> Tensor:
-        """The layer's result [..., N] for x [..., K], or GELU of it; in out [R, N], if given."""
+        """The layer's result [..., N] for x [..., K], or GELU of it; in out [R, N], if given. It has no gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x)
@@ -130,10 +130,8 @@ class PackedLinear(DecodingLinear):
         return self._packed.dtype
 
     def product(self, x: Tensor, gelu: bool = False, out: Tensor | None = None) -> Tensor:
-        # Detached: the operator has no derivative, so nothing that goes through it shall look as if it had one.
-        bias = None if self.bias is None else self.bias.detach()
-        y = ops.packed_linear(rows_of(x.detach()), self._packed, bias, self.out_features, gelu, out)
-        return y.view(*x.shape[:-1], self.out_features)
+        y = ops.packed_linear(rows_of(x), self._packed, self.bias, self.out_features, gelu, out)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
 
 
 def rows_of(x: Tensor) -> Tensor:

@@ -72,11 +72,10 @@ class Int8Linear(DecodingLinear):
         return torch.float32
 
     def product(self, x: Tensor, gelu: bool = False, out: Tensor | None = None) -> Tensor:
-        quantized = ops.quantize_rows(rows_of(x.detach()), _ACTIVATION_LEVELS, self.rotate, self.planes)
+        quantized = ops.quantize_rows(rows_of(x), _ACTIVATION_LEVELS, self.rotate, self.planes)
         of_weights = (self._packed, self._scale, self._column_sum)
-        bias = None if self.bias is None else self.bias.detach()
-        y = ops.packed_linear_int8(*quantized, *of_weights, bias, self.planes, gelu, out)
-        return y.view(*x.shape[:-1], self.out_features)
+        y = ops.packed_linear_int8(*quantized, *of_weights, self.bias, self.planes, gelu, out)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
 
 
 def _checked_scale(weight: Tensor, scale: Tensor | None) -> Tensor:

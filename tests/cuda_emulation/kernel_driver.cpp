@@ -195,6 +195,7 @@ struct Step {
 const std::vector<Step::Sizes> kManyKinds = {{3, 5, 7}, {4, 0, 0}, {0, 6, 9}, {0, 0, 5}, {16, 17, 80}, {1, 33, 0}};
 const std::vector<Step::Sizes> kManyTiles = {{70, 9, 40}, {3, 64, 130}};
 const std::vector<Step::Sizes> kManyKeys = {{5, 3, 300}, {2, 0, 5}, {0, 7, 64}};  // split over blocks
+const std::vector<Step::Sizes> kTileEdges = {{3, 2, 63}, {2, 1, 127}, {1, 5, 159}};
 const std::vector<Step::Sizes> kTwoTiles = {{3, 20, 70}, {2, 0, 5}};
 
 enum class Splits { kNone, kInWorkspace, kInClusters };
@@ -239,7 +240,7 @@ void group_attention() {
   }
   for (DType dtype : kDTypes) {
     for (int32_t head_dim : {32, 64, 128}) {
-      for (const auto* sizes : {&kManyKinds, &kManyTiles, &kManyKeys}) {
+      for (const auto* sizes : {&kManyKinds, &kManyTiles, &kManyKeys, &kTileEdges}) {
         if (sizes != &kManyKinds && head_dim != 64) continue;
         const Step step(*sizes, dtype, head_dim);
         for (int32_t first_output_row : {1, step.first_query}) {
@@ -386,8 +387,10 @@ void locality_order() {
     int32_t height, width, steps, repulsion;
     bool known;
   };
+  // On the long ones many cells are tied: for one warp, up to 256 cells, and for several.
   for (const Grid& grid :
-       {Grid{8, 8, 6, 1, false}, Grid{1, 13, 4, 2, false}, Grid{6, 9, 5, 1, true}, Grid{16, 17, 40, 2, false}}) {
+       {Grid{8, 8, 6, 1, false}, Grid{1, 13, 4, 2, false}, Grid{6, 9, 5, 1, true}, Grid{16, 17, 40, 2, false},
+        Grid{1, 256, 5, 1, false}, Grid{256, 1, 5, 1, false}, Grid{1, 300, 5, 1, false}, Grid{300, 1, 5, 1, false}}) {
     const int32_t cells = grid.height * grid.width, free = cells - (grid.known ? kKnown : 0);
     const auto drawn_before = [&](int32_t t) { return free * t * (t + 1) / (grid.steps * (grid.steps + 1)); };
     Array<int32_t> group_sizes(static_cast<size_t>(grid.steps));  // ever larger

@@ -65,6 +65,10 @@ def random_cases() -> list[tuple[Arguments, Tensor]]:
     cases.append((int_tensor(group_sizes(256, 20)), 16, 16, 1.0, 2, torch.tensor([1, 2, 3, 4]), None))
     cases.append((int_tensor(group_sizes(256, 8)), 16, 16, 1.5, 1, torch.tensor([-5]), None))
     cases.append((int_tensor([1] * 144), 12, 12, 1.0, 2, torch.tensor([-1]), None))
+    # Of a farthest score on so long a grid, the squared distance leaves few bits to tell cells apart: many are tied.
+    for height, width in [(1, 300), (300, 1), (1, 256), (256, 1)]:
+        sizes = int_tensor(group_sizes(height * width, 6))
+        cases.append((sizes, height, width, 1.0, 1, torch.tensor([11, 12]), None))
     return [(arguments, reference.locality_order(*arguments)) for arguments in cases]
 
 

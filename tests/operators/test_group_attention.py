@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import all_backends, operators_on
+from backends import all_backends, operators_on
 from steps import (
     BAD_ARGUMENTS,
     BAD_SEGMENTS,

@@ -150,7 +150,7 @@ def sample_tokens(vocab: int, mode: str, dtype: torch.dtype) -> Case:
         "top_k": torch.full_like(rows, 900) if "top-k" in mode else None,
         "top_p": 0.95 * full if "top-p" in mode else None,
         "seed": ids,
-        "position": ids,
+        "cell": ids,
     }
     inputs = sum(
         tokens * value.element_size()

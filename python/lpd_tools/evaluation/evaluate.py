@@ -42,8 +42,7 @@ from lpd_tools.evaluation.processes import own_device, processes
 from lpd_tools.evaluation.reference import Reference, balanced_sample, check_features, open_reference
 from lpd_tools.evaluation.report import picture
 from lpd_tools.progress import track
-from lpd_tools.settings import setting
-from lpd_tools.training.loop_settings import check_ranges
+from lpd_tools.settings import check_ranges, setting
 
 RESULTS_FILE = "evaluation.json"
 PICTURE_FILE = "grid.png"

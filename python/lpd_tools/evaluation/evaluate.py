@@ -19,6 +19,7 @@ from lpd_tools.data.image_source import evenly_spaced
 from lpd_tools.evaluation.features import Extractor
 from lpd_tools.evaluation.generate import (
     Generation,
+    drawing_processes,
     generate,
     load_pipeline,
     model_directory,
@@ -38,7 +39,6 @@ from lpd_tools.evaluation.measure import (
     write_results,
 )
 from lpd_tools.evaluation.metrics import centre_psnr, psnr
-from lpd_tools.evaluation.processes import own_device, processes
 from lpd_tools.evaluation.reference import Reference, balanced_sample, check_features, open_reference
 from lpd_tools.evaluation.report import picture
 from lpd_tools.progress import track
@@ -74,11 +74,10 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
     """
     numbers = dict.fromkeys(("nats_images", "self_images", "reconstructed_images"), (0, 10**6))
     check_ranges(config, repeats=(1, 1000), k=(1, 1000), **numbers)
-    with processes() as group:
-        device = own_device(config.device, group)
-        config = replace(config, device=str(device))
+    with drawing_processes(config.device) as group:
+        config = replace(config, device=str(group.device))
         directory = model_directory(config.model)
-        pipe = load_pipeline(directory, config.dtype, device)
+        pipe = load_pipeline(directory, config.dtype, group.device)
         check_nats(config, pipe)
         extractors = chosen_extractors(config)
         stride = pipe.tokenizer.config.stride

@@ -21,12 +21,12 @@ from lpd_tools.data.pixels import background_colour, to_input
 from lpd_tools.data.sources import DATA_HELP, open_data
 from lpd_tools.data.token_shards import SKIPPED_FILE, file_hash
 from lpd_tools.evaluation.metrics import centre_psnr, psnr
+from lpd_tools.processes import Processes, processes
 from lpd_tools.settings import setting
 from lpd_tools.training.codebook import CodebookAverages
 from lpd_tools.training.judge import Judge, load_judge, predict
 from lpd_tools.training.loop import Training
 from lpd_tools.training.loop_settings import LoopSettings, fixed_settings
-from lpd_tools.training.processes import Processes, processes
 from lpd_tools.training.samples import tiled
 from lpd_tools.training.shuffling import EpochShuffle
 from lpd_tools.training.state import fill

@@ -14,7 +14,7 @@ from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.schedule import group_sizes
 from lpd_ext.state_files import complete_file
 from lpd_ext.tokenizer import VQTokenizer
-from lpd_tools.data.fashion_mnist import BORDER, CLASS_NAMES, from_pixels
+from lpd_tools.data.fashion_mnist import BORDER, CLASS_NAMES, centre_psnr, from_pixels
 from lpd_tools.data.image_source import evenly_spaced
 from lpd_tools.evaluation.features import Extractor
 from lpd_tools.evaluation.generate import (
@@ -38,9 +38,9 @@ from lpd_tools.evaluation.measure import (
     manifests,
     write_results,
 )
-from lpd_tools.evaluation.metrics import centre_psnr, psnr
 from lpd_tools.evaluation.reference import Reference, balanced_sample, check_features, open_reference
 from lpd_tools.evaluation.report import picture
+from lpd_tools.pictures import psnr
 from lpd_tools.progress import track
 from lpd_tools.settings import check_ranges, setting
 

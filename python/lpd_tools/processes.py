@@ -75,8 +75,9 @@ class Processes:
 def processes(device: str = "", backend: str = "", patience: timedelta = PATIENCE) -> Iterator[Processes]:
     """Joins the processes that torchrun's environment variables tell of, if any, and leaves them at the end.
 
-    backend: empty for NCCL on GPUs and gloo on CPUs. Each process has a GPU of its own where `device` names none by its
-    index, or NCCL joins them. Where the caller has made a process group, that one is used, and left as it is.
+    backend: empty for NCCL on GPUs and gloo on CPUs. Each process takes the GPU of its own number, unless `device`
+    names one by its index and gloo joins them: NCCL wants one for each. Where the caller has made a process group, that
+    one is used, and left as it is.
     """
     chosen = check_device(device)
     if "LOCAL_RANK" not in os.environ and int(os.environ.get("WORLD_SIZE", "1")) == 1:

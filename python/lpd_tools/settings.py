@@ -31,6 +31,15 @@ def setting(default: Any, help_text: str) -> Any:
     return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
 
 
+def check_ranges(config: Any, **ranges: tuple[float, float]) -> None:
+    """ValueError naming the first setting (or entry of a tuple) of `config` outside its closed range."""
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not low <= number <= high:
+                raise ValueError(f"{name} must be in [{low}, {high}], got {number}")
+
+
 def add_command(
     app: typer.Typer, name: str, config_class: type[Config], run: Callable[[Config], None], help_text: str
 ) -> None:

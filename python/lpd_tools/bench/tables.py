@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from lpd_tools.bench.timing import time_text
+from lpd_tools.markdown import markdown_table
 
 _FIRST_SHAPE = "L-256-20 step 15"
 
@@ -46,10 +47,11 @@ def tables_of(file: Path) -> list[str]:
 def _operator_table(rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
-    lines = _head("operator", "shape", "time", "GB/s", "GFLOP/s", "plain torch", "ratio")
-    for row in rows:
-        lines.append(
-            _line(
+    head = ["operator", "shape", "time", "GB/s", "GFLOP/s", "plain torch", "ratio"]
+    return _table(
+        head,
+        [
+            [
                 row["operator"].strip(),
                 f"{row['shape']} step {row['step']}, B = {row['batch']}",
                 _median(row["seconds"]),
@@ -57,38 +59,34 @@ def _operator_table(rows: list[dict[str, Any]]) -> list[str]:
                 f"{row['GFLOP/s']:.0f}" if "GFLOP/s" in row else "",
                 _median(row["plain_seconds"]),
                 f"{row['ratio']:.1f}x",
-            )
-        )
-    return [*lines, ""]
+            ]
+            for row in rows
+        ],
+    )
 
 
 def _ratio_table(rows: list[dict[str, Any]]) -> list[str]:
     baselines = list(rows[0]["ratios"])
-    lines = _head("what", "shape", "time", *(f"{name} / this" for name in baselines))
+    lines = []
     for row in rows:
         ratios = (f"{row['ratios'][name]:.2f}x" for name in baselines)
-        shape = f"{row['shape']}, B = {row['batch']}"
-        lines.append(_line(row["operator"], shape, _median(row["seconds"]), *ratios))
-    return [*lines, ""]
+        lines.append([row["operator"], f"{row['shape']}, B = {row['batch']}", _median(row["seconds"]), *ratios])
+    return _table(["what", "shape", "time", *(f"{name} / this" for name in baselines)], lines)
 
 
 def _cpp_table(content: dict[str, Any]) -> list[str]:
-    lines = _head("kernel, instruction set and shape", "time", "share of the peak", "")
+    lines = []
     for run in content["benchmarks"]:
         name = run["name"].removesuffix("/manual_time")
         if _FIRST_SHAPE in name or name.startswith("locality_order"):
             rate = next((f"{run[unit]:.1f} {unit}" for unit in ("GF/s", "GB/s") if unit in run), "")
             share = f"{run['share']:.0%}" if "share" in run else ""
-            lines.append(_line(name.replace("/", ", "), time_text(1e-6 * run["median_us"]), share, rate))
-    return [*lines, ""]
+            lines.append([name.replace("/", ", "), time_text(1e-6 * run["median_us"]), share, rate])
+    return _table(["kernel, instruction set and shape", "time", "share of the peak", ""], lines)
 
 
-def _head(*columns: str) -> list[str]:
-    return [_line(*columns), "|" + "---|" * len(columns)]
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [*markdown_table(head, rows).splitlines(), ""]
 
 
 def _median(seconds: list[float]) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 from PIL import Image
 from rich.table import Table
 
-from lpd_tools.commands.sample import labelled_grid
 from lpd_tools.evaluation.images import ImageSet
+from lpd_tools.pictures import labelled_grid
 
 PICTURE_CLASSES, PICTURE_IMAGES = 10, 8
 

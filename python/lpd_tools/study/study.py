@@ -17,12 +17,11 @@ from lpd_tools.checks import check_device
 from lpd_tools.data.fashion_mnist import FASHION_MNIST_DIR, load_fashion_mnist
 from lpd_tools.data.token_cache import check_tokenizer, file_hash
 from lpd_tools.progress import track
-from lpd_tools.settings import setting
+from lpd_tools.settings import check_ranges, setting
 from lpd_tools.study.measure import Instruments
 from lpd_tools.study.points import Measured, Point, Sweeps, append_point, read_points
 from lpd_tools.study.times import read_times, time_points
 from lpd_tools.training.judge import load_judge
-from lpd_tools.training.loop_settings import check_ranges
 
 
 @dataclass(frozen=True)

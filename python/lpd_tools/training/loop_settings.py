@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lpd_tools.settings import setting
+from lpd_tools.settings import check_ranges, setting
 from lpd_tools.training.precision import check_backend, check_precision
 
 PARALLEL = ("ddp", "fsdp")
@@ -93,15 +93,6 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: int, f
     if remaining >= decay:
         return peak
     return floor + (peak - floor) * 0.5 * (1 - math.cos(math.pi * remaining / decay))
-
-
-def check_ranges(config: Any, **ranges: tuple[float, float]) -> None:
-    """ValueError naming the first setting (or entry of a tuple) of `config` outside its closed range."""
-    for name, (low, high) in ranges.items():
-        value = getattr(config, name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if not low <= number <= high:
-                raise ValueError(f"{name} must be in [{low}, {high}], got {number}")
 
 
 def fixed_settings(config: Any, **inputs: Any) -> dict[str, Any]:

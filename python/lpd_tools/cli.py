@@ -172,7 +172,7 @@ add_command(app, "train-judge", JudgeTraining, run_train_judge, "Train a classif
 add_command(app, "train-tokenizer", TokenizerTraining, run_train_tokenizer, "Train the VQ tokenizer.")
 add_command(app, "cache-tokens", TokenCaching, run_cache_tokens, "Encode the data set once, for training.")
 add_command(app, "check-tokens", TokenCheck, run_check_tokens, "Read a whole token cache and compare its checksums.")
-add_command(app, "prepare-icons", IconFolder, run_prepare_icons, "Make an image folder of an npm package of icons.")
+add_command(app, "prepare-icons", IconFolder, run_prepare_icons, "Make an image folder of npm packages of icons.")
 add_command(app, "train", LPDTraining, run_train, "Train the LPD transformer on cached tokens.")
 app.command()(training_cost)
 add_command(app, "export", Export, run_export, "Write the averaged weights of a checkpoint as a model.")

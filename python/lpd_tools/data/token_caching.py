@@ -37,7 +37,6 @@ from lpd_tools.settings import setting
 
 # Files of a token cache, and what stays of them where a process dies while it writes.
 _OURS = re.compile(r"(index\.json|skipped\.csv|(train|test)-\d{5,}\.safetensors)$|\.(index|skipped|train|test)[.-]")
-VIEWS = {"train": 2, "test": 1}  # a train image and its mirror image
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ class TokenCaching:
     data: str = setting("fashion-mnist", DATA_HELP)
     image_size: int = setting(0, "side of the square images in pixels; 0: 32 for fashion-mnist, else 256")
     background: str = setting("white", "colour behind transparent images, by name or #rrggbb")
+    mirror: bool = setting(True, "encode the mirror image of each train image too")
     strict: bool = setting(False, "stop at the first image that cannot be read, rather than skip and list it")
     batch_size: int = setting(64, "images per forward pass")
     shard_size: int = setting(4096, "images per file")
@@ -171,7 +171,7 @@ def _settings(
         "tokenizer_sha256": file_hash(config.tokenizer),
         "vocab_size": tokenizer.config.codebook_size,
         "grid": [size // stride, size // stride],
-        "views": VIEWS,
+        "views": {"train": 2 if config.mirror else 1, "test": 1},  # an image and, if 2, its mirror image
         "data": data.kind,
         "data_sha256": data.fingerprint(),
         "image_size": size,
@@ -210,7 +210,8 @@ def _encode_shards(
     read: Iterator[Pixels] = iter(track(loader, "encoding", total=len(batches)))
     device = next(tokenizer.parameters()).device
     for path, shard in todo:
-        tokens = [torch.empty(0, VIEWS[shard.split], *settings["grid"], dtype=torch.int64)]
+        number = settings["views"][shard.split]
+        tokens = [torch.empty(0, number, *settings["grid"], dtype=torch.int64)]
         index, skipped = [torch.empty(0, dtype=torch.int64)], []
         for _ in range(shard.start, shard.stop, config.batch_size):
             batch = next(read)
@@ -219,7 +220,7 @@ def _encode_shards(
                 raise ValueError(_unreadable(skipped[0]))
             if len(batch.index):
                 images = to_input(batch.pixels.to(device))
-                views = (images, images.flip(3))[: VIEWS[shard.split]]
+                views = (images, images.flip(3))[:number]
                 tokens.append(torch.stack([tokenizer.encode(view) for view in views], dim=1).cpu())
                 index.append(batch.index)
         which = torch.cat(index)

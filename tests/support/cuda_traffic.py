@@ -70,7 +70,7 @@ def _step(shape: str, batch: int) -> tuple[Step, int, int]:
     (height, width), steps, index = SHAPES[shape]
     sizes = group_sizes(height * width, steps)
     plan = plan_decoding([sizes] * batch, [True] * batch, height * width, torch.device("cpu"))
-    return plan.steps[index], plan.num_sequences, plan.cache_positions
+    return plan.steps[index], plan.capacity.sequences, plan.capacity.cache_positions
 
 
 def group_attention(shape: str, batch: int, dtype: torch.dtype, device: emulation.Device = emulation.SM_80) -> Case:

@@ -12,8 +12,8 @@ def test_decode_rows() -> None:
     rows = bench_tokenizer.decode_rows(2, 3, TokenizerConfig(32, (1, 1, 1), 32, 16, 4, 1, 1))
     assert [row["operator"] for row in rows] == [
         "decode, plain in channels_last",
-        "decode, FastDecoder",
-        "decode, FastDecoder bfloat16",
+        "decode, PixelDecoder",
+        "decode, PixelDecoder bfloat16",
     ]
     for row in rows:
         assert row["batch"] == 2

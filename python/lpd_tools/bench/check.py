@@ -22,9 +22,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from lpd_ext.fast_decoder import FastDecoder
 from lpd_ext.linear import pack
 from lpd_ext.model import LPDConfig
+from lpd_ext.pixel_decoder import PixelDecoder
 from lpd_ext.quantize import quantize
 from lpd_ext.sampler import generate
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
@@ -123,7 +123,7 @@ def _tokenizer_pair() -> tuple[Function, Function]:
     ours = copy.deepcopy(plain)  # the fast decoder lays its weights out anew
     tokens = torch.randint(plain.config.codebook_size, (1, 16, 16))
     features = F.embedding(tokens, plain.codes()).permute(0, 3, 1, 2).contiguous()
-    return lambda: FastDecoder(ours).decode_features(features), lambda: plain.decode_features(features)
+    return lambda: PixelDecoder(ours).decode_features(features), lambda: plain.decode_features(features)
 
 
 def measure(ratio: Ratio) -> float:

@@ -76,7 +76,7 @@ def time_images(batch: int, repeats: int) -> list[dict[str, Any]]:
         pipe = LPDPipeline(model, tokenizer, defaults)
         runs[f"tokens in {name}, pixels in float32"] = partial(draw, pipe)
     if has_bfloat16:
-        fast = LPDPipeline(models["int8"], tokenizer, defaults, decoder_dtype=torch.bfloat16)
+        fast = LPDPipeline(models["int8"], tokenizer, defaults, pixel_dtype=torch.bfloat16)
         runs["tokens in int8, pixels in bfloat16"] = partial(draw, fast)
     runs[PLAIN] = draw_plain
     timed = dict(zip(runs, interleaved(list(runs.values()), repeats, _CPU, warm_up=1), strict=True))

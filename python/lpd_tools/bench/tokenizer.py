@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lpd_ext import ops
-from lpd_ext.fast_decoder import FastDecoder
+from lpd_ext.pixel_decoder import PixelDecoder
 from lpd_ext.tokenizer import NORM_GROUPS, TokenizerConfig, VQTokenizer
 from lpd_tools.bench.timing import Times, interleaved, machine
 from lpd_tools.pictures import psnr
@@ -49,8 +49,8 @@ def decode_rows(batch: int, repeats: int, config: TokenizerConfig | None = None)
         "decode, plain in channels_last": lambda: channels_last.decode_features(
             features.contiguous(memory_format=torch.channels_last)
         ),
-        "decode, FastDecoder": lambda: FastDecoder(shared).decode_features(features),
-        "decode, FastDecoder bfloat16": lambda: FastDecoder(shared, torch.bfloat16).decode_features(features),
+        "decode, PixelDecoder": lambda: PixelDecoder(shared).decode_features(features),
+        "decode, PixelDecoder bfloat16": lambda: PixelDecoder(shared, torch.bfloat16).decode_features(features),
     }
     with torch.inference_mode():
         expected = tokenizer.decode_features(features)

@@ -11,7 +11,7 @@ import torch
 
 from lpd_ext.checkpoint import CONFIG_FILE, TOKENIZER_FILE, load_model, read_config
 from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
-from lpd_ext.sampler import GuidanceSchedule
+from lpd_ext.request import GuidanceSchedule
 from lpd_ext.state_files import complete_file
 from lpd_ext.tokenizer import VQTokenizer
 from lpd_tools.data.token_cache import check_tokenizer, file_hash

@@ -30,22 +30,14 @@ from lpd_ext.sampler import generate
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
 from lpd_tools.bench.cases import SHAPES, Shape, cases
 from lpd_tools.bench.decode import Decode
+from lpd_tools.bench.settings import BenchCheck
 from lpd_tools.bench.timing import Function, interleaved, machine
 from lpd_tools.progress import track
-from lpd_tools.settings import setting
 
 ALLOWED = 0.75  # of the committed ratio
 _CPU = torch.device("cpu")
 _SHAPE = "L-256-20"
 _REPEAT_SECONDS = 0.03  # a repeat calls a short operator until it has taken about this long
-
-
-@dataclass(frozen=True)
-class BenchCheck:
-    """Which ratios to compare with, or to write."""
-
-    ratios: str = setting("docs/bench_ratios.json", "JSON file of the committed ratios, by processor")
-    write: bool = setting(False, "write this processor's ratios instead of comparing with them")
 
 
 @dataclass(frozen=True)

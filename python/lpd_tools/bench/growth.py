@@ -25,21 +25,12 @@ from lpd_ext.model import LPDConfig
 from lpd_ext.quantize import quantize
 from lpd_ext.schedule import group_sizes
 from lpd_tools.bench.decode_work import FLOAT32, INT8, DecodeWork, count
+from lpd_tools.bench.settings import Growth
 from lpd_tools.bench.timing import interleaved, machine
 from lpd_tools.progress import track
-from lpd_tools.settings import setting
 
 _CPU = torch.device("cpu")
 DTYPES = (FLOAT32, INT8)
-
-
-@dataclass(frozen=True)
-class Growth:
-    """What `lpd growth` writes, and how long it may measure."""
-
-    out: str = setting("docs", "folder of growth.csv, growth_machine.json and growth.png")
-    threads: int = setting(2, "threads of each decode")
-    minutes: float = setting(1e9, "start no further point after this time; run the command again to go on")
 
 
 @dataclass(frozen=True)

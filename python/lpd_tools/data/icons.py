@@ -6,28 +6,17 @@ import json
 import re
 import shutil
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lpd_tools.data.image_source import held_out
+from lpd_tools.data.settings import IconFolder
 from lpd_tools.progress import track
-from lpd_tools.settings import setting
 
 PERSON = "1F9D1"
 # What makes a variant of an icon: joiners and selectors, skin tones, the signs for woman and man.
 _VARIANT = frozenset({"200D", "FE0F", "1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF", "2640", "2642"})
 _LEFT_OUT = frozenset({"Component"})  # five swatches of skin tones are no class of pictures
-
-
-@dataclass(frozen=True)
-class IconFolder:
-    """Which package becomes which folder."""
-
-    package: str = setting(..., "unpacked folder of the npm package emoji-datasource-google")
-    out: str = setting(..., "image folder to make, with train/<category> and val/<category>")
-    held_out: float = setting(0.1, "share of the base icons whose pictures all go to val")
-    variants: int = setting(3, "most pictures of a base icon (skin tones, woman and man)")
 
 
 def base_icon(unified: str) -> str:
@@ -39,13 +28,10 @@ def base_icon(unified: str) -> str:
 def prepare_icons(config: IconFolder) -> dict[str, Counter[str]]:
     """Copies the icons into class folders, all variants of an icon on the same side; returns pictures per class.
 
-    Raises FileNotFoundError for a folder that is not the package or lacks a picture, ValueError for bad settings.
+    Raises FileNotFoundError for a folder that is not the package or lacks a picture, ValueError for one that is
+    no list of icons or an `out` that is taken.
     """
     package, out = Path(config.package), Path(config.out)
-    if not 0 < config.held_out < 1:
-        raise ValueError(f"held_out must be in (0, 1), got {config.held_out}")
-    if config.variants < 1:
-        raise ValueError(f"variants must be at least 1, got {config.variants}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"out: {str(out)!r} exists and is no empty folder")
     copies = [

@@ -78,7 +78,7 @@ def _option(item: Setting) -> inspect.Parameter:
     kind = item.kind if item.element is None else GenericAlias(list, (item.element,))
     text = item.help if item.range is None else f"{item.help}; {item.range.interval}"
     if item.required:  # not for typer to demand: the file may have it
-        return _parameter(item.name, Annotated[kind | None, typer.Option(help=text, show_default="required")], None)
+        return _parameter(item.name, Annotated[kind | None, typer.Option(help=f"{text}; required")], None)
     default = item.default if item.element is None else list(item.default)
     return _parameter(item.name, Annotated[kind, typer.Option(help=text)], default)
 

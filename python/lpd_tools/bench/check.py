@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from lpd_ext.fast_decoder import FastDecoder
@@ -32,6 +31,7 @@ from lpd_tools.bench.cases import SHAPES, Shape, cases
 from lpd_tools.bench.decode import Decode
 from lpd_tools.bench.settings import BenchCheck
 from lpd_tools.bench.timing import Function, interleaved, machine
+from lpd_tools.console import new_console, say
 from lpd_tools.progress import track
 
 ALLOWED = 0.75  # of the committed ratio
@@ -193,7 +193,7 @@ def check(config: BenchCheck) -> None:
 
     RuntimeError names those that are too low twice in a row; ValueError if nothing is committed for this processor.
     """
-    path, processor, console = Path(config.ratios), processor_name(), Console()
+    path, processor = Path(config.ratios), processor_name()
     committed = read_ratios(path).get(processor)
     if committed is None and not config.write:
         raise ValueError(
@@ -201,10 +201,10 @@ def check(config: BenchCheck) -> None:
             "`make bench-check ARGS=--write` measures them and adds an entry, for you to commit"
         )
     verdicts = judge(all_ratios(), {} if config.write or committed is None else committed, measure)
-    console.print(_table(processor, verdicts))
+    new_console().print(_table(processor, verdicts))
     if config.write:
         write_ratios(path, processor, verdicts)
-        console.print(f"wrote {path}", markup=False, soft_wrap=True)
+        say(f"wrote {path}")
     failed = [verdict for verdict in verdicts if verdict.failed]
     if failed:
         named = "; ".join(

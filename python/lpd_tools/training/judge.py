@@ -80,7 +80,8 @@ def train_judge(config: JudgeTraining) -> float:
     log = Path(config.out).with_suffix(".csv")
     drop_rows_after(log, 0)  # of a judge that this one takes the place of
     accuracy = total = 0.0
-    for step in track(range(steps), "training the judge"):
+    shown: dict[str, float] = {}
+    for step in track(range(steps), "training the judge", figures=shown):
         model.train()
         index = shuffle.batch(step)
         images = augment(grey(train, index), step_generator(config.seed, step))
@@ -94,7 +95,8 @@ def train_judge(config: JudgeTraining) -> float:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        total += loss.item()
+        shown["loss"] = loss.item()
+        total += shown["loss"]
         if (step + 1) % per_epoch == 0:
             accuracy = float((predict(model, grey(test)) == test.labels).float().mean())
             row = {

@@ -181,8 +181,10 @@ def test_other_sizes_are_no_resuming(tmp_path: Path) -> None:
     train_tokenizer(tokenizer_config(tmp_path, steps=2))
     with pytest.raises(ValueError, match="z_channels is 16, but"):
         train_tokenizer(tokenizer_config(tmp_path, steps=2, z_channels=16))
-    with pytest.raises(ValueError, match=r"warmup_steps must be in \[1, 6\], got 0"):
-        train_tokenizer(tokenizer_config(tmp_path / "new", warmup_steps=0))
+    with pytest.raises(ValueError, match=r"warmup_steps must be in \[1, 6\], got 7"):
+        train_tokenizer(tokenizer_config(tmp_path / "new", warmup_steps=7))
+    with pytest.raises(ValueError, match="warmup_steps must be at least 1, got 0"):
+        tokenizer_config(tmp_path / "new", warmup_steps=0)
 
 
 def test_codebook_follows_its_vectors() -> None:

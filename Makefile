@@ -72,11 +72,11 @@ bench-cpp:  ## Time the CPU kernels, of every instruction set, against what the 
 
 cuda-all:  ## Compile the CUDA kernels for every architecture and check the machine code (needs nvcc, no GPU)
 	LPD_CUDA=ON LPD_CUDA_ARCHITECTURES= $(MAKE) test-build
-	LPD_REQUIRE=nvcc $(BIN)/pytest tests/test_cuda_static.py
+	LPD_REQUIRE=nvcc $(BIN)/pytest tests/operators/test_cuda_static.py
 
 cuda-table:  ## Write the table of registers and shared memory that the tests compare with
 	LPD_CUDA=ON LPD_CUDA_ARCHITECTURES= $(MAKE) test-build
-	$(BIN)/python tests/cuda_static.py
+	$(BIN)/python tests/support/cuda_static.py
 
 # The kernels are compiled for the GPU at hand alone. Warnings of a compiler unknown here are no reason not to test.
 GPU = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)

@@ -1,5 +1,5 @@
 // What the microbenchmarks of all devices share: the decoding steps that are timed and the arguments made of them.
-// tests/test_bench_shapes.py compares the numbers with what lpd_ext plans.
+// tests/operators/test_bench_shapes.py compares the numbers with what lpd_ext plans.
 #pragma once
 
 #include <cstdint>

@@ -11,7 +11,7 @@ from lpd_tools.bench.growth import Measured, Point, all_points, append_point, ex
 
 POINTS = [Point(64, 1, 1, "float32", batch, 2, 16) for batch in (1, 2, 4)]
 MACHINE = {"threads": 2, "bytes": 3e10, "float32": 2e11, "int8": 7e11}
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def timed(point: Point) -> Measured:

@@ -12,7 +12,7 @@ pytest.importorskip("typer")
 
 from lpd_tools.data.fashion_mnist import centre_grey, load_fashion_mnist, read_idx, to_images
 
-DATA = Path(__file__).parent / "data" / "fashion_mnist"
+DATA = Path(__file__).parents[1] / "data" / "fashion_mnist"
 
 
 def test_fixture_is_balanced() -> None:

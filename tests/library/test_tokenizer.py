@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer, infer_config
 
-GOLDEN = Path(__file__).parent / "data" / "vq_golden.safetensors"
+GOLDEN = Path(__file__).parents[1] / "data" / "vq_golden.safetensors"
 SMALL = TokenizerConfig(32, (1, 2), 32, codebook_size=16, codebook_dim=4, encoder_res_blocks=1, decoder_res_blocks=2)
 
 

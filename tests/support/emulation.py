@@ -21,7 +21,7 @@ from torch import Tensor
 from lpd_ext import ops
 
 ORDERS = ("ascending", "descending", "random")
-_DEFAULT = Path(__file__).parent.parent / "build/emulated/tests/cuda_emulation/liblpd_emulated.so"
+_DEFAULT = Path(__file__).parents[2] / "build/emulated/tests/cuda_emulation/liblpd_emulated.so"
 
 
 def library_path() -> Path:

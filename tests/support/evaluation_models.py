@@ -15,7 +15,7 @@ from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 FASHION = f"fashion-mnist:{DATA / 'fashion_mnist'}"
 
 

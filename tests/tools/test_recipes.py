@@ -24,7 +24,7 @@ from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.schedule import group_sizes
 from lpd_ext.training_attention import training_mask
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 COMMANDS = {"cache-tokens": TokenCaching, "train": LPDTraining, "bundle": Bundling, "evaluate": Evaluation}
 IMAGENET = 1_281_167

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-EMULATION = Path(__file__).parent / "cuda_emulation"
-KERNELS = Path(__file__).parent.parent / "csrc" / "kernels"
+EMULATION = Path(__file__).parents[1] / "cuda_emulation"
+KERNELS = Path(__file__).parents[2] / "csrc" / "kernels"
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 
 pytestmark = [

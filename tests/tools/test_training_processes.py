@@ -34,7 +34,7 @@ from training_runs import (
     tokenizer_config,
 )
 
-SESSION = Path(__file__).parent / "training_session.py"
+SESSION = Path(__file__).parents[1] / "support" / "training_session.py"
 STEPS, TOLERANCE = 20, 1e-5
 
 

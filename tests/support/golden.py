@@ -16,7 +16,7 @@ from lpd_ext.checkpoint import model_from_state_dict
 from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.sampler import DecodeRequest
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 @dataclass(frozen=True)

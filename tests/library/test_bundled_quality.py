@@ -25,7 +25,7 @@ from lpd_ext import checkpoint, quantize
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.schedule import group_sizes
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from lpd_tools.data.pixels import (
 )
 from lpd_tools.data.sources import open_data
 
-DATA = Path(__file__).parent / "data" / "fashion_mnist"
+DATA = Path(__file__).parents[1] / "data" / "fashion_mnist"
 WHITE = (255, 255, 255)
 
 

@@ -11,7 +11,7 @@ import torch
 from lpd_ext.plan import plan_decoding
 from lpd_ext.schedule import group_sizes
 
-HEADER = Path(__file__).parents[1] / "csrc" / "bench" / "bench_shapes.h"
+HEADER = Path(__file__).parents[2] / "csrc" / "bench" / "bench_shapes.h"
 GRIDS = {"L-256-20": (16, 16, 2), "L-512-48": (32, 32, 4)}  # height, width and repulsion threshold
 
 

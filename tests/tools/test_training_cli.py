@@ -30,7 +30,7 @@ from typer.testing import CliRunner, Result
 
 from lpd_ext.pipeline import LPDPipeline
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 CONFIGS = {
     "train-judge": JudgeTraining,
     "train-tokenizer": TokenizerTraining,

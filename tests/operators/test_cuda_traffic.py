@@ -42,7 +42,7 @@ def test_no_more_than_the_least_allows(counted: dict[str, dict[str, int]], name:
 
 @pytest.mark.parametrize("name", CASES)
 def test_no_more_than_committed(counted: dict[str, dict[str, int]], name: str) -> None:
-    """A kernel that got better: write the table anew, `python tests/cuda_traffic.py`."""
+    """A kernel that got better: write the table anew, `python tests/support/cuda_traffic.py`."""
     assert set(COMMITTED) == set(CASES)
     counts, committed = counted[name], COMMITTED[name]
     for figure in ("moved", "apart", "requests", "wavefronts", "shared_bytes", "distributed"):
@@ -89,4 +89,4 @@ def test_no_clusters_where_every_multiprocessor_has_a_block() -> None:
 
 
 def test_the_documented_figures_are_the_committed_ones() -> None:
-    assert markdown(COMMITTED) in (Path(__file__).parent.parent / "docs/kernels.md").read_text()
+    assert markdown(COMMITTED) in (Path(__file__).parents[2] / "docs/kernels.md").read_text()

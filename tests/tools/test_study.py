@@ -32,7 +32,7 @@ from lpd_ext.checkpoint import CONFIG_FILE, TOKENIZER_FILE
 from lpd_ext.pipeline import LPDPipeline, bundled_model
 from lpd_ext.schedule import group_sizes
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 BASE = Point("mutual", "mutual", "locality", 10, 8.0, 1.0, 2, 0)
 
 

@@ -17,7 +17,7 @@ from lpd_tools.data.fashion_mnist import load_fashion_mnist
 from lpd_tools.evaluation.metrics import centre_psnr, psnr
 from lpd_tools.training.judge import JudgeTraining, augment, grey, load_judge, predict, train_judge
 
-DATA = Path(__file__).parent / "data" / "fashion_mnist"
+DATA = Path(__file__).parents[1] / "data" / "fashion_mnist"
 
 
 # measures

@@ -29,7 +29,7 @@ from lpd_tools.data.token_shards import Shard, ShardEntry, narrow_type, read_ind
 
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
 
-DATA = Path(__file__).parent / "data" / "fashion_mnist"
+DATA = Path(__file__).parents[1] / "data" / "fashion_mnist"
 SIZES = TokenizerConfig(32, (1, 1, 1), 8, 64, 8, 1, 1)
 
 

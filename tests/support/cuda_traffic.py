@@ -1,6 +1,7 @@
 """What the CUDA kernels move at the named shapes, counted by the emulator, beside the least they could.
 
-`python tests/cuda_traffic.py` writes the table that test_cuda_traffic.py compares with and docs/kernels.md quotes.
+`python tests/support/cuda_traffic.py` writes the table that test_cuda_traffic.py compares with and docs/kernels.md
+quotes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from lpd_ext import _C
 from lpd_ext.plan import Step, plan_decoding
 from lpd_ext.schedule import group_sizes
 
-TABLE = Path(__file__).parent / "data" / "cuda_traffic.json"
+TABLE = Path(__file__).parents[1] / "data" / "cuda_traffic.json"
 
 HEADS, HEAD_DIM, WIDTH, VOCAB = 16, 64, 1024, 16384  # of lpd_l
 # Named shapes: grid, steps, and the step whose operators are counted; with guidance.

@@ -22,7 +22,7 @@ from lpd_tools.data.image_source import held_out
 from lpd_tools.data.pixels import UnreadableImageError
 from lpd_tools.data.sources import open_data
 
-DATA = Path(__file__).parent / "data" / "fashion_mnist"
+DATA = Path(__file__).parents[1] / "data" / "fashion_mnist"
 
 
 def picture(path: Path, colour: tuple[int, int, int] = (0, 0, 0)) -> None:

@@ -1,6 +1,6 @@
 """What nvcc made of the CUDA kernels: machine code, registers and shared memory, read from the built extension.
 
-`python tests/cuda_static.py` writes the table that test_cuda_static.py compares with. Needs no GPU.
+`python tests/support/cuda_static.py` writes the table that test_cuda_static.py compares with. Needs no GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lpd_ext import _C
 
-TABLE = Path(__file__).parent / "data" / "cuda_kernels.json"
+TABLE = Path(__file__).parents[1] / "data" / "cuda_kernels.json"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lpd_tools.training.transformer import LPDTraining
 
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
 
-DATA = Path(__file__).parent / "data" / "fashion_mnist"
+DATA = Path(__file__).parents[1] / "data" / "fashion_mnist"
 # The command as it is installed. `python -m` and `-c` look for lpd_ext in the current folder first, which in a checkout
 # has the sources, but not what was built of them.
 LPD = str(Path(sys.executable).with_name("lpd"))

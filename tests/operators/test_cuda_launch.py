@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-KERNELS = Path(__file__).parent.parent / "csrc" / "kernels"
+KERNELS = Path(__file__).parents[2] / "csrc" / "kernels"
 NVCC = shutil.which("nvcc")
 
 PROGRAM = """

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lpd_ext import _C, ops, reference
+from lpd_ext import _C, ops
 from lpd_ext.tokenizer import AttnBlock, ResBlock, VQTokenizer
 
 # Images that go through together: more would not be faster, and each takes 75 MB at 256 x 256 pixels and full width.
@@ -109,13 +109,19 @@ def _conv3x3(
 ) -> Tensor:
     """conv(silu(norm(x))), conv(x doubled) or conv(x), into out or added to it."""
     assert conv.bias is not None
-    scale_shift = _scale_shift(norm, x) if norm is not None else None
+    kernel, scale_shift = _kernel(conv), _scale_shift(norm, x) if norm is not None else None
     out = _new(x, conv, 2 if upsample else 1) if out is None else out
-    # Where a group of GroupNorm is a few numbers that hardly differ, it magnifies rounding: there, the direct one.
-    direct = min(out.shape[1:3]) < _SMALLEST_SIDE or x.shape[-1] % _CHANNEL_MULTIPLE != 0
-    convolve = reference.conv3x3 if direct else ops.conv3x3
-    convolve(x, _kernel(conv), conv.bias, scale_shift, out, upsample, accumulate, bfloat16)
-    return out
+    if min(out.shape[1:3]) >= _SMALLEST_SIDE and x.shape[-1] % _CHANNEL_MULTIPLE == 0:
+        ops.conv3x3(x, kernel, conv.bias, scale_shift, out, upsample, accumulate, bfloat16)
+        return out
+    # Where a group of GroupNorm is a few numbers that hardly differ, it magnifies rounding: there, torch's convolution.
+    if scale_shift is not None:
+        scale, shift = scale_shift[:, :, None, None].unbind(1)
+        x = F.silu(x * scale + shift)
+    planes = x.permute(0, 3, 1, 2)
+    planes = F.interpolate(planes, scale_factor=2.0, mode="nearest") if upsample else planes
+    result = F.conv2d(planes, kernel.permute(3, 2, 0, 1), conv.bias, padding=1).permute(0, 2, 3, 1)
+    return out.add_(result) if accumulate else out.copy_(result)
 
 
 def _residual(block: ResBlock, x: Tensor, inner: Tensor | None = None, bfloat16: bool = False) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lpd_ext import memory, ops
-from lpd_ext.reference import pack_weight, unpack_weight
+from lpd_ext.packing import pack_weight, unpack_weight
 
 
 class DecodingLinear(nn.Module, ABC):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lpd_ext import ops, quantize
 from lpd_ext.linear import ResultMemory, linear_step, mlp_step, pack
+from lpd_ext.packing import ROTATION, rotate_rows
 from lpd_ext.quantize import SCALE, Int8Linear, quantize_weight
-from lpd_ext.reference import ROTATION, rotate_rows
 
 EPS = torch.finfo(torch.float32).eps
 SIZES = [(1, 1), (7, 5), (16, 129), (129, 16), (1, 33), (33, 1), (96, 512), (64, 5), (192, 129)]  # K, N

@@ -19,10 +19,10 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 from lpd_tools import progress
+from lpd_tools.pictures import tiled
 from lpd_tools.progress import track
 from lpd_tools.training.curves import Curves, draw_curves, read_log
 from lpd_tools.training.logs import append_csv, drop_rows_after, summary_writer
-from lpd_tools.training.samples import tiled
 from lpd_tools.training.transformer import train
 from rich.console import Console
 from training_runs import column, lpd_config, make_cache

@@ -19,9 +19,9 @@ pytest.importorskip("matplotlib")
 from lpd_tools.cli import app
 from lpd_tools.data.pixels import UnreadableImageError
 from lpd_tools.data.sources import open_data
+from lpd_tools.processes import Processes
 from lpd_tools.training.codebook import CodebookAverages
 from lpd_tools.training.curves import read_log
-from lpd_tools.training.processes import Processes
 from lpd_tools.training.tokenizer import ImageBatch, TokenizerTask, tokenizer_sizes, train_tokenizer
 from training_runs import as_options, differences, newest_state, tokenizer_config
 from typer.testing import CliRunner

@@ -19,13 +19,13 @@ pytest.importorskip("matplotlib")
 
 from lpd_tools.data.token_cache import TokenCache, TokenSplit, check_tokenizer, load_token_cache
 from lpd_tools.data.token_shards import Shard
+from lpd_tools.processes import Processes
 from lpd_tools.training import task as tasks
 from lpd_tools.training import transformer
 from lpd_tools.training.curves import read_log
 from lpd_tools.training.export import Export, export
 from lpd_tools.training.gradients import add_gradients, clip_gradients, micro_batches
 from lpd_tools.training.loop import prepare
-from lpd_tools.training.processes import Processes
 from lpd_tools.training.shuffling import EpochShuffle
 from lpd_tools.training.transformer import (
     LPDTraining,

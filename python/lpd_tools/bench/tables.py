@@ -9,6 +9,7 @@ from typing import Any
 
 from lpd_tools.bench.result import Result, cell
 from lpd_tools.bench.timing import time_text
+from lpd_tools.markdown import markdown_table
 
 _FIRST_SHAPE = "L-256-20 step 15"
 
@@ -36,10 +37,11 @@ def tables_of(file: Path) -> list[str]:
 def _operator_table(results: list[Result]) -> list[str]:
     if not results:
         return []
-    lines = _head("operator", "shape", "time", "GB/s", "GFLOP/s", "plain torch", "ratio")
-    for result in results:
-        lines.append(
-            _line(
+    head = ["operator", "shape", "time", "GB/s", "GFLOP/s", "plain torch", "ratio"]
+    return _table(
+        head,
+        [
+            [
                 result.operator.strip(),
                 f"{result.shape} step {result.step}, B = {result.batch}",
                 _median(result.seconds),
@@ -47,38 +49,35 @@ def _operator_table(results: list[Result]) -> list[str]:
                 cell(result.gigaflops_per_second, ".0f"),
                 _median(result.plain_seconds or []),
                 f"{result.ratio:.1f}x",
-            )
-        )
-    return [*lines, ""]
+            ]
+            for result in results
+        ],
+    )
 
 
 def _ratio_table(results: list[Result]) -> list[str]:
-    baselines = list(results[0].ratios or {})
-    lines = _head("what", "shape", "time", *(f"{name} / this" for name in baselines))
+    lines = []
     for result in results:
         ratios = (f"{ratio:.2f}x" for ratio in (result.ratios or {}).values())
         shape = f"{result.shape}, B = {result.batch}"
-        lines.append(_line(result.operator, shape, _median(result.seconds), *ratios))
-    return [*lines, ""]
+        lines.append([result.operator, shape, _median(result.seconds), *ratios])
+    baselines = results[0].ratios or {}
+    return _table(["what", "shape", "time", *(f"{name} / this" for name in baselines)], lines)
 
 
 def _cpp_table(content: dict[str, Any]) -> list[str]:
-    lines = _head("kernel, instruction set and shape", "time", "share of the peak", "")
+    lines = []
     for run in content["benchmarks"]:
         name = run["name"].removesuffix("/manual_time")
         if _FIRST_SHAPE in name or name.startswith("locality_order"):
             rate = next((f"{run[unit]:.1f} {unit}" for unit in ("GF/s", "GB/s") if unit in run), "")
             share = f"{run['share']:.0%}" if "share" in run else ""
-            lines.append(_line(name.replace("/", ", "), time_text(1e-6 * run["median_us"]), share, rate))
-    return [*lines, ""]
+            lines.append([name.replace("/", ", "), time_text(1e-6 * run["median_us"]), share, rate])
+    return _table(["kernel, instruction set and shape", "time", "share of the peak", ""], lines)
 
 
-def _head(*columns: str) -> list[str]:
-    return [_line(*columns), "|" + "---|" * len(columns)]
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [*markdown_table(head, rows).splitlines(), ""]
 
 
 def _median(seconds: list[float]) -> str:

@@ -18,6 +18,7 @@ from lpd_ext.fast_decoder import FastDecoder
 from lpd_ext.tokenizer import NORM_GROUPS, TokenizerConfig, VQTokenizer
 from lpd_tools.bench.result import Result, cell
 from lpd_tools.bench.timing import interleaved, machine
+from lpd_tools.pictures import psnr
 
 CPU = torch.device("cpu")
 # (C, K, side in pixels, nearest x2) of the 3x3 convolutions that take most of a decode at 256 px.
@@ -110,8 +111,7 @@ def convolution_results(batch: int, repeats: int) -> list[Result]:
 
 def _decibels(images: Tensor, expected: Tensor) -> float:
     """Peak signal-to-noise ratio of images in [-1, 1]."""
-    noise = (images.clamp(-1, 1) - expected.clamp(-1, 1)).double().square().mean()
-    return float(10 * torch.log10(4 / noise))
+    return psnr(images.clamp(-1, 1), expected.clamp(-1, 1), peak=2)
 
 
 def main() -> None:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from PIL import Image, ImageDraw, ImageFont
 
 from lpd_tools.console import new_console
 
 if TYPE_CHECKING:
     from lpd_ext import LPDPipeline
-
-_CAPTION = 16
-_GAP = 4
 
 
 def sample(
@@ -47,6 +42,7 @@ def sample(
 
     from lpd_ext import LPDPipeline
     from lpd_tools.checks import check_device, check_output, check_seeds
+    from lpd_tools.pictures import labelled_grid
 
     check_output(output, ".png")
     where = check_device(device)
@@ -75,27 +71,6 @@ def sample(
     seconds = time.perf_counter() - start
     written = Text.assemble((str(output.resolve()), "bold"), f"  {len(per_image)} images in {seconds:.1f} s")
     console.print(written, soft_wrap=True)
-
-
-def labelled_grid(images: list[Image.Image], captions: list[str], per_label: int) -> Image.Image:
-    """One row per caption: the name, then its images, small ones enlarged to at least 64 pixels."""
-    factor = max(1, math.ceil(64 / max(images[0].size)))
-    width, height = (side * factor for side in images[0].size)
-    font = ImageFont.load_default(_CAPTION)
-    text_width = max(math.ceil(font.getlength(caption)) for caption in captions) + 3 * _GAP
-    canvas = Image.new(
-        "RGB",
-        (text_width + per_label * (width + _GAP), len(captions) * (height + _GAP) + _GAP),
-        "white",
-    )
-    draw = ImageDraw.Draw(canvas)
-    for row, caption in enumerate(captions):
-        top = _GAP + row * (height + _GAP)
-        draw.text((_GAP, top + height // 2), caption, fill="black", font=font, anchor="lm")
-        for column in range(per_label):
-            image = images[row * per_label + column].resize((width, height), Image.Resampling.LANCZOS)
-            canvas.paste(image, (text_width + column * (width + _GAP), top))
-    return canvas
 
 
 def _parse_label(text: str) -> int | str | None:

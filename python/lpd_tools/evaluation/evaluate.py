@@ -14,10 +14,11 @@ from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.schedule import group_sizes
 from lpd_ext.state_files import complete_file
 from lpd_ext.tokenizer import VQTokenizer
-from lpd_tools.data.fashion_mnist import BORDER, CLASS_NAMES, from_pixels
+from lpd_tools.data.fashion_mnist import BORDER, CLASS_NAMES, centre_psnr, from_pixels
 from lpd_tools.data.image_source import evenly_spaced
 from lpd_tools.evaluation.features import Extractor
 from lpd_tools.evaluation.generate import (
+    drawing_processes,
     generate,
     load_pipeline,
     model_directory,
@@ -34,11 +35,10 @@ from lpd_tools.evaluation.measure import (
     manifests,
     write_results,
 )
-from lpd_tools.evaluation.metrics import centre_psnr, psnr
-from lpd_tools.evaluation.processes import own_device, processes
 from lpd_tools.evaluation.reference import Reference, balanced_sample, check_features, open_reference
 from lpd_tools.evaluation.report import picture
 from lpd_tools.evaluation.settings import Evaluation
+from lpd_tools.pictures import psnr
 from lpd_tools.progress import track
 
 RESULTS_FILE = "evaluation.json"
@@ -51,11 +51,10 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
     None in the processes of a `torchrun` that only draw. Raises ValueError or FileNotFoundError naming what is wrong
     before anything is drawn, among others where the model was trained on the tokens of another tokenizer than its own.
     """
-    with processes() as group:
-        device = own_device(config.device, group)
-        config = replace(config, device=str(device))
+    with drawing_processes(config.device) as group:
+        config = replace(config, device=str(group.device))
         directory = model_directory(config.model)
-        pipe = load_pipeline(directory, config.dtype, device)
+        pipe = load_pipeline(directory, config.dtype, group.device)
         check_nats(config, pipe)
         extractors = chosen_extractors(config)
         stride = pipe.tokenizer.config.stride

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +18,6 @@ from lpd_ext.pipeline import LPDPipeline, bundled_model
 from lpd_tools.checks import check_seeds
 from lpd_tools.data.token_cache import check_tokenizer, file_hash
 from lpd_tools.evaluation.images import MANIFEST_FILE
-from lpd_tools.evaluation.processes import Processes, own_device, processes
 from lpd_tools.evaluation.provenance import provenance
 from lpd_tools.evaluation.samples import (
     FORMATS,
@@ -26,6 +27,7 @@ from lpd_tools.evaluation.samples import (
     write_manifest,
 )
 from lpd_tools.evaluation.settings import Generation
+from lpd_tools.processes import Processes, processes
 from lpd_tools.progress import track
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
@@ -82,21 +84,25 @@ def draw(pipe: LPDPipeline, labels: Sequence[int], seed: int, batch_size: int = 
     return torch.cat(parts)
 
 
+def drawing_processes(device: str) -> AbstractContextManager[Processes]:
+    """The processes that draw; the quickest waits for the slowest one, for as long as that draws."""
+    return processes(device, "gloo", timedelta(days=7))
+
+
 def generate(config: Generation) -> Path:
     """Draws what is missing of a run and returns its folder, with all processes of a `torchrun` or alone.
 
     Raises ValueError for impossible settings and for others than the folder was begun with, before anything is drawn.
     """
-    with processes() as group:
+    with drawing_processes(config.device) as group:
         return _generate(config, group)
 
 
 def _generate(config: Generation, group: Processes) -> Path:
     if config.format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {config.format!r}")
-    device = own_device(config.device, group)
     directory = model_directory(config.model)
-    pipe = load_pipeline(directory, config.dtype, device)
+    pipe = load_pipeline(directory, config.dtype, group.device)
     num_classes = pipe.model.config.num_classes
     count = config.images_per_class * num_classes
     check_seeds(config.seed, count)
@@ -104,7 +110,7 @@ def _generate(config: Generation, group: Processes) -> Path:
     pipe.prepare([0], seeds=[config.seed], **options)  # refuses what cannot be drawn
 
     folder = Path(config.out)
-    settings = run_settings(config, directory, sampling_of(pipe, options), device)
+    settings = run_settings(config, directory, sampling_of(pipe, options), group.device)
     if group.is_first:
         _begin(folder, settings, count, pipe)
     group.wait()
@@ -112,7 +118,7 @@ def _generate(config: Generation, group: Processes) -> Path:
 
     samples = open_samples(folder, config.format, count, num_classes)
     batches = [range(start, min(start + config.batch_size, count)) for start in range(0, count, config.batch_size)]
-    missing = [batch for batch in batches[group.rank :: group.count] if not samples.has(batch)]
+    missing = [batch for batch in batches[group.rank :: group.size] if not samples.has(batch)]
     for batch in track(missing, "drawing") if group.is_first else missing:
         labels = [number % num_classes for number in batch]
         seeds = [config.seed + number for number in batch]

@@ -9,9 +9,9 @@ from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
-from lpd_tools.commands.sample import labelled_grid
 from lpd_tools.console import new_console, say
 from lpd_tools.evaluation.images import ImageSet
+from lpd_tools.pictures import labelled_grid
 
 PICTURE_CLASSES, PICTURE_IMAGES = 10, 8
 

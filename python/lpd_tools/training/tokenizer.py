@@ -13,19 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lpd_ext.tokenizer import AttnBlock, ResBlock, TokenizerConfig, VQTokenizer
-from lpd_tools.data.fashion_mnist import BORDER, centre_grey, from_pixels, step_generator
+from lpd_tools.data.fashion_mnist import BORDER, centre_grey, centre_psnr, from_pixels, step_generator
 from lpd_tools.data.image_reader import ImageReader, write_skipped
 from lpd_tools.data.image_source import DataSet, evenly_spaced
 from lpd_tools.data.pixels import background_colour, to_input
 from lpd_tools.data.sources import open_data
 from lpd_tools.data.token_shards import SKIPPED_FILE, file_hash
-from lpd_tools.evaluation.metrics import centre_psnr, psnr
+from lpd_tools.pictures import psnr, tiled
+from lpd_tools.processes import Processes, processes
 from lpd_tools.settings import Range, fixed_settings
 from lpd_tools.training.codebook import CodebookAverages
 from lpd_tools.training.judge import Judge, load_judge, predict
 from lpd_tools.training.loop import Training
-from lpd_tools.training.processes import Processes, processes
-from lpd_tools.training.samples import tiled
 from lpd_tools.training.settings import TokenizerTraining
 from lpd_tools.training.shuffling import EpochShuffle
 from lpd_tools.training.state import fill

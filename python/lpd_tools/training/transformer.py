@@ -19,10 +19,10 @@ from lpd_ext.tokenizer import VQTokenizer
 from lpd_tools.data.fashion_mnist import step_generator
 from lpd_tools.data.image_source import evenly_spaced
 from lpd_tools.data.token_cache import TokenCache, file_hash, load_token_cache
+from lpd_tools.processes import Processes, processes
 from lpd_tools.settings import Range, fixed_settings
 from lpd_tools.training.loop import Training
 from lpd_tools.training.precision import autocast, autocast_dtype
-from lpd_tools.training.processes import Processes, processes
 from lpd_tools.training.samples import draw_grid
 from lpd_tools.training.settings import LPDTraining
 from lpd_tools.training.shuffling import EpochShuffle

@@ -26,6 +26,7 @@ from lpd_ext.request import DecodeRequest, make_request
 from lpd_ext.sampler import decode_step, generate
 from lpd_tools.bench.cases import Shape
 from lpd_tools.bench.plain_decode import attend_in_two_calls, call_block, decode_plain, guidance_of
+from lpd_tools.bench.result import Result
 from lpd_tools.bench.timing import Times, interleaved
 
 LOGITS_TOLERANCE = 2e-5  # of the largest logit
@@ -223,8 +224,8 @@ def products_alone(model: LPDModel, request: DecodeRequest) -> Callable[[], None
     return run
 
 
-def time_on_cpu(decode: Decode, repeats: int, chosen: Sequence[str] = BASELINES) -> list[dict[str, Any]]:
-    """Rows of our decodes and of the chosen baselines, in one interleaved run; next-token decoding is timed once.
+def time_on_cpu(decode: Decode, repeats: int, chosen: Sequence[str] = BASELINES) -> list[Result]:
+    """Results of our decodes and of the chosen baselines, in one interleaved run; next-token decoding is timed once.
 
     Raises RuntimeError if float32 does not compute what the published style does.
     """
@@ -250,26 +251,18 @@ def time_on_cpu(decode: Decode, repeats: int, chosen: Sequence[str] = BASELINES)
         f"{rounded['cosine'][-1]:.5f}",
         NEXT_TOKEN: "timed once",
     }
+    against = {name: timed[name] for name in plain}
     return [
-        {
-            "operator": name,
-            "seconds": times.seconds,
-            "ratios": {base: timed[base].median / times.median for base in plain},
-            "note": notes.get(name, ""),
-        }
-        | ({"rounded": rounded} if name == "int8" else {})
+        Result.against(name, times, against, note=notes.get(name, ""), rounded=rounded if name == "int8" else None)
         for name, times in timed.items()
     ]
 
 
-def time_on_cuda(decode: Decode, repeats: int, chosen: Sequence[str] = (PUBLISHED,)) -> list[dict[str, Any]]:
-    """Rows of our decodes, as one graph and eagerly, and of the published style, the one baseline there."""
+def time_on_cuda(decode: Decode, repeats: int, chosen: Sequence[str] = (PUBLISHED,)) -> list[Result]:
+    """Results of our decodes, as one graph and eagerly, and of the published style, the one baseline there."""
     if PUBLISHED not in chosen:
         raise ValueError(f"baseline must be {PUBLISHED!r} on device cuda, got {list(chosen)}")
     runs = ours_on_cuda(decode) | {PUBLISHED: decode.plain}
     times_of = interleaved(list(runs.values()), repeats, decode.orders.device, in_graph=False, warm_up=1)
     timed = dict(zip(runs, times_of, strict=True))
-    return [
-        {"operator": name, "seconds": times.seconds, "ratios": {PUBLISHED: timed[PUBLISHED].median / times.median}}
-        for name, times in timed.items()
-    ]
+    return [Result.against(name, times, {PUBLISHED: timed[PUBLISHED]}) for name, times in timed.items()]

@@ -16,8 +16,8 @@ from PIL import Image
 from lpd_tools.data.icon_packages import Emoji, Package, list_emoji, read_packages
 from lpd_tools.data.image_source import digest
 from lpd_tools.data.pixels import background_colour
+from lpd_tools.data.settings import IconFolder
 from lpd_tools.progress import track
-from lpd_tools.settings import setting
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,24 +25,6 @@ else:
     import tomli as tomllib
 
 _OPAQUE = 8  # below this alpha value a pixel is taken for empty
-
-
-@dataclass(frozen=True)
-class IconFolder:
-    """Which packages become which folder."""
-
-    package: tuple[str, ...] = setting(
-        ..., "unpacked npm package of icons: emoji-datasource-*, an Iconify set, or one with assets/<code points>.*"
-    )
-    out: str = setting(..., "image folder to make, with train/<class> and val/<class>")
-    classes: str = setting("", "TOML table of classes (empty: the one that comes with this program)")
-    size: int = setting(64, "side of the square pictures in pixels")
-    margin: int = setting(4, "empty pixels on every side of an icon")
-    background: str = setting("#eef2f6", "colour behind the icons, by name or #rrggbb")
-    placements: int = setting(1, "pictures of each train icon: the first in the middle, others shifted, smaller, ...")
-    held_out: float = setting(0.1, "share of the emoji of each class whose pictures all go to val")
-    variants: int = setting(3, "most variants of an emoji (skin tones, woman and man) from each package")
-    seed: int = setting(0, "random seed of the placements")
 
 
 @dataclass(frozen=True)
@@ -187,11 +169,6 @@ def _check(config: IconFolder) -> None:
     out = Path(config.out)
     if not config.package:
         raise ValueError("package must name at least one folder")
-    if not 0 < config.held_out < 1:
-        raise ValueError(f"held_out must be in (0, 1), got {config.held_out}")
-    for name, low in (("variants", 1), ("placements", 1), ("margin", 0), ("size", 1)):
-        if getattr(config, name) < low:
-            raise ValueError(f"{name} must be at least {low}, got {getattr(config, name)}")
     if 2 * config.margin >= config.size:
         raise ValueError(f"margin must be less than half of size {config.size}, got {config.margin}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

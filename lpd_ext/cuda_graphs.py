@@ -51,11 +51,13 @@ def weights_of(model: nn.Module) -> Hashable:
     """Where the model's weights lie: equal as long as none has been replaced or moved."""
     # `model.parameters()` takes ten times as long, a millisecond of each decode.
     addresses: list[int] = []
-    modules: list[nn.Module | None] = [model]
-    while modules:
-        if (module := modules.pop()) is not None:
-            addresses += [weight.data_ptr() for weight in module._parameters.values() if weight is not None]
-            modules += module._modules.values()
+    modules: list[nn.Module] = [model]
+    for module in modules:  # which grows
+        for weight in module._parameters.values():
+            if weight is not None:
+                addresses.append(weight.data_ptr())
+        if module._modules:
+            modules += [child for child in module._modules.values() if child is not None]
     return tuple(addresses)
 
 

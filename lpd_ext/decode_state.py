@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,21 +14,19 @@ from lpd_ext.model import LPDModel
 from lpd_ext.plan import Capacity, Places, Plan, plan_decoding
 from lpd_ext.request import DecodeRequest
 
-# An image's settings as they go to the device, all in one copy; the guidance of its n-th token of N is
-# guidance_start + guidance_rise * n / N.
-_SETTINGS = np.dtype(
-    [
-        ("seed", np.int64),
-        ("condition", np.int64),
-        ("guidance_start", np.float32),
-        ("guidance_rise", np.float32),
-        ("temperature", np.float32),
-        ("top_p", np.float32),
-        ("top_k", np.int32),
-        ("unused", np.int32),
-    ]
+_SETTINGS = (
+    ("seed", np.int64),
+    ("condition", np.int64),
+    ("temperature", np.float32),
+    ("top_p", np.float32),
+    ("top_k", np.int32),
+    ("unused", np.int32),
 )
-_WORDS = _SETTINGS.itemsize // 8
+
+
+def _record(num_tokens: int) -> np.dtype[Any]:
+    """An image's settings as they go to the device, all in one copy; with the guidance of each token in its order."""
+    return np.dtype([*_SETTINGS, ("guidance", np.float32, num_tokens + num_tokens % 2)])  # whole words of 8 bytes
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,9 @@ class DecodeState:
     """Tables, KV caches and work memory of the images being drawn, taken once, before the first step.
 
     Tables by slot [S, N + 2], laid out as plan.py says: `contents`, `positions`. Tables by image [B, ...]: `grid` int64
-    [B, N], the tokens in raster order, -1 where none is yet; `guidance` float32 [B, N] by place in the order; `seeds`,
-    `temperature`, `top_p`, `top_k` [B]. `load` writes a request's data at its places; other places stay as they are, so
-    images may come and go while others are drawn.
+    [B, N], the tokens in raster order, -1 where none is yet; and views of `settings`, which one copy fills: `guidance`
+    float32 [B, N] by place in the order, `seeds`, `temperature`, `top_p`, `top_k` [B]. `load` writes a request's data
+    at its places; other places stay as they are, so images may come and go while others are drawn.
     """
 
     def __init__(self, model: LPDModel, capacity: Capacity, filters: Filters) -> None:
@@ -86,13 +85,12 @@ class DecodeState:
         self.positions = table(capacity.sequences, num_tokens + 2)
         self.positions[:, 0] = 0
         self.grid = table(capacity.images, num_tokens)
-        self.guidance = table(capacity.images, num_tokens, dtype=torch.float32)
-        self._places_in_order = torch.arange(num_tokens, device=device)
-        self.settings = table(capacity.images, _WORDS)  # records of _SETTINGS
-        self.seeds = _field(self.settings, "seed", torch.int64)
-        self.temperature = _field(self.settings, "temperature", torch.float32)
-        self.top_p = _field(self.settings, "top_p", torch.float32)
-        self.top_k = _field(self.settings, "top_k", torch.int32)
+        self._record = record = _record(num_tokens)
+        self.settings = table(capacity.images, record.itemsize // 8)
+        self.guidance = _field(self.settings, record, "guidance")[:, :num_tokens]
+        self.seeds, self.temperature, self.top_p, self.top_k = (
+            _field(self.settings, record, name)[:, 0] for name in ("seed", "temperature", "top_p", "top_k")
+        )
         cache_shape = (config.depth, capacity.sequences, config.heads, capacity.cache_positions, config.head_dim)
         k_cache, v_cache = (memory.empty(cache_shape, dtype, device) for _ in range(2))
         self.parts = model.decoding_parts(k_cache, v_cache, capacity.most_rows)
@@ -105,16 +103,13 @@ class DecodeState:
         """
         config, device, known = self.model.config, self.contents.device, request.known_tokens
         batch, (images, slots, sources) = len(request.labels), (places.images, places.slots, places.sources)
-        settings = _settings_of(request)
+        settings = _settings_of(request, self._record)
         settings = settings.pin_memory() if device.type == "cuda" and batch else settings
         settings = settings.to(device, non_blocking=True)
         self.settings.index_copy_(0, images, settings)
-        start, rise = (_field(settings, f"guidance_{name}", torch.float32)[:, None] for name in ("start", "rise"))
-        self.guidance.index_copy_(0, images, start + rise * self._places_in_order / config.num_tokens)
-
         orders = request.orders.to(device, non_blocking=True)
         self.positions[:, 1:-1].index_put_((slots,), (orders + 1).index_select(0, sources))
-        conditions = _field(settings, "condition", torch.int64)[sources]
+        conditions = _field(settings, self._record, "condition")[:, 0].index_select(0, sources)
         conditions[batch:] = config.unconditional_id
         self.contents[:, 0].index_copy_(0, slots, conditions)
         # A column that is read before its token is drawn holds -1, which no table has a row for.
@@ -134,27 +129,31 @@ class DecodeState:
             raise RuntimeError("logits contain NaN or are -inf throughout: nothing can be drawn")
 
 
-def _field(settings: Tensor, name: str, dtype: torch.dtype) -> Tensor:
-    """A field of each record in settings int64 [B, words], a view [B]."""
-    assert _SETTINGS.fields is not None
-    offset = _SETTINGS.fields[name][1]
-    return settings.view(dtype)[:, offset // dtype.itemsize]
+def _field(settings: Tensor, record: np.dtype[Any], name: str) -> Tensor:
+    """A field of each record in settings int64 [B, words], a view [B, its entries]."""
+    assert record.fields is not None
+    kind, offset = record.fields[name][:2]
+    dtype = {np.int64: torch.int64, np.int32: torch.int32, np.float32: torch.float32}[kind.base.type]
+    first = offset // dtype.itemsize
+    return settings.view(dtype)[:, first : first + kind.itemsize // dtype.itemsize]
 
 
-def _settings_of(request: DecodeRequest) -> Tensor:
-    """Records of _SETTINGS as int64 [B, words], on the CPU."""
+def _settings_of(request: DecodeRequest, record: np.dtype[Any]) -> Tensor:
+    """Records of a request's images as int64 [B, words], on the CPU."""
     config = request.config
-    records = np.zeros(len(request.labels), _SETTINGS)
+    records = np.zeros(len(request.labels), record)
     records["seed"] = request.seeds
     records["condition"] = [
         config.unconditional_id if label is None else config.vocab_size + label for label in request.labels
     ]
-    scale = np.array(request.guidance_scale, np.float32)
-    is_linear = np.array([schedule == "linear" for schedule in request.guidance_schedule], np.bool_)
-    records["guidance_start"] = np.where(is_linear, 1, scale)
-    records["guidance_rise"] = np.where(is_linear, scale - 1, 0)
     records["temperature"] = request.temperature
     records["top_p"] = request.top_p
     # More than V is the whole vocabulary, and may not fit int32.
     records["top_k"] = [min(k, config.vocab_size) for k in request.top_k]
-    return torch.from_numpy(records.view(np.int64).reshape(-1, _WORDS))
+    # The n-th token of N has scale 1 + (scale - 1) * n / N, or the scale itself.
+    scale = np.array(request.guidance_scale, np.float32)[:, None]
+    n = np.arange(config.num_tokens, dtype=np.float32)
+    is_linear = np.array([schedule == "linear" for schedule in request.guidance_schedule], np.bool_)[:, None]
+    linear = 1 + (scale - 1) * n / np.float32(config.num_tokens)
+    records["guidance"][:, : config.num_tokens] = np.where(is_linear, linear, scale)
+    return torch.from_numpy(records.view(np.int64).reshape(len(records), record.itemsize // 8))

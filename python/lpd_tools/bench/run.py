@@ -16,6 +16,7 @@ from rich.table import Table
 from lpd_ext import _C
 from lpd_tools.bench.cases import SHAPES, Case, cases
 from lpd_tools.bench.decode import BASELINES, PUBLISHED, Decode, time_on_cpu, time_on_cuda
+from lpd_tools.bench.host import time_host
 from lpd_tools.bench.image import time_decoders, time_images
 from lpd_tools.bench.result import Result, cell
 from lpd_tools.bench.settings import Bench, Part
@@ -40,6 +41,10 @@ def run_bench(chosen: Bench) -> None:
                 results += run.operators(name, images)
             if Part.decode in run.parts:
                 results += run.decodes(name, images)
+    if Part.host in run.parts:
+        for name in run.shapes:
+            for images in chosen.batches or [1]:
+                results += run.host(name, images)
     if Part.training in run.parts:
         for name in run.shapes:
             for images in chosen.batches or [_TRAINING_BATCH]:
@@ -120,6 +125,11 @@ class _Run:
         title = f"Decode of {name}, {layers} layers, B = {images}"
         results = self.shown(title, lambda: timed(decode, self.chosen.decodes, self.baselines))
         return [result.at(name, images, step, layers) for result in results]
+
+    def host(self, name: str, images: int) -> list[Result]:
+        title = f"Before the first step of {name}, B = {images}"
+        results = self.shown(title, lambda: time_host(SHAPES[name], images, self.chosen.repeats))
+        return [result.at(name, images) for result in results]
 
     def training(self, name: str, images: int) -> list[Result]:
         title = f"Training attention of {name}, B = {images}"

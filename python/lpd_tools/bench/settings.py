@@ -36,6 +36,7 @@ class Part(str, Enum):
     tokenizer = "tokenizer"
     image = "image"
     training = "training"
+    host = "host"
 
 
 @dataclass(frozen=True)

@@ -134,16 +134,16 @@ def sample_tokens(
     top_k: Tensor | None,
     top_p: Tensor | None,
     seed: Tensor,
-    position: Tensor,
+    cell: Tensor,
 ) -> Tensor:
     """Draw one token per entry of conditional_row from guided, tempered, filtered logits [Q, V]; returns int64 [M].
 
     conditional_row, unconditional_row int32 [M] (-1: no guidance); guidance, temperature (0: argmax), top_p (1: off)
-    float32 [M]; top_k int32 [M] (0: off); seed, position int64 [M] key the random number. If a mixed row
+    float32 [M]; top_k int32 [M] (0: off); seed, cell int64 [M] key the random number. If a mixed row
     has a NaN or is -inf throughout: RuntimeError, or on CUDA token -1.
     """
     result: Tensor = _ops.sample_tokens(
-        logits, conditional_row, unconditional_row, guidance, temperature, top_k, top_p, seed, position
+        logits, conditional_row, unconditional_row, guidance, temperature, top_k, top_p, seed, cell
     )
     return result
 
@@ -158,7 +158,7 @@ def _(
     top_k: Tensor | None,
     top_p: Tensor | None,
     seed: Tensor,
-    position: Tensor,
+    cell: Tensor,
 ) -> Tensor:
     return seed.new_empty(conditional_row.shape)
 
@@ -264,7 +264,7 @@ def quantize_rows(x: Tensor, levels: int = 255, rotate: bool = False, planes: in
     """Each row of x [R, K] as bytes 0..levels: uint8 [R, K], and float32 [R, 2], its scale and zero point.
 
     x is about scale * (byte - zero_point); zero_point is a whole number, so zeros stay exact. A row with an
-    infinity or a NaN has scale NaN. rotate: of reference.rotate_rows(x) instead; K must be a multiple of 64 then.
+    infinity or a NaN has scale NaN. rotate: of packing.rotate_rows(x) instead; K must be a multiple of 64 then.
     planes = 2: of twice the rows; rows R.. are of what the first R leave, so that both add up to x.
     """
     result: tuple[Tensor, Tensor] = _ops.quantize_rows(x, levels, rotate, planes)
@@ -285,7 +285,7 @@ def packed_linear(
     gelu: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
-    """x W^T + bias [R, N], or GELU of it (exact form), with weights as reference.pack_weight lays them out.
+    """x W^T + bias [R, N], or GELU of it (exact form), with weights as packing.pack_weight lays them out.
 
     x [R, K], weight and bias [N] in float32, or all in bfloat16 (summed in float32). To the last bit, a row of the
     result does not depend on the other rows. It is written to `out`, and that is returned, if given.
@@ -314,7 +314,7 @@ def packed_linear_int8(
     """packed_linear of what quantize_rows made of x, float32 [R, N], with int8 weights.
 
     quantized uint8 [planes * R, K] and quantization float32 [planes * R, 2], as quantize_rows gives them; weight int8,
-    as reference.pack_weight lays it out, stands for weight * scale [N]; column_sum float32 [N], the sums of that over
+    as packing.pack_weight lays it out, stands for weight * scale [N]; column_sum float32 [N], the sums of that over
     K; bias float32 [N]. Products of bytes are summed exactly; K is 65,536 at most. out: as of packed_linear.
     """
     if out is None:

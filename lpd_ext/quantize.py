@@ -1,7 +1,7 @@
 """int8 linear layers for decoding on a CPU: weights rounded per output channel, activations per row on the fly.
 
 y = x W^T + b becomes a product of bytes whose sums get their meaning back before they are written
-(ops.packed_linear_int8). Inputs and weights are both rotated before they are rounded (reference.rotate_rows), which
+(ops.packed_linear_int8). Inputs and weights are both rotated before they are rounded (packing.rotate_rows), which
 leaves their product as it is and halves the error of the inputs, whose outliers it spreads. Where errors reach the
 logits almost undamped, inputs are two planes of bytes, the second of which holds what the first leaves: twice the rows
 of one product, so the weights are still read once.
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lpd_ext import ops
 from lpd_ext.linear import DecodingLinear, replace_linears, rows_of, unpack
 from lpd_ext.model import LPDModel
-from lpd_ext.reference import ROTATION, pack_weight, rotate_rows, unpack_weight
+from lpd_ext.packing import ROTATION, pack_weight, rotate_rows, unpack_weight
 
 SCALE = "rotated_scale"  # of int8 weights: the name that stands beside theirs in a state dict
 FINE_BLOCKS = 3  # the last ones, whose inputs are in two planes, as those of the head

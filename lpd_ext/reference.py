@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lpd_ext.packing import rotate_rows, unpack_weight
+
 
 def embed_rows(
     content_ids: Tensor,
@@ -76,25 +78,6 @@ def training_attention_backward(
     return torch.autograd.grad(output, leaf, grad_output)[0].contiguous()
 
 
-ROTATION = 64
-
-
-def rotate_rows(x: Tensor) -> Tensor:
-    """Hadamard transform (Sylvester's order, unscaled) over the 64 equal slices of each row of x [R, K].
-
-    Applied twice it gives 64 x. An outlier is spread over 64 places, and the range of the row becomes smaller.
-    """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    slices = x.unflatten(1, (ROTATION, x.shape[1] // ROTATION))
-    half = 1
-    while half < ROTATION:
-        a, b = slices.unflatten(1, (ROTATION // 2 // half, 2, half)).unbind(2)
-        slices = torch.stack([a + b, a - b], dim=2).flatten(1, 3)
-        half *= 2
-    rotated: Tensor = slices.flatten(1)
-    return rotated
-
-
 def quantize_rows(x: Tensor, levels: int = 255, rotate: bool = False, planes: int = 1) -> tuple[Tensor, Tensor]:
     """Bytes [R, K], and scale and zero point [R, 2] of each row, rotated or not, from a range that covers it and 0.
 
@@ -114,29 +97,6 @@ def quantize_rows(x: Tensor, levels: int = 255, rotate: bool = False, planes: in
         x = x - scale * (bytes_ - zero_point)
         step, zero = scale / levels, scale / 2
     return torch.cat(quantized), torch.cat(quantization)
-
-
-LINEAR_PANEL = 32
-
-
-def pack_weight(weight: Tensor) -> Tensor:
-    """Weights [N, K] as packed_linear reads them: [ceil(N / 32), ceil(K / e), 32, e], padded with zeros.
-
-    e elements of a channel fill four bytes: 1 float32, 2 bfloat16, 4 int8.
-    """
-    elements = 4 // weight.element_size()
-    channels, inputs = weight.shape
-    padding = (0, -inputs % elements, 0, -channels % LINEAR_PANEL)
-    padded = F.pad(weight, padding) if any(padding) else weight  # F.pad copies
-    panels: Tensor = padded.unflatten(1, (-1, elements)).unflatten(0, (-1, LINEAR_PANEL))
-    # A copy even where the order is that of the weights.
-    return panels.transpose(1, 2).clone(memory_format=torch.contiguous_format)
-
-
-def unpack_weight(packed: Tensor, out_features: int, in_features: int) -> Tensor:
-    """The weights [N, K] that pack_weight laid out, as a copy."""
-    plain: Tensor = packed.transpose(1, 2).flatten(2).flatten(0, 1)[:out_features, :in_features]
-    return plain.clone(memory_format=torch.contiguous_format)
 
 
 def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, gelu: bool, out: Tensor) -> None:
@@ -259,19 +219,19 @@ def philox4x32_10(counter: Tensor, key: Tensor) -> Tensor:
     return torch.stack([c0, c1, c2, c3], -1)
 
 
-def philox_words(seed: Tensor, position: Tensor, draw: int, domain: int) -> Tensor:
-    """The four random words [..., 4] of (seed, position, draw); domain 0: tokens, 1: orders."""
-    seed, position = torch.broadcast_tensors(seed, position)
+def philox_words(seed: Tensor, cell: Tensor, draw: int, domain: int) -> Tensor:
+    """The four random words [..., 4] of (seed, cell, draw); domain 0: tokens, 1: orders."""
+    seed, cell = torch.broadcast_tensors(seed, cell)
     low = 0xFFFFFFFF
     counter = torch.stack(
-        [position & low, torch.full_like(seed, draw), torch.zeros_like(seed), torch.full_like(seed, domain)], -1
+        [cell & low, torch.full_like(seed, draw), torch.zeros_like(seed), torch.full_like(seed, domain)], -1
     )
     return philox4x32_10(counter, torch.stack([seed & low, seed >> 32 & low], -1))
 
 
-def uniform(seed: Tensor, position: Tensor, draw: int = 0, domain: int = 0, word: int = 0) -> Tensor:
-    """Float32 uniforms in [0, 1) of 24 bits, a pure function of int64 seed, position, draw, domain and word."""
-    return (philox_words(seed, position, draw, domain)[..., word] >> 8).to(torch.float32) * 2.0**-24
+def uniform(seed: Tensor, cell: Tensor, draw: int = 0, domain: int = 0, word: int = 0) -> Tensor:
+    """Float32 uniforms in [0, 1) of 24 bits, a pure function of int64 seed, cell, draw, domain and word."""
+    return (philox_words(seed, cell, draw, domain)[..., word] >> 8).to(torch.float32) * 2.0**-24
 
 
 def token_probabilities(
@@ -326,14 +286,14 @@ def sample_tokens(
     top_k: Tensor | None,
     top_p: Tensor | None,
     seed: Tensor,
-    position: Tensor,
+    cell: Tensor,
 ) -> Tensor:
     """Draw one token per entry of conditional_row; int64 [M]."""
     probabilities = token_probabilities(logits, conditional_row, unconditional_row, guidance, temperature, top_k, top_p)
-    return descend(probabilities, seed, position)
+    return descend(probabilities, seed, cell)
 
 
-def descend(probabilities: Tensor, seed: Tensor, position: Tensor) -> Tensor:
+def descend(probabilities: Tensor, seed: Tensor, cell: Tensor) -> Tensor:
     """Draw from float64 [M, V] down the binary tree over the ids, one uniform a level; int64 [M].
 
     Rounding of the logits then moves one boundary a level, where an inverse CDF would move V of them.
@@ -345,7 +305,7 @@ def descend(probabilities: Tensor, seed: Tensor, position: Tensor) -> Tensor:
     for level in range(levels):
         left, right = remaining.chunk(2, dim=-1)
         left_weight, right_weight = left.sum(-1), right.sum(-1)
-        number = uniform(seed, position, draw=level // 4, word=level % 4).double()
+        number = uniform(seed, cell, draw=level // 4, word=level % 4).double()
         go_right = number * (left_weight + right_weight) >= left_weight
         remaining = torch.where(go_right[:, None], right, left)
         token = 2 * token + go_right

@@ -348,7 +348,7 @@ void sample_tokens() {
       const Bytes logits = random_elements(2 * kTokens * p.logits_stride, dtype);
       Array<int32_t> conditional_row(kTokens), unconditional_row(kTokens), top_k(kTokens);
       Array<float> guidance(kTokens, 3.0f), temperature(kTokens, 0.7f), top_p(kTokens);
-      Array<int64_t> seed(kTokens), position(kTokens);
+      Array<int64_t> seed(kTokens), cell(kTokens);
       for (int32_t m = 0; m < kTokens; ++m) {
         const auto i = static_cast<size_t>(m);
         conditional_row[i] = m;
@@ -356,7 +356,7 @@ void sample_tokens() {
         top_k[i] = m == 0 ? 0 : 20;
         top_p[i] = m >= 3 ? 0.8f : 1.0f;
         seed[i] = any_of(0, 1 << 30);
-        position[i] = m;
+        cell[i] = m;
       }
       temperature[2] = 0.0f;
       p.logits = logits.data();
@@ -365,7 +365,7 @@ void sample_tokens() {
       p.guidance = guidance.data();
       p.temperature = temperature.data();
       p.seed = seed.data();
-      p.position = position.data();
+      p.cell = cell.data();
       p.num_tokens = kTokens;
       p.vocab_size = vocab;
       p.dtype = dtype;

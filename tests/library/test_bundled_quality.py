@@ -11,14 +11,13 @@ import torch
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
-from lpd_tools.data.fashion_mnist import from_pixels, load_fashion_mnist, to_images
+from lpd_tools.data.fashion_mnist import centre_psnr, from_pixels, load_fashion_mnist, to_images
 from lpd_tools.data.sources import open_data
 from lpd_tools.evaluation.evaluate import reconstruct
 from lpd_tools.evaluation.generate import draw
 from lpd_tools.evaluation.images import data_images
 from lpd_tools.evaluation.int8_quality import FLOAT32, INT8, Int8Quality, forced_by_order, int8_quality
 from lpd_tools.evaluation.likelihood import dependency_loss, orders_for, self_consistency
-from lpd_tools.evaluation.metrics import centre_psnr
 from lpd_tools.training.judge import Judge, grey, load_judge, predict
 
 from lpd_ext import checkpoint, quantize

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lpd_ext import _C, ops, reference
-from lpd_ext.reference import pack_weight, unpack_weight
+from lpd_ext.packing import pack_weight, unpack_weight
 
 EPS = torch.finfo(torch.float32).eps
 # K, N: around words, panels of 32 channels, vectors, and runs of 1,024 words.

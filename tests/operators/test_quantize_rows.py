@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lpd_ext import ops, reference
+from lpd_ext.packing import rotate_rows
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 EPS = torch.finfo(torch.float32).eps
@@ -188,8 +189,8 @@ def sylvester(size: int) -> Tensor:
 def test_the_twins_rotation_is_the_matrix(width: int) -> None:
     x = random_rows(5, width).double()
     by_matrix = torch.kron(sylvester(64), torch.eye(width // 64, dtype=torch.float64))
-    assert torch.allclose(reference.rotate_rows(x), x @ by_matrix.t(), rtol=0, atol=1e-12)
-    assert torch.allclose(reference.rotate_rows(reference.rotate_rows(x)), 64 * x, rtol=0, atol=1e-11)
+    assert torch.allclose(rotate_rows(x), x @ by_matrix.t(), rtol=0, atol=1e-12)
+    assert torch.allclose(rotate_rows(rotate_rows(x)), 64 * x, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("levels", [127, 255])
@@ -203,7 +204,7 @@ def test_rotated_rows_are_the_rows_of_the_rotation(
     buffer = torch.full((2 * rows, width + 5), 99.0, dtype=dtype)
     x = buffer[::2, 3 : width + 3]
     x.copy_(random_rows(rows, width, dtype))
-    rotated = reference.rotate_rows(x)
+    rotated = rotate_rows(x)
     assert rotated.dtype == torch.float32
     result = ops.quantize_rows(x, levels, rotate=True)
     assert all(map(torch.equal, result, ops.quantize_rows(rotated, levels)))
@@ -234,7 +235,7 @@ def test_the_second_plane_holds_what_the_first_leaves(
             assert torch.allclose(scale[1], scale[0] / levels, rtol=2 * EPS)
             assert ((zero_point[1] - levels / 2).abs() <= 0.5).all()
             assert quantized.max() <= levels
-            given = reference.rotate_rows(x) if rotate else x
+            given = rotate_rows(x) if rotate else x
             found = (scale * (quantized - zero_point)).sum(0)
             # Half a step of the second plane; the ends of what is left fall on a tie of an odd number of levels.
             floor = scale[1] * 0.5 + 4 * levels * EPS * scale[0]
@@ -256,7 +257,7 @@ def test_a_rotated_outlier_costs_the_others_little(cpu_backend: torch.device) ->
         quantized, quantization = ops.quantize_rows(x, rotate=rotate)
         scale, zero_point = quantization.unsqueeze(-1).unbind(1)
         found = scale * (quantized - zero_point)
-        errors.append(float(((reference.rotate_rows(found) / 64 if rotate else found) - x).square().mean().sqrt()))
+        errors.append(float(((rotate_rows(found) / 64 if rotate else found) - x).square().mean().sqrt()))
     assert errors[1] < 0.4 * errors[0]
 
 

@@ -27,7 +27,7 @@ from lpd_tools.evaluation import evaluate as evaluate_module
 from lpd_tools.evaluation.evaluate import Evaluation, evaluate, tokens_of
 from lpd_tools.evaluation.images import data_images
 from lpd_tools.evaluation.likelihood import dependency_loss
-from lpd_tools.evaluation.processes import Processes
+from lpd_tools.processes import Processes
 from typer.testing import CliRunner
 
 from lpd_ext.pipeline import LPDPipeline
@@ -124,16 +124,14 @@ def test_each_process_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.M
     asked = []
 
     @contextmanager
-    def second_of_two() -> Iterator[Processes]:
-        yield Processes(1, 2, 1)
+    def second_of_two(device: str) -> Iterator[Processes]:
+        yield Processes(1, 2, torch.device(device or "cuda:1"))
 
     def note(directory: Path, dtype: str, device: torch.device) -> None:
         asked.append(device)
         raise InterruptedError
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(evaluate_module, "processes", second_of_two)
+    monkeypatch.setattr(evaluate_module, "drawing_processes", second_of_two)
     monkeypatch.setattr(evaluate_module, "load_pipeline", note)
     config = Evaluation(str(tmp_path / "out"), str(save_small_model(tmp_path / "model")), reference=FASHION)
     for device, wanted in (("", "cuda:1"), ("cuda:0", "cuda:0"), ("cpu", "cpu")):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("typer")
@@ -161,7 +162,7 @@ def test_two_processes_draw_what_one_draws(model: Path, tmp_path: Path) -> None:
 def test_ranks_share_the_batches(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each batch is drawn by one process alone."""
     from lpd_tools.evaluation import generate as module
-    from lpd_tools.evaluation.processes import Processes
+    from lpd_tools.processes import Processes
 
     drawn: list[list[int]] = []
     draw = LPDPipeline.__call__
@@ -173,7 +174,7 @@ def test_ranks_share_the_batches(model: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(LPDPipeline, "__call__", note)
     monkeypatch.setattr(Processes, "wait", lambda self: None)
     for rank in (0, 1):
-        module._generate(generation(model, tmp_path / "run"), Processes(rank, 2))
+        module._generate(generation(model, tmp_path / "run"), Processes(rank, 2, torch.device("cpu")))
         if rank == 0:
             assert [seeds[0] for seeds in drawn] == [SEED, SEED + 10]
     assert sorted(seed for seeds in drawn for seed in seeds) == list(range(SEED, SEED + 12))

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from lpd_tools.bench import growth, growth_report
-from lpd_tools.bench.growth import Measured, Point, all_points, append_point, exponent, measure_points, read_points
+from lpd_tools.bench.growth import append_point, measure_points, read_points
+from lpd_tools.bench.growth_report import exponent
+from lpd_tools.bench.growth_series import Measured, Point, all_points, all_series
 
 POINTS = [Point(64, 1, 1, "float32", batch, 2, 16) for batch in (1, 2, 4)]
 MACHINE = {"threads": 2, "bytes": 3e10, "float32": 2e11, "int8": 7e11}
@@ -60,7 +62,7 @@ def test_noise_is_averaged() -> None:
 
 
 def test_points_differ_in_one_size_along_a_series() -> None:
-    for series in growth.all_series("int8"):
+    for series in all_series("int8"):
         along = [series.along(point) for point in series.points]
         assert along == sorted(set(along))
         assert series.fitted <= len(along)
@@ -88,7 +90,7 @@ def test_the_picture_and_the_tables(tmp_path: Path) -> None:
 
 
 def test_points_that_are_not_measured_yet_are_left_out() -> None:
-    series = growth.all_series("int8")[0]
+    series = all_series("int8")[0]
     measured = {point: timed(point) for point in series.points[1:3]}
     (kept,) = growth_report.measured_series(measured, "int8")
     assert kept.points == series.points[1:3]

@@ -22,7 +22,7 @@ from lpd_tools.training.transformer import LPDTraining
 
 from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.schedule import group_sizes
-from lpd_ext.training_attention import training_mask
+from lpd_ext.visibility import training_mask
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))

@@ -13,8 +13,8 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from lpd_tools.data.fashion_mnist import load_fashion_mnist
-from lpd_tools.evaluation.metrics import centre_psnr, psnr
+from lpd_tools.data.fashion_mnist import centre_psnr, load_fashion_mnist
+from lpd_tools.pictures import psnr
 from lpd_tools.training.judge import JudgeTraining, augment, grey, load_judge, predict, train_judge
 
 DATA = Path(__file__).parents[1] / "data" / "fashion_mnist"

@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 pytest.importorskip("typer")
 pytest.importorskip("rich")
@@ -19,7 +17,6 @@ pytest.importorskip("matplotlib")
 
 from lpd_tools.training.failure import read_failure
 from lpd_tools.training.gradients import seed_step
-from lpd_tools.training.processes import Processes, processes
 from lpd_tools.training.tokenizer import train_tokenizer
 from lpd_tools.training.transformer import LPDTraining, train
 from training_runs import (
@@ -183,22 +180,6 @@ def test_a_signal_to_one_process_stops_all_with_a_checkpoint(session: Path) -> N
 def test_a_batch_that_cannot_be_shared_out_is_refused(session: Path) -> None:
     error = (session / "odd" / "error_0.txt").read_text()
     assert "batch_size must be a multiple of the 2 processes, got 7" in error
-    assert Processes(1, 2, torch.device("cpu")).share(8) == slice(4, 8)
-
-
-def test_processes_wait_while_the_first_one_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By itself torch ends them after 10 minutes (NCCL) or 30 (gloo)."""
-    joined: list[timedelta] = []
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setattr(dist, "is_initialized", lambda: False)
-    monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout=None: joined.append(timeout))
-    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
-    monkeypatch.setattr(dist, "get_rank", lambda: 0)
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    with processes("cpu") as group:
-        assert group.size == 2
-    assert joined[0] is not None
-    assert joined[0] >= timedelta(hours=2)
 
 
 def test_processes_draw_their_own_dropout() -> None:

@@ -19,13 +19,13 @@ pytest.importorskip("matplotlib")
 
 from lpd_tools.data.token_cache import TokenCache, TokenSplit, check_tokenizer, load_token_cache
 from lpd_tools.data.token_shards import Shard
+from lpd_tools.processes import Processes
 from lpd_tools.training import task as tasks
 from lpd_tools.training import transformer
 from lpd_tools.training.curves import read_log
 from lpd_tools.training.export import Export, export
 from lpd_tools.training.gradients import add_gradients, clip_gradients, micro_batches
 from lpd_tools.training.loop import prepare
-from lpd_tools.training.processes import Processes
 from lpd_tools.training.shuffling import EpochShuffle
 from lpd_tools.training.transformer import (
     LPDTraining,
@@ -357,7 +357,7 @@ def test_a_model_of_other_sizes_is_no_start(
     [
         ("decoding_steps", (8, 17), r"decoding_steps must be in \[1, 16\], got 17"),
         ("decoding_steps", (), "decoding_steps must name at least one"),
-        ("evaluate_images", -1, r"evaluate_images must be in \[0, inf\], got -1"),
+        ("evaluate_images", -1, r"evaluate_images must be at least 0, got -1"),
         ("batch_size", 201, r"batch_size must be in \[1, 200\], got 201"),
         ("dropout", math.nan, r"dropout must be in \[0, 1\), got nan"),
         ("attention_dropout", 1.0, r"attention_dropout must be in \[0, 1\), got 1"),

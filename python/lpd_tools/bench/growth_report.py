@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from lpd_ext.model import LPDConfig
 from lpd_ext.schedule import group_sizes
 from lpd_tools.bench.decode_work import BFLOAT16, FLOAT32, INT8, Peaks, bound_by_bytes, count, least_seconds
-from lpd_tools.bench.growth import DTYPES, Measured, Point, Series, all_series, exponent
+from lpd_tools.bench.growth_series import DTYPES, Measured, Point, Series, all_series
 from lpd_tools.markdown import markdown_table
 
 _COLOURS = {FLOAT32: "tab:blue", INT8: "tab:orange"}
@@ -92,6 +93,12 @@ def tables(measured: Mapping[Point, Measured], machine: Mapping[str, Any]) -> st
     """All tables of the page in Markdown, in its order, with an empty line between them."""
     parts = (exponents_table(measured, machine), work_table(measured, machine), estimate_table(measured, machine))
     return "\n\n".join(parts)
+
+
+def exponent(x: Sequence[float], y: Sequence[float]) -> float:
+    """The power of x that y follows: least squares on logarithms."""
+    slope, _ = np.polyfit(np.log(np.asarray(x)), np.log(np.asarray(y)), 1)
+    return float(slope)
 
 
 def exponents_table(measured: Mapping[Point, Measured], machine: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpd_ext.training_attention import training_mask
+from lpd_ext.visibility import training_mask
 
 SLICE_ROWS = 192  # the fastest of 24, 48, 72, 96, 128, 192 and 256 at L-256-20; at L-512-48 256 is 5 % faster
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

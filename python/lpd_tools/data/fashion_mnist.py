@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from lpd_tools.data.image_source import DataSet, ImageSource, digest
+from lpd_tools.data.settings import FASHION_MNIST_DIR
+from lpd_tools.pictures import psnr
 
-FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
 CLASS_NAMES = (
     "T-shirt/top",
     "trouser",
@@ -122,6 +123,11 @@ def centre_grey(images: Tensor) -> Tensor:
 def from_pixels(pixels: Tensor) -> Tensor:
     """Grey centre float [B, 1, 28, 28] in [-1, 1] of pixels uint8 [B, 32, 32, 3]."""
     return centre_grey(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
+
+
+def centre_psnr(restored: Tensor, pixels: Tensor) -> float:
+    """PSNR in dB of grey images [B, 1, 28, 28] in [-1, 1] against their pixels uint8 [B, 28, 28]."""
+    return psnr((restored.squeeze(1) + 1) * 127.5, pixels.float())
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:

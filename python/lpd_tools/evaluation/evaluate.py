@@ -14,11 +14,11 @@ from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.schedule import group_sizes
 from lpd_ext.state_files import complete_file
 from lpd_ext.tokenizer import VQTokenizer
-from lpd_tools.data.fashion_mnist import BORDER, CLASS_NAMES, from_pixels
+from lpd_tools.data.fashion_mnist import BORDER, CLASS_NAMES, centre_psnr, from_pixels
 from lpd_tools.data.image_source import evenly_spaced
 from lpd_tools.evaluation.features import Extractor
 from lpd_tools.evaluation.generate import (
-    Generation,
+    drawing_processes,
     generate,
     load_pipeline,
     model_directory,
@@ -30,41 +30,19 @@ from lpd_tools.evaluation.images import ImageSet, in_memory, open_images
 from lpd_tools.evaluation.likelihood import dependency_loss, orders_for, self_consistency
 from lpd_tools.evaluation.measure import (
     RECONSTRUCTED,
-    REFERENCE_HELP,
-    Comparison,
     chosen_extractors,
     compare,
     manifests,
     write_results,
 )
-from lpd_tools.evaluation.metrics import centre_psnr, psnr
-from lpd_tools.evaluation.processes import own_device, processes
 from lpd_tools.evaluation.reference import Reference, balanced_sample, check_features, open_reference
 from lpd_tools.evaluation.report import picture
+from lpd_tools.evaluation.settings import Evaluation
+from lpd_tools.pictures import psnr
 from lpd_tools.progress import track
-from lpd_tools.settings import setting
-from lpd_tools.training.loop_settings import check_ranges
 
 RESULTS_FILE = "evaluation.json"
 PICTURE_FILE = "grid.png"
-
-
-@dataclass(frozen=True)
-class Evaluation(Comparison, Generation):
-    """A generation, repeated with other seeds, and what is measured of it; `out` also gets the results.
-
-    Repeat r draws seeds `seed` + r·n to `seed` + (r + 1)·n - 1 of n = images_per_class · C images.
-    """
-
-    repeats: int = setting(1, "runs with seeds of their own; three give a 95 % interval")
-    reference: str = setting("fashion-mnist", REFERENCE_HELP)
-    reconstructed_images: int = setting(2000, "real images to put through the tokenizer (0: none)")
-    nats_images: int = setting(1000, "real images for the teacher-forced nats (0: none)")
-    self_images: int = setting(200, "images to draw without guidance for the self-consistency (0: none)")
-    nats_steps: tuple[int, ...] = setting(
-        (), "numbers of steps for both (without: 4, 6, 10, 16 and one for each token)"
-    )
-    nats_orders: tuple[str, ...] = setting(("random", "locality", "raster"), "orders for both")
 
 
 def evaluate(config: Evaluation) -> dict[str, Any] | None:
@@ -73,13 +51,10 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
     None in the processes of a `torchrun` that only draw. Raises ValueError or FileNotFoundError naming what is wrong
     before anything is drawn, among others where the model was trained on the tokens of another tokenizer than its own.
     """
-    numbers = dict.fromkeys(("nats_images", "self_images", "reconstructed_images"), (0, 10**6))
-    check_ranges(config, repeats=(1, 1000), k=(1, 1000), **numbers)
-    with processes() as group:
-        device = own_device(config.device, group)
-        config = replace(config, device=str(device))
+    with drawing_processes(config.device) as group:
+        config = replace(config, device=str(group.device))
         directory = model_directory(config.model)
-        pipe = load_pipeline(directory, config.dtype, device)
+        pipe = load_pipeline(directory, config.dtype, group.device)
         check_nats(config, pipe)
         extractors = chosen_extractors(config)
         stride = pipe.tokenizer.config.stride

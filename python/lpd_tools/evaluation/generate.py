@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +18,6 @@ from lpd_ext.pipeline import LPDPipeline, bundled_model
 from lpd_tools.checks import check_seeds
 from lpd_tools.data.token_cache import check_tokenizer, file_hash
 from lpd_tools.evaluation.images import MANIFEST_FILE
-from lpd_tools.evaluation.processes import Processes, own_device, processes
 from lpd_tools.evaluation.provenance import provenance
 from lpd_tools.evaluation.samples import (
     FORMATS,
@@ -25,8 +26,9 @@ from lpd_tools.evaluation.samples import (
     remove_unfinished,
     write_manifest,
 )
+from lpd_tools.evaluation.settings import Generation
+from lpd_tools.processes import Processes, processes
 from lpd_tools.progress import track
-from lpd_tools.settings import setting
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 SAMPLING = (
@@ -40,35 +42,6 @@ SAMPLING = (
     "top_k",
     "top_p",
 )
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What is drawn and where it goes; image i of the run has label i mod C and seed `seed` + i.
-
-    Images are drawn in batches of `batch_size` that do not depend on who draws them, so that the result is the same bit
-    for bit for any number of processes and after any interruption.
-    """
-
-    out: str = setting(..., "folder to write; one that was begun with the same settings is gone on with")
-    model: str = setting("", "checkpoint folder or hub id (the bundled model if empty)")
-    images_per_class: int = setting(200, "images to draw of each class")
-    seed: int = setting(0, "seed of the first image; the next ones count up")
-    batch_size: int = setting(100, "images per batch")
-    format: str = setting("png", "png: class/number.png; npz: samples.npz with arr_0 (pixels) and arr_1 (labels)")
-    dtype: str = setting(
-        "", "of the transformer: float32, bfloat16, float16 or int8 (empty: float32, or the file's int8)"
-    )
-    device: str = setting("", "cpu, cuda or cuda:<index> (empty: cuda if there is one)")
-    num_inference_steps: int | None = setting(None, "decoding steps; without: the model's default, as for all below")
-    guidance_scale: float | None = setting(None, "classifier-free guidance; 1 switches it off")
-    guidance_schedule: str | None = setting(None, "linear or constant")
-    order: str | None = setting(None, "locality, random, raster, halton or spiral")
-    proximity_threshold: float | None = setting(None, "of the locality order")
-    repulsion_threshold: int | None = setting(None, "of the locality order")
-    temperature: float | None = setting(None, "0 means argmax")
-    top_k: int | None = setting(None, "0 switches it off")
-    top_p: float | None = setting(None, "1 switches it off")
 
 
 def model_directory(name: str) -> Path:
@@ -111,24 +84,25 @@ def draw(pipe: LPDPipeline, labels: Sequence[int], seed: int, batch_size: int = 
     return torch.cat(parts)
 
 
+def drawing_processes(device: str) -> AbstractContextManager[Processes]:
+    """The processes that draw; the quickest waits for the slowest one, for as long as that draws."""
+    return processes(device, "gloo", timedelta(days=7))
+
+
 def generate(config: Generation) -> Path:
     """Draws what is missing of a run and returns its folder, with all processes of a `torchrun` or alone.
 
     Raises ValueError for impossible settings and for others than the folder was begun with, before anything is drawn.
     """
-    with processes() as group:
+    with drawing_processes(config.device) as group:
         return _generate(config, group)
 
 
 def _generate(config: Generation, group: Processes) -> Path:
     if config.format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {config.format!r}")
-    for name in ("images_per_class", "batch_size"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    device = own_device(config.device, group)
     directory = model_directory(config.model)
-    pipe = load_pipeline(directory, config.dtype, device)
+    pipe = load_pipeline(directory, config.dtype, group.device)
     num_classes = pipe.model.config.num_classes
     count = config.images_per_class * num_classes
     check_seeds(config.seed, count)
@@ -136,7 +110,7 @@ def _generate(config: Generation, group: Processes) -> Path:
     pipe.prepare([0], seeds=[config.seed], **options)  # refuses what cannot be drawn
 
     folder = Path(config.out)
-    settings = run_settings(config, directory, sampling_of(pipe, options), device)
+    settings = run_settings(config, directory, sampling_of(pipe, options), group.device)
     if group.is_first:
         _begin(folder, settings, count, pipe)
     group.wait()
@@ -144,7 +118,7 @@ def _generate(config: Generation, group: Processes) -> Path:
 
     samples = open_samples(folder, config.format, count, num_classes)
     batches = [range(start, min(start + config.batch_size, count)) for start in range(0, count, config.batch_size)]
-    missing = [batch for batch in batches[group.rank :: group.count] if not samples.has(batch)]
+    missing = [batch for batch in batches[group.rank :: group.size] if not samples.has(batch)]
     for batch in track(missing, "drawing") if group.is_first else missing:
         labels = [number % num_classes for number in batch]
         seeds = [config.seed + number for number in batch]

@@ -1,4 +1,4 @@
-"""Measures of images and of their features: Fréchet and kernel distance, inception score, precision, recall, PSNR.
+"""Measures of images and of their features: Fréchet and kernel distance, inception score, precision, recall.
 
 torchmetrics computes the distances and the score, from features that are extracted once and passed through `_Given`.
 """
@@ -156,19 +156,6 @@ def _quietly(seed: int) -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Metric `.*` will save all extracted features", category=UserWarning)
         torch.manual_seed(seed)
         yield
-
-
-def psnr(found: Tensor, wanted: Tensor, peak: float = 255.0) -> float:
-    """10·log10(peak² / mean squared error) in dB, over all elements."""
-    if found.shape != wanted.shape:
-        raise ValueError(f"found and wanted must have one shape, got {tuple(found.shape)} and {tuple(wanted.shape)}")
-    error = (found.double() - wanted.double()).square().mean().item()
-    return math.inf if error == 0 else 10 * math.log10(peak * peak / error)
-
-
-def centre_psnr(restored: Tensor, pixels: Tensor) -> float:
-    """PSNR in dB of grey images [B, 1, 28, 28] in [-1, 1] against their pixels uint8 [B, 28, 28]."""
-    return psnr((restored.squeeze(1) + 1) * 127.5, pixels.float())
 
 
 def over_repeats(values: list[float]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lpd_ext.state_files import complete_file
+from lpd_tools.processes import Processes
 from lpd_tools.training.loop_settings import LoopSettings
-from lpd_tools.training.processes import Processes
 
 FORMAT = 1  # of the dict in the file
 

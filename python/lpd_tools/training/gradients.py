@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lpd_tools.data.fashion_mnist import step_generator
+from lpd_tools.training.parallel import whole, without_reduction
 from lpd_tools.training.precision import autocast
-from lpd_tools.training.processes import whole, without_reduction
 
 Batch = TypeVar("Batch")
 

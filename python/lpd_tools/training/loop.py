@@ -13,14 +13,15 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from lpd_tools.processes import Processes
 from lpd_tools.progress import track
 from lpd_tools.training.checkpoints import CheckpointFolder
 from lpd_tools.training.failure import TrainingDivergedError, first_failed, save_failure
 from lpd_tools.training.gradients import add_gradients, clip_gradients, micro_batches, seed_step
 from lpd_tools.training.logs import EVALUATIONS, STEPS, TrainingLogs
 from lpd_tools.training.loop_settings import LoopSettings
+from lpd_tools.training.parallel import parallelise
 from lpd_tools.training.precision import autocast_dtype
-from lpd_tools.training.processes import Processes, parallelise
 from lpd_tools.training.state import TrainingState, parameter_groups
 from lpd_tools.training.stopping import StopSignals, TrainingStopped
 from lpd_tools.training.task import Task
@@ -34,7 +35,7 @@ class Training:
 
     def __init__(self, task: Task, settings: LoopSettings, group: Processes, fixed: Mapping[str, Any]) -> None:
         self.task, self.settings, self.group, self.fixed = task, settings, group, dict(fixed)
-        self.first = group.rank == 0
+        self.first = group.is_first
         self.share = group.share(settings.batch_size)
         self.parts = micro_batches(self.share, settings.micro_batch_size)
         self.dtype = autocast_dtype(settings.precision, group.device)
@@ -69,9 +70,11 @@ class Training:
             TrainingLogs(out, self.done, tensorboard=settings.tensorboard, enabled=first) as logs,
             StopSignals() as stop,
         ):
-            for step in track(todo, f"training the {self.task.name}") if first else todo:
+            shown: dict[str, float] = {}
+            for step in track(todo, f"training the {self.task.name}", figures=shown) if first else todo:
                 save_due = first and time.monotonic() - self.saved_at > settings.save_every_s
                 losses, norm, stop_asked, save_due = self.step(step, stop, save_due)
+                shown["loss"] = losses["loss"]
                 last = self.done == settings.steps
                 row = {"step": self.done, "seconds": self.seconds, "lr": settings.learning_rate_at(step)}
                 if self.done % settings.log_every == 0 or last:

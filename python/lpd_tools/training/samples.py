@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from lpd_ext.model import LPDModel
 from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
 from lpd_ext.tokenizer import VQTokenizer
+from lpd_tools.pictures import tiled
 
 
 def draw_grid(model: LPDModel, tokenizer: VQTokenizer, count: int, guidance: float) -> np.ndarray:
@@ -23,14 +23,3 @@ def draw_grid(model: LPDModel, tokenizer: VQTokenizer, count: int, guidance: flo
     with torch.inference_mode():
         images = pipe(labels, seeds=list(range(count)), output_type="np", **options).images
     return tiled(images)
-
-
-def tiled(images: np.ndarray) -> np.ndarray:
-    """Images uint8 [B, h, w, 3] side by side, about as many rows as columns; black where none is left."""
-    count, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    padded = np.concatenate([images, np.zeros((rows * columns - count, height, width, channels), images.dtype)])
-    grid = padded.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
-    tiles: np.ndarray = grid.reshape(rows * height, columns * width, channels)
-    return tiles

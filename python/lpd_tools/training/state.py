@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpd_tools.training.processes import part_like, whole
+from lpd_tools.training.parallel import part_like, whole
 
 
 class TrainingState:

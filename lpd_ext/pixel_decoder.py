@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lpd_ext import _C, ops, reference
+from lpd_ext import _C, ops
 from lpd_ext.tokenizer import AttnBlock, ResBlock, VQTokenizer
 
 # Images that go through together: more would not be faster, and each takes 75 MB at 256 x 256 pixels and full width.
@@ -27,13 +27,7 @@ _BFLOAT16_LEVELS = 2
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def can_decode(tokenizer: VQTokenizer) -> bool:
-    """Whether FastDecoder can take this tokenizer here: float32 weights on a CPU with vector instructions."""
-    weights = tokenizer.decoder.parameters()
-    return _C.cpu_isa() != "scalar" and all(w.device.type == "cpu" and w.dtype == torch.float32 for w in weights)
-
-
-class FastDecoder:
+class PixelDecoder:
     """Decodes with the weights of a VQTokenizer, which it shares.
 
     The first decode lays each 3x3 weight out anew in memory, [3, 3, C, K], and leaves the tokenizer's parameter as a
@@ -48,6 +42,12 @@ class FastDecoder:
             raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
         self.tokenizer = tokenizer
         self.dtype = dtype
+
+    @staticmethod
+    def supports(tokenizer: VQTokenizer) -> bool:
+        """Whether it can take this tokenizer here: float32 weights on a CPU with vector instructions."""
+        weights = tokenizer.decoder.parameters()
+        return _C.cpu_isa() != "scalar" and all(w.device.type == "cpu" and w.dtype == torch.float32 for w in weights)
 
     @torch.no_grad()
     def decode_features(self, features: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class FastDecoder:
 
 
 def _kernel(conv: nn.Conv2d) -> Tensor:
-    """The weight [3, 3, C, K] of a convolution, contiguous; see FastDecoder."""
+    """The weight [3, 3, C, K] of a convolution, contiguous; see PixelDecoder."""
     kernel = conv.weight.permute(2, 3, 1, 0)
     if not kernel.is_contiguous():
         kernel = kernel.contiguous()
@@ -109,13 +109,19 @@ def _conv3x3(
 ) -> Tensor:
     """conv(silu(norm(x))), conv(x doubled) or conv(x), into out or added to it."""
     assert conv.bias is not None
-    scale_shift = _scale_shift(norm, x) if norm is not None else None
+    kernel, scale_shift = _kernel(conv), _scale_shift(norm, x) if norm is not None else None
     out = _new(x, conv, 2 if upsample else 1) if out is None else out
-    # Where a group of GroupNorm is a few numbers that hardly differ, it magnifies rounding: there, the direct one.
-    direct = min(out.shape[1:3]) < _SMALLEST_SIDE or x.shape[-1] % _CHANNEL_MULTIPLE != 0
-    convolve = reference.conv3x3 if direct else ops.conv3x3
-    convolve(x, _kernel(conv), conv.bias, scale_shift, out, upsample, accumulate, bfloat16)
-    return out
+    if min(out.shape[1:3]) >= _SMALLEST_SIDE and x.shape[-1] % _CHANNEL_MULTIPLE == 0:
+        ops.conv3x3(x, kernel, conv.bias, scale_shift, out, upsample, accumulate, bfloat16)
+        return out
+    # Where a group of GroupNorm is a few numbers that hardly differ, it magnifies rounding: there, torch's convolution.
+    if scale_shift is not None:
+        scale, shift = scale_shift[:, :, None, None].unbind(1)
+        x = F.silu(x * scale + shift)
+    planes = x.permute(0, 3, 1, 2)
+    planes = F.interpolate(planes, scale_factor=2.0, mode="nearest") if upsample else planes
+    result = F.conv2d(planes, kernel.permute(3, 2, 0, 1), conv.bias, padding=1).permute(0, 2, 3, 1)
+    return out.add_(result) if accumulate else out.copy_(result)
 
 
 def _residual(block: ResBlock, x: Tensor, inner: Tensor | None = None, bfloat16: bool = False) -> Tensor:

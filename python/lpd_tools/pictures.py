@@ -1,0 +1,52 @@
+"""Pictures of several images: tiled, or a row for each label; and how far two differ."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+_CAPTION = 16
+_GAP = 4
+
+
+def tiled(images: np.ndarray) -> np.ndarray:
+    """Images uint8 [B, h, w, 3] side by side, about as many rows as columns; black where none is left."""
+    count, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    padded = np.concatenate([images, np.zeros((rows * columns - count, height, width, channels), images.dtype)])
+    grid = padded.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
+    tiles: np.ndarray = grid.reshape(rows * height, columns * width, channels)
+    return tiles
+
+
+def labelled_grid(images: list[Image.Image], captions: list[str], per_label: int) -> Image.Image:
+    """One row per caption: the name, then its images, small ones enlarged to at least 64 pixels."""
+    factor = max(1, math.ceil(64 / max(images[0].size)))
+    width, height = (side * factor for side in images[0].size)
+    font = ImageFont.load_default(_CAPTION)
+    text_width = max(math.ceil(font.getlength(caption)) for caption in captions) + 3 * _GAP
+    canvas = Image.new(
+        "RGB",
+        (text_width + per_label * (width + _GAP), len(captions) * (height + _GAP) + _GAP),
+        "white",
+    )
+    draw = ImageDraw.Draw(canvas)
+    for row, caption in enumerate(captions):
+        top = _GAP + row * (height + _GAP)
+        draw.text((_GAP, top + height // 2), caption, fill="black", font=font, anchor="lm")
+        for column in range(per_label):
+            image = images[row * per_label + column].resize((width, height), Image.Resampling.LANCZOS)
+            canvas.paste(image, (text_width + column * (width + _GAP), top))
+    return canvas
+
+
+def psnr(found: Tensor, wanted: Tensor, peak: float = 255.0) -> float:
+    """10·log10(peak² / mean squared error) in dB, over all elements."""
+    if found.shape != wanted.shape:
+        raise ValueError(f"found and wanted must have one shape, got {tuple(found.shape)} and {tuple(wanted.shape)}")
+    error = (found.double() - wanted.double()).square().mean().item()
+    return math.inf if error == 0 else 10 * math.log10(peak * peak / error)

@@ -1,0 +1,98 @@
+"""The processes of one run: none but this one, or those that torchrun started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lpd_tools.checks import check_device
+
+Value = TypeVar("Value")
+# The others wait while the first one tests, draws and saves. When one has died, torchrun ends them all at once.
+PATIENCE = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's rank among `size`, and its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process does what is done once."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def share(self, batch_size: int) -> slice:
+        """This process's rows of a batch; ValueError if they cannot be shared out evenly."""
+        if batch_size % self.size:
+            raise ValueError(f"batch_size must be a multiple of the {self.size} processes, got {batch_size}")
+        rows = batch_size // self.size
+        return slice(self.rank * rows, (self.rank + 1) * rows)
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sums over all processes, in float64; the same everywhere."""
+        if self.size == 1:
+            return list(values)
+        # NCCL adds on the GPU only.
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return [float(value) for value in total]
+
+    def gather(self, value: Value) -> list[Value]:
+        """The values of all processes, in order of rank; of types that can be pickled."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """The rows [n, ...] of all processes, which have equally many, in order of rank: [size * n, ...]."""
+        if self.size == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.size)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+
+@contextmanager
+def processes(device: str = "", backend: str = "", patience: timedelta = PATIENCE) -> Iterator[Processes]:
+    """Joins the processes that torchrun's environment variables tell of, if any, and leaves them at the end.
+
+    backend: empty for NCCL on GPUs and gloo on CPUs. Each process takes the GPU of its own number, unless `device`
+    names one by its index and gloo joins them: NCCL wants one for each. Where the caller has made a process group, that
+    one is used, and left as it is.
+    """
+    chosen = check_device(device)
+    if "LOCAL_RANK" not in os.environ and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Processes(0, 1, chosen)
+        return
+    backend = backend or ("nccl" if chosen.type == "cuda" else "gloo")
+    if chosen.type == "cuda":
+        if chosen.index is None or backend == "nccl":
+            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(chosen)
+    ours = not dist.is_initialized()
+    if ours:
+        dist.init_process_group(backend, timeout=patience)
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size(), chosen)
+    finally:
+        if ours:
+            dist.destroy_process_group()

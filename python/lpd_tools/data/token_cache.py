@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lpd_ext.checkpoint import CONFIG_FILE, read_config
+from lpd_ext.checkpoint import read_config
+from lpd_ext.hub import CONFIG_FILE
 from lpd_tools.data.token_shards import (
     INDEX_FILE,
     SPLITS,

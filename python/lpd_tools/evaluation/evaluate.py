@@ -21,7 +21,7 @@ from lpd_tools.evaluation.generate import (
     drawing_processes,
     generate,
     load_pipeline,
-    model_directory,
+    model_files,
     repeat_of,
     sampling_of,
     sampling_options,
@@ -53,8 +53,8 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
     """
     with drawing_processes(config.device) as group:
         config = replace(config, device=str(group.device))
-        directory = model_directory(config.model)
-        pipe = load_pipeline(directory, config.dtype, group.device)
+        files = model_files(config.model, config.tokenizer)
+        pipe = load_pipeline(files, config.dtype, group.device)
         check_nats(config, pipe)
         extractors = chosen_extractors(config)
         stride = pipe.tokenizer.config.stride

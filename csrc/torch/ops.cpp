@@ -1,5 +1,5 @@
-// Every operator's schema, checks and dispatch, on torch's stable ABI. Kernels know nothing of torch; this folder is
-// all they share with it.
+// Checks and dispatch of the operators of decoding, on torch's stable ABI (schemas.cpp has what they are called with).
+// Kernels know nothing of torch; this folder is all they share with it.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -14,25 +14,7 @@
 #include "execute.h"
 
 // A macro of our own, so that the namespace is expanded before torch's macros make names of it.
-#define LPD_LIBRARY(library, m) STABLE_TORCH_LIBRARY(library, m)
 #define LPD_LIBRARY_IMPL(library, key, m) STABLE_TORCH_LIBRARY_IMPL(library, key, m)
-
-LPD_LIBRARY(LPD_OPERATOR_NAMESPACE, m) {
-  m.def(
-      "group_attention(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor segments, int max_rows, "
-      "int max_keys, int first_output_row, float scale, Tensor(c!)? workspace=None) -> Tensor");
-  m.def("append_kv(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor segments, int max_rows) -> ()");
-  m.def(
-      "embed_rows(Tensor content_ids, Tensor positions, Tensor content, Tensor position_embedding, Tensor weight, "
-      "Tensor bias, float eps) -> Tensor");
-  m.def("residual_layer_norm(Tensor(a!) x, Tensor? delta, Tensor weight, Tensor bias, float eps) -> Tensor");
-  m.def(
-      "sample_tokens(Tensor logits, Tensor conditional_row, Tensor unconditional_row, Tensor guidance, "
-      "Tensor temperature, Tensor? top_k, Tensor? top_p, Tensor seed, Tensor cell) -> Tensor");
-  m.def(
-      "locality_order(Tensor group_sizes, int height, int width, float proximity_threshold, int repulsion_threshold, "
-      "Tensor seeds, Tensor? known) -> Tensor");
-}
 
 namespace {
 

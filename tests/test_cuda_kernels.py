@@ -22,7 +22,12 @@ pytestmark = [
 ]
 
 CUDA_SOURCES = {source.stem.removesuffix("_cuda"): source for source in sorted(KERNELS.glob("*/*_cuda.cu"))}
-OTHER_SOURCES = ("common/cpu_dispatch.cpp", "common/segment.cpp", "locality_order/proximity_table.cpp")
+OTHER_SOURCES = (
+    "common/cpu_dispatch.cpp",
+    "common/dtype.cpp",
+    "common/segment.cpp",
+    "locality_order/proximity_table.cpp",
+)
 UNOPTIMISED = ["-O0", "-w"]  # kernels: compiled in a third of the time
 FLAVOURS = ("plain", "address", "thread")
 # "stopped": by the emulator; "differs": outputs, between thread orders or from the CPU kernel's.

@@ -76,10 +76,9 @@ CacheShape check_cache_arguments(const Tensor& qkv, const Tensor& k_cache, const
   return {qkv.size(0), heads, head_dim, k_cache.size(0), k_cache.size(2), segments.size(0)};
 }
 
-template <class Params>
-Params cache_params(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, const Tensor& segments,
-                    const CacheShape& shape, int64_t max_rows) {
-  Params p{};
+lpd::CacheRows cache_rows(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, const Tensor& segments,
+                          const CacheShape& shape, int64_t max_rows) {
+  lpd::CacheRows p{};
   p.qkv = qkv.const_data_ptr();
   p.k_cache = k_cache.mutable_data_ptr();
   p.v_cache = v_cache.mutable_data_ptr();
@@ -119,7 +118,8 @@ Tensor group_attention(const Tensor& qkv, const Tensor& k_cache, const Tensor& v
     check(reinterpret_cast<uintptr_t>(workspace->const_data_ptr()) % 16 == 0,
           "workspace must begin at a multiple of 16 bytes");
   }
-  auto params = cache_params<lpd::GroupAttentionParams>(qkv, k_cache, v_cache, segments, shape, max_rows);
+  lpd::GroupAttentionParams params{};
+  static_cast<lpd::CacheRows&>(params) = cache_rows(qkv, k_cache, v_cache, segments, shape, max_rows);
   check_segment_values(params.segments, segments, shape,
                        {shape.rows, shape.slots, shape.positions, max_rows, max_keys, first_output_row});
 
@@ -142,7 +142,7 @@ void append_kv(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, 
                int64_t max_rows) {
   const CacheShape shape = check_cache_arguments(qkv, k_cache, v_cache, segments);
   check_bound(max_rows, "max_rows");
-  const auto params = cache_params<lpd::AppendKvParams>(qkv, k_cache, v_cache, segments, shape, max_rows);
+  const lpd::AppendKvParams params = cache_rows(qkv, k_cache, v_cache, segments, shape, max_rows);
   check_segment_values(params.segments, segments, shape,
                        {shape.rows, shape.slots, shape.positions, max_rows, shape.positions + max_rows, shape.rows});
   execute(qkv, params, LPD_LAUNCHER(launch_append_kv), lpd::cpu_kernels().append_kv, lpd::append_kv_items(params),

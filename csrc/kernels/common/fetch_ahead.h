@@ -1,5 +1,5 @@
 // What a product (register_product.h) fetches from memory into L2 while it multiplies. A block of it calls
-// begin_block(), then next() before every run of steps, which returns how many steps it has, and step() in each.
+// begin_block(), and next() of the result for every run of steps; a run knows how many it has, and each calls step().
 #pragma once
 
 #include <climits>
@@ -13,7 +13,8 @@ constexpr int kCacheLine = 64;
 inline void fetch_line(const char* line) { __builtin_prefetch(line, 0, 2); }
 
 struct FetchNothing {
-  int next() const { return INT_MAX; }
+  static constexpr int steps = INT_MAX;
+  FetchNothing next() const { return {}; }
   void step() const {}
   FetchNothing begin_block() const { return {}; }
 };
@@ -23,11 +24,11 @@ struct FetchPairs {
   const char* lines;
   int steps;
 
-  int next() {
+  FetchPairs next() {
     fetch_line(lines);
     fetch_line(lines + kCacheLine);
     lines += 2 * kCacheLine;
-    return steps;
+    return *this;
   }
   void step() const {}
   FetchPairs begin_block() const { return *this; }
@@ -49,19 +50,21 @@ class FetchRows {
     if (count > 0) ranges_[num_ranges_++] = {static_cast<const char*>(first), stride_bytes, count};
   }
 
-  struct Block {
-    int next() {
-      line = rows.next_row();
-      return rows.row_lines_;
-    }
+  // A value of its own: where one line lasted over all runs, GCC 12 kept the sums of scalar builds out of vectors, and
+  // group_attention took 1.22 times as long.
+  struct Run {
+    int steps;
+    const char* line;
     void step() {
       fetch_line(line);
       line += kCacheLine;
     }
-    FetchRows& rows;
-    const char* line;
   };
-  Block begin_block() { return {*this, nullptr}; }
+  Run next() {
+    const char* line = next_row();
+    return {row_lines_, line};
+  }
+  FetchRows& begin_block() { return *this; }
 
  private:
   struct Range {

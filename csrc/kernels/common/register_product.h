@@ -56,11 +56,12 @@ void product_block(A a, B b, int depth, C c, Accumulate accumulate, Fetch& fetch
       }
     }
   }
-  auto ahead = fetch.begin_block();
+  auto&& ahead = fetch.begin_block();
   for (int k = 0; k < depth;) {
-    const int steps = ahead.next(), stop = steps < depth - k ? k + steps : depth;
+    auto run = ahead.next();
+    const int stop = run.steps < depth - k ? k + run.steps : depth;
     for (; k < stop; ++k) {
-      ahead.step();
+      run.step();
       typename Words::Columns columns[kVecs];
       LPD_UNROLL for (int v = 0; v < kVecs; ++v) columns[v] = Words::columns(b.at(k, v * kWidth));
       LPD_UNROLL for (int r = 0; r < kRows; ++r) {

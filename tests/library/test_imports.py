@@ -29,14 +29,14 @@ LAYERS = (
     ("lpd_ext",),
     ("lpd_ext.pipeline", "lpd_ext.compat", "lpd_ext.continuous_batch"),
     ("lpd_ext.sampler", "lpd_ext.checkpoint", "lpd_ext.pixel_decoder"),
-    ("lpd_ext.decode_state", "lpd_ext.quantize"),
-    ("lpd_ext.request",),
+    ("lpd_ext.decode_state", "lpd_ext.quantize", "lpd_ext.hub"),
+    ("lpd_ext.request", "lpd_ext.published"),
     ("lpd_ext.model", "lpd_ext.tokenizer"),
     ("lpd_ext.linear", "lpd_ext.training_attention", "lpd_ext.orders"),
     ("lpd_ext.ops",),
     ("lpd_ext.reference",),
     ("lpd_ext.packing", "lpd_ext.visibility", "lpd_ext.block_attention", "lpd_ext.schedule", "lpd_ext.plan"),
-    ("lpd_ext.checks", "lpd_ext.state_files", "lpd_ext.memory", "lpd_ext.cuda_graphs"),
+    ("lpd_ext.checks", "lpd_ext.class_names", "lpd_ext.state_files", "lpd_ext.memory", "lpd_ext.cuda_graphs"),
     ("lpd_ext._C",),
 )
 LEVEL = {room: level for level, rooms in enumerate(reversed(LAYERS)) for room in rooms}

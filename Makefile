@@ -5,12 +5,15 @@ VENV_ARGS ?=  # --system-site-packages takes the torch that is installed already
 LPD_WERROR ?= ON
 BIN := $(VENV)/bin
 TORCH ?= auto
+# Processes that share out the tests, file by file; conftest.py puts the slow files first.
+JOBS ?= 2
+PYTEST = GOMP_SPINCOUNT=0 $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 SOURCES := $(foreach suffix,h cpp cu cuh,'csrc/**.$(suffix)' 'tests/**.$(suffix)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test emulated lint format bench bench-cpp cuda-all cuda-table test-gpu bench-gpu clean
+.PHONY: help setup demo check test emulated lint format bench bench-cpp cuda-all cuda-table test-gpu bench-gpu clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -20,28 +23,41 @@ help:  ## List the commands
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV_ARGS) $(VENV)
 
-.PHONY: torch lint-tools
+.PHONY: torch lint-tools build-tools
 torch: $(BIN)/python
 	@$(BIN)/python build_backend/install_torch.py '$(TORCH)'
 
 lint-tools: $(BIN)/python
 	$(BIN)/pip install --quiet -r requirements-lint.txt
 
+build-tools: $(BIN)/python
+	$(BIN)/pip install --quiet scikit-build-core pybind11 cmake ninja
+
+# CUDA kernels take minutes to compile: without a GPU they are, if LPD_CUDA asks for them.
+GPUS = $(shell nvidia-smi --list-gpus 2> /dev/null)
 setup: torch  ## Virtual environment with torch, the library and the `lpd` command
-	$(BIN)/pip install --quiet '.[tools]'
+	@$(if $(LPD_CUDA)$(GPUS),,echo "No NVIDIA GPU was found, so the CUDA kernels are left out: LPD_CUDA=ON compiles them.")
+	LPD_CUDA=$(or $(LPD_CUDA),$(if $(GPUS),AUTO,OFF)) $(BIN)/pip install --quiet '.[tools]'
 
 demo: setup  ## Draw a labelled grid of images with the bundled model
 	$(BIN)/lpd sample --output demo/grid.png
 
-# What the tests run on: the library as users install it, and the CUDA kernels compiled for the CPU beside it.
+# The inner loop: compiles what changed, without nvcc.
+check: torch build-tools lint emulated  ## Check style and types, and run the fast tests (3 minutes)
+	LPD_CUDA=OFF LPD_WERROR=$(LPD_WERROR) $(BIN)/pip install --quiet --no-build-isolation -C build-dir=build/check \
+	  '.[tools,train,test]'
+	LPD_REQUIRE="$(LPD_REQUIRE) emulated" $(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+# What the tests run on: the library as users install it, for two architectures; `make cuda-all` checks all of them.
 .PHONY: test-build
+test-build: export LPD_CUDA_ARCHITECTURES ?= 80-real;90-real
 test-build: torch
 	LPD_WERROR=$(LPD_WERROR) $(BIN)/pip install --quiet '.[tools,train,test]'
 
 test: test-build emulated  ## Build, then run the whole test suite
-	LPD_REQUIRE="$(LPD_REQUIRE) emulated" GOMP_SPINCOUNT=0 $(BIN)/pytest $(PYTEST_ARGS)
+	LPD_REQUIRE="$(LPD_REQUIRE) emulated" $(PYTEST) $(PYTEST_ARGS)
 
-emulated: test-build  ## Build the CUDA kernels for the CPU (torch.ops.lpd_emulated), which the tests then run too
+emulated: torch build-tools  ## Build the CUDA kernels for the CPU (torch.ops.lpd_emulated), which the tests then run too
 	@mkdir -p build && $(BIN)/cmake -S . -B build/emulated -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DLPD_CUDA=OFF \
 	  -DLPD_EMULATED_CUDA=ON -DLPD_WERROR=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python > build/emulated.log \
 	  || (cat build/emulated.log; false)
@@ -87,7 +103,7 @@ gpu:
 	@command -v nvcc > /dev/null || test -n "$$CUDACXX" || (echo "nvcc was not found: put it on PATH or set CUDACXX."; false)
 
 test-gpu: gpu  ## All tests with the CUDA backend, on a machine with a GPU; a CUDA test that is skipped fails
-	$(FOR_GPU) LPD_REQUIRE=cuda $(MAKE) test
+	$(FOR_GPU) LPD_REQUIRE=cuda $(MAKE) test JOBS=0
 
 bench-gpu: gpu torch  ## Time every operator and whole decodes on the GPU against plain torch in the same run
 	$(FOR_GPU) $(BIN)/pip install --quiet '.[tools]'

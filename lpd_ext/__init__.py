@@ -17,7 +17,8 @@ from lpd_ext.checkpoint import load_model
 from lpd_ext.compat import accelerate
 from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.pipeline import LPDPipeline, LPDPipelineOutput, SamplingDefaults, StepPreview
-from lpd_ext.sampler import DecodeRequest, decode, generate
+from lpd_ext.request import DecodeRequest, OrderPolicy, make_request
+from lpd_ext.sampler import decode, generate
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "LPDModel",
     "LPDPipeline",
     "LPDPipelineOutput",
+    "OrderPolicy",
     "SamplingDefaults",
     "StepPreview",
     "TokenizerConfig",
@@ -35,4 +37,5 @@ __all__ = [
     "decode",
     "generate",
     "load_model",
+    "make_request",
 ]

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lpd_ext.checks import as_grid
 from lpd_ext.linear import DecodingLinear, PackedLinear, can_pack, has_fast_arithmetic, replace_linears
-from lpd_ext.model import LPDConfig, LPDModel, check_grid
+from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.quantize import SCALE, Int8Linear, use_planes
 from lpd_ext.state_files import complete_file, read_metadata, read_state_dict, write_state_dict
 
@@ -54,7 +55,7 @@ def load_model(
     never held twice. int8 and packed models are for inference. Raises FileNotFoundError or ValueError.
     """
     if grid is not None:
-        grid = check_grid(grid)
+        grid = as_grid(grid)
     if dtype is not None and dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype}")
     device = torch.device(device)
@@ -166,7 +167,7 @@ def _settings_of_file(path: Path, heads: int | None) -> tuple[int | None, tuple[
             raise ValueError(f"path {str(path)!r} has metadata whose heads or grid are no integers: {error}") from error
         if heads is not None and heads != stored:
             raise ValueError(f"heads must be {stored} as the metadata of {str(path)!r} says, got {heads}")
-        return stored, check_grid((height, width)), metadata.get(_MUTUAL_VISIBILITY) != "False"
+        return stored, as_grid((height, width)), metadata.get(_MUTUAL_VISIBILITY) != "False"
     if heads is None and path.name == MODEL_FILE and (path.parent / CONFIG_FILE).is_file():
         config = model_config(read_config(path.parent))
         return config.heads, config.grid, config.mutual_visibility
@@ -190,11 +191,11 @@ def _empty_model(
     state: dict[str, Tensor], config: LPDConfig, grid: tuple[int, int] | None
 ) -> tuple[LPDModel, LPDConfig]:
     """A model whose parameters the tensors of `state` shall become, which are resized to `grid`."""
-    if grid is not None and check_grid(grid) != config.grid:
+    if grid is not None and as_grid(grid) != config.grid:
         if "pos_embed" not in state:
             raise ValueError(f"the checkpoint does not fit {config}: pos_embed is missing")
         state["pos_embed"] = resize_position_embedding(state["pos_embed"], config.grid, grid)
-        config = replace(config, grid=check_grid(grid))
+        config = replace(config, grid=as_grid(grid))
     with torch.device("meta"):  # nothing is initialised or copied
         return LPDModel(config), config
 

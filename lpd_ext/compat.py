@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lpd_ext.checkpoint import infer_config, model_from_state_dict
+from lpd_ext.checks import as_int
 from lpd_ext.cuda_graphs import DecodeGraphs
-from lpd_ext.sampler import GUIDANCE_SCHEDULES, DecodeRequest, generate
-from lpd_ext.schedule import as_int, check_group_sizes, parse_group_sizes
+from lpd_ext.request import GUIDANCE_SCHEDULES, make_request
+from lpd_ext.sampler import generate
+from lpd_ext.schedule import check_group_sizes, parse_group_sizes
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -64,16 +66,16 @@ def accelerate(model: AnyModule, *, heads: int | None = None) -> AnyModule:
         sizes = parse_group_sizes(group_sizes) if isinstance(group_sizes, str) else group_sizes
         sizes = check_group_sizes(sizes, num_tokens)
         _check_attention_mask(attn_mask, sizes)
-        request = DecodeRequest(
-            labels=[None] * bsz if labels is None else [None if y == -1 else y for y in labels.tolist()],
+        request = make_request(
+            decoder.config,
+            [None] * bsz if labels is None else [None if y == -1 else y for y in labels.tolist()],
             group_sizes=[sizes] * bsz,
-            orders=orders.to(torch.int64),
-            guidance_scale=[float(cfg)] * bsz,
-            temperature=[float(temperature)] * bsz,
-            top_k=[top_k] * bsz,
-            top_p=[float(top_p)] * bsz,
-            seeds=torch.randint(2**63 - 1, (bsz,)).tolist(),
+            order=orders.to(torch.int64),
+            guidance_scale=float(cfg),
             guidance_schedule=cfg_schedule,
+            temperature=float(temperature),
+            top_k=top_k,
+            top_p=float(top_p),
         )
         return generate(decoder, request, graphs)
 

@@ -203,39 +203,41 @@ def _frozen(parameter: Tensor | None) -> nn.Parameter | None:
     return None if parameter is None else nn.Parameter(parameter.detach(), requires_grad=False)
 
 
-class ResultMemory:
-    """Where packed layers leave the results of a step: every layer of a decode in the same few places.
+class ResultRows:
+    """Memory for the results of a layer, kept from step to step: one that is written, read and then written again.
 
-    Memory of this size that is given back and taken again comes from the system each time, page by page zeroed. A
-    result lasts until the next of its name; most_rows is the most that a step has.
+    Memory of this size that is given back and taken again comes from the system each time, page by page zeroed.
+    most_rows is the most that a step is expected to have; a step of more rows takes new memory.
     """
 
     def __init__(self, most_rows: int) -> None:
         self._most_rows = most_rows
-        self._places: dict[str, Tensor] = {}
+        self._memory: Tensor | None = None
 
-    def product(self, linear: DecodingLinear, name: str, x: Tensor, gelu: bool = False) -> Tensor:
-        """linear.product(x, gelu), in the place of that name. x [R, K], R at most most_rows."""
-        place = self._places.get(name)
-        if place is None:
-            shape = self._most_rows, linear.out_features
-            place = self._places[name] = memory.empty(shape, linear.out_dtype, x.device)
-        return linear.product(x, gelu, place[: len(x)])
+    def product(self, linear: DecodingLinear, x: Tensor, gelu: bool = False) -> Tensor:
+        """linear.product(x, gelu) of rows x [R, K], in this memory, which the next product overwrites."""
+        if self._memory is None or len(self._memory) < len(x):
+            shape = max(self._most_rows, len(x)), linear.out_features
+            self._memory = memory.empty(shape, linear.out_dtype, x.device)
+        return linear.product(x, gelu, self._memory[: len(x)])
 
 
-def linear_step(linear: nn.Module, results: ResultMemory, name: str) -> Callable[[Tensor], Tensor]:
-    """A linear layer as the decoding steps call it: looked up, and its weight transposed for addmm, once per decode."""
+def linear_step(linear: nn.Module, results: ResultRows) -> Callable[[Tensor], Tensor]:
+    """A linear layer as the decoding steps call it: looked up, and its weight transposed for addmm, once per decode.
+
+    A packed layer writes to results, torch's own to new memory.
+    """
     if isinstance(linear, DecodingLinear):
-        return lambda x: results.product(linear, name, x)
+        return lambda x: results.product(linear, x)
     assert isinstance(linear, nn.Linear)
     bias, transposed = linear.bias, linear.weight.detach().t()
     return (lambda x: x @ transposed) if bias is None else (lambda x: torch.addmm(bias, x, transposed))
 
 
-def mlp_step(fc1: nn.Module, fc2: nn.Module, results: ResultMemory, name: str) -> Callable[[Tensor], Tensor]:
-    """fc2(gelu(fc1(x))) as the decoding steps call it."""
-    second = linear_step(fc2, results, name)
+def mlp_step(fc1: nn.Module, fc2: nn.Module, hidden: ResultRows, results: ResultRows) -> Callable[[Tensor], Tensor]:
+    """fc2(gelu(fc1(x))) as the decoding steps call it; see `linear_step`."""
+    second = linear_step(fc2, results)
     if isinstance(fc1, DecodingLinear):
-        return lambda x: second(results.product(fc1, "hidden", x, gelu=True))
-    first = linear_step(fc1, results, "hidden")
+        return lambda x: second(hidden.product(fc1, x, gelu=True))
+    first = linear_step(fc1, hidden)
     return lambda x: second(F.gelu(first(x)))

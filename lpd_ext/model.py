@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lpd_ext import ops
-from lpd_ext.linear import DecodingLinear, ResultMemory, linear_step, mlp_step
+from lpd_ext.checks import as_grid, as_positive_int
+from lpd_ext.linear import DecodingLinear, ResultRows, linear_step, mlp_step
 from lpd_ext.plan import Step
 from lpd_ext.schedule import check_group_sizes
 from lpd_ext.training_attention import Visibility, attend
@@ -44,12 +45,10 @@ class LPDConfig:
 
     def __post_init__(self) -> None:
         for name in ("dim", "depth", "heads", "vocab_size", "num_classes", "mlp_ratio"):
-            value = getattr(self, name)
-            if not _is_positive_int(value):
-                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+            object.__setattr__(self, name, as_positive_int(getattr(self, name), name))
         if not isinstance(self.mutual_visibility, bool):
             raise ValueError(f"mutual_visibility must be True or False, got {self.mutual_visibility!r}")
-        object.__setattr__(self, "grid", check_grid(self.grid))
+        object.__setattr__(self, "grid", as_grid(self.grid))
         if self.dim % self.heads or self.head_dim % 8 or self.head_dim > _MAX_HEAD_DIM:
             raise ValueError(
                 f"dim / heads must be a multiple of 8 and at most {_MAX_HEAD_DIM}, got dim {self.dim} and heads "
@@ -83,18 +82,6 @@ class LPDConfig:
     def mask_id(self) -> int:
         """Content id of `mask_token`, the content of every position query token."""
         return self.vocab_size + self.num_classes + 1
-
-
-def check_grid(grid: Sequence[int]) -> tuple[int, int]:
-    """grid as a tuple (JSON gives a list); ValueError unless it is two integers >= 1."""
-    if not isinstance(grid, Sequence) or len(grid) != 2 or not all(map(_is_positive_int, grid)):
-        raise ValueError(f"grid must be two integers (height, width) >= 1, got {grid!r}")
-    height, width = grid
-    return height, width
-
-
-def _is_positive_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 class Attention(nn.Module):
@@ -254,22 +241,24 @@ class LPDModel(nn.Module):
     def decoding_parts(self, k_cache: Tensor, v_cache: Tensor, most_rows: int) -> DecodingParts:
         """What the decoding steps call, each block with its share of k_cache, v_cache [L, S, H, P, D].
 
-        most_rows: the most that a step has; packed layers share memory for results of so many. Raises ValueError for a
-        model without mutual visibility: group_attention lets the queries of a step see each other.
+        most_rows: the most that a step is expected to have; packed layers share memory for results of so many. Raises
+        ValueError for a model without mutual visibility: group_attention lets the queries of a step see each other.
         """
         if not self.config.mutual_visibility:
             raise ValueError(
                 "mutual_visibility must be True to decode, got a model trained with False: its queries must not see "
                 "each other, and here they would"
             )
-        results = ResultMemory(most_rows)
+        # Every layer writes to the same four places. proj and fc2 share one: the residual stream has taken proj's rows
+        # before fc2 writes its own, and the other way round.
+        qkv_rows, delta_rows, hidden_rows, logit_rows = (ResultRows(most_rows) for _ in range(4))
         layers = []
         for block, k, v in zip(self.blocks, k_cache.unbind(), v_cache.unbind(), strict=True):
             assert isinstance(block, Block)
-            qkv, proj = linear_step(block.attn.qkv, results, "qkv"), linear_step(block.attn.proj, results, "delta")
-            mlp = mlp_step(block.mlp.fc1, block.mlp.fc2, results, "delta")
+            qkv, proj = linear_step(block.attn.qkv, qkv_rows), linear_step(block.attn.proj, delta_rows)
+            mlp = mlp_step(block.mlp.fc1, block.mlp.fc2, hidden_rows, delta_rows)
             layers.append(DecodingLayer(block.norm1, qkv, proj, block.norm2, mlp, k, v))
-        return DecodingParts(layers, linear_step(self.head, results, "logits"))
+        return DecodingParts(layers, linear_step(self.head, logit_rows))
 
     def decode_step(
         self,

@@ -134,16 +134,16 @@ def sample_tokens(
     top_k: Tensor | None,
     top_p: Tensor | None,
     seed: Tensor,
-    position: Tensor,
+    cell: Tensor,
 ) -> Tensor:
     """Draw one token per entry of conditional_row from guided, tempered, filtered logits [Q, V]; returns int64 [M].
 
     conditional_row, unconditional_row int32 [M] (-1: no guidance); guidance, temperature (0: argmax), top_p (1: off)
-    float32 [M]; top_k int32 [M] (0: off); seed, position int64 [M] key the random number. If a mixed row
+    float32 [M]; top_k int32 [M] (0: off); seed, cell int64 [M] key the random number. If a mixed row
     has a NaN or is -inf throughout: RuntimeError, or on CUDA token -1.
     """
     result: Tensor = _ops.sample_tokens(
-        logits, conditional_row, unconditional_row, guidance, temperature, top_k, top_p, seed, position
+        logits, conditional_row, unconditional_row, guidance, temperature, top_k, top_p, seed, cell
     )
     return result
 
@@ -158,7 +158,7 @@ def _(
     top_k: Tensor | None,
     top_p: Tensor | None,
     seed: Tensor,
-    position: Tensor,
+    cell: Tensor,
 ) -> Tensor:
     return seed.new_empty(conditional_row.shape)
 

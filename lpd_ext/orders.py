@@ -6,8 +6,8 @@ Cells are row-major indices into the h x w grid. Cells known beforehand (editing
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from numbers import Real
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lpd_ext import ops
-from lpd_ext.schedule import as_int, check_group_sizes, sizes_per_image
+from lpd_ext.checks import Grid, as_grid, as_int, as_real, check_tensor, per_image
+from lpd_ext.schedule import check_group_sizes, sizes_per_image
 
-Grid = tuple[int, int]
 Cells = Tensor | NDArray[np.integer] | Sequence[int] | Sequence[Sequence[int]]
 
 ORDER_POLICIES = ("locality", "random", "raster", "halton", "spiral")
@@ -26,31 +26,82 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def make_orders(
-    policy: str | Cells,
-    group_sizes_per_image: Sequence[Sequence[int]],
+    order: str | Cells | Sequence[str | Cells],
+    group_sizes: Sequence[int] | Sequence[Sequence[int]],
     grid: Grid,
     seeds: Tensor,
     known: Tensor | None = None,
     *,
-    proximity_threshold: float = 1.0,
-    repulsion_threshold: int | None = None,
+    proximity_threshold: float | Sequence[float] = 1.0,
+    repulsion_threshold: int | Sequence[int | None] | None = None,
 ) -> Tensor:
-    """Orders [B, N] of a batch by one of ORDER_POLICIES, or the cells given instead (see `user_order`).
+    """Orders [B, N] of a batch by ORDER_POLICIES, or the cells given instead (see `user_order`).
 
-    group_sizes_per_image: the sizes of each image, summing to its free cells; seeds int64 [B]; known bool
-    [B, N]; thresholds as in `locality_order`. Raises ValueError or TypeError naming the wrong argument.
+    order and the thresholds, as in `locality_order`, are one for all images or a list with one entry per image.
+    group_sizes: one list, or one per image, summing to its free cells; seeds int64 [B]; known bool [B, N]. Raises
+    ValueError or TypeError naming the wrong argument.
     """
-    if isinstance(policy, str) and policy not in ORDER_POLICIES:
-        allowed = ", ".join(ORDER_POLICIES)
-        raise ValueError(f"order must be a permutation of the free cells or one of {allowed}, got {policy!r}")
-    if isinstance(policy, str) and policy == "locality":
-        return locality_order(group_sizes_per_image, grid, seeds, proximity_threshold, repulsion_threshold, known)
-    _check_batch(group_sizes_per_image, grid, seeds, known)
-    _check_thresholds(proximity_threshold, repulsion_threshold, grid)
-    if not isinstance(policy, str):
-        return user_order(policy, grid, len(seeds), known).to(seeds.device)
+    grid = _check_grid(grid)
+    sizes = check_batch(group_sizes, grid, seeds, known)
+    return make_checked_orders(order, sizes, grid, seeds, known, proximity_threshold, repulsion_threshold)
+
+
+def make_checked_orders(
+    order: str | Cells | Sequence[str | Cells],
+    group_sizes: Sequence[Sequence[int]],
+    grid: Grid,
+    seeds: Tensor,
+    known: Tensor | None,
+    proximity_threshold: float | Sequence[float],
+    repulsion_threshold: int | Sequence[int | None] | None,
+) -> Tensor:
+    """`make_orders` where group sizes, grid, seeds and known cells have been checked."""
+    batch, num_cells = len(seeds), grid[0] * grid[1]
+    proximity = [_check_proximity(value) for value in per_image(proximity_threshold, "proximity_threshold", batch)]
+    repulsion = [_check_repulsion(v, grid) for v in per_image(repulsion_threshold, "repulsion_threshold", batch)]
+    by_name = isinstance(order, str) or (isinstance(order, Sequence) and any(isinstance(one, str) for one in order))
+    if not by_name:
+        return _user_orders(order, num_cells, batch, known).to(seeds.device)
+    alike: dict[tuple[str, float, int], list[int]] = {}  # images whose orders one call makes
+    orders = torch.full((batch, num_cells), -1, device=seeds.device)
+    for image, policy in enumerate(per_image(order, "order", batch)):
+        if not isinstance(policy, str):
+            known_row = None if known is None else known[image].cpu()
+            cells = _check_cells(_integer_row(policy, f"order[{image}]"), f"order[{image}]", num_cells, known_row)
+            orders[image, : len(cells)] = cells.to(seeds.device)
+        elif policy in ORDER_POLICIES:
+            alike.setdefault((policy, proximity[image], repulsion[image]), []).append(image)
+        else:
+            allowed = ", ".join(ORDER_POLICIES)
+            raise ValueError(f"order must be a permutation of the free cells or one of {allowed}, got {policy!r}")
+    for kind, images in alike.items():
+        if len(images) == batch:
+            return _orders_by_policy(*kind, group_sizes, grid, seeds, known)
+        rows = torch.tensor(images, device=seeds.device)
+        sizes, known_rows = [group_sizes[image] for image in images], None if known is None else known[rows]
+        orders[rows] = _orders_by_policy(*kind, sizes, grid, seeds[rows], known_rows)
+    return orders
+
+
+def _orders_by_policy(
+    policy: str,
+    proximity: float,
+    repulsion: int,
+    group_sizes: Sequence[Sequence[int]],
+    grid: Grid,
+    seeds: Tensor,
+    known: Tensor | None,
+) -> Tensor:
+    if policy == "locality":
+        if len(set(map(tuple, group_sizes))) == 1:
+            table = torch.tensor(group_sizes[0], dtype=torch.int32)
+        else:
+            longest = max(map(len, group_sizes), default=0)
+            padded = [[*sizes, *[0] * (longest - len(sizes))] for sizes in group_sizes]
+            table = torch.tensor(padded, dtype=torch.int32).reshape(len(padded), longest)
+        return ops.locality_order(table.to(seeds.device), *grid, proximity, repulsion, seeds, known)
     if policy == "random":
-        return random_order(grid, seeds, known)
+        return _random_order(grid, seeds, known)
     fixed = {"raster": raster_order, "halton": halton_order, "spiral": spiral_order}[policy]
     return restrict_to_free(fixed(grid).to(seeds.device).expand(len(seeds), -1), known)
 
@@ -70,12 +121,10 @@ def locality_order(
     Chebyshev distance from each other is > repulsion_threshold (None: `default_repulsion_threshold`), then
     the cells farthest apart.
     """
-    sizes = _check_batch(group_sizes, grid, seeds, known)
-    proximity, repulsion = _check_thresholds(proximity_threshold, repulsion_threshold, grid)
-    table = torch.zeros(len(seeds), max(map(len, sizes), default=0), dtype=torch.int32)
-    for image, row in enumerate(sizes):
-        table[image, : len(row)] = torch.tensor(row, dtype=torch.int32)
-    return ops.locality_order(table.to(seeds.device), *grid, proximity, repulsion, seeds, known)
+    grid = _check_grid(grid)
+    sizes = check_batch(group_sizes, grid, seeds, known)
+    thresholds = _check_proximity(proximity_threshold), _check_repulsion(repulsion_threshold, grid)
+    return _orders_by_policy("locality", *thresholds, sizes, grid, seeds, known)
 
 
 def default_repulsion_threshold(grid: Grid) -> int:
@@ -85,8 +134,12 @@ def default_repulsion_threshold(grid: Grid) -> int:
 
 def random_order(grid: Grid, seeds: Tensor, known: Tensor | None = None) -> Tensor:
     """Uniformly random orders [B, N], each a function of its seed (int64 [B]) and the grid alone."""
-    height, width = _check_grid(grid)
     _check_seeds(seeds)
+    return _random_order(_check_grid(grid), seeds, known)
+
+
+def _random_order(grid: Grid, seeds: Tensor, known: Tensor | None) -> Tensor:
+    height, width = grid
     # A group of all cells with nothing generated is a random cell, then the others by their random numbers.
     one_group = torch.tensor([height * width], dtype=torch.int32, device=seeds.device)
     return restrict_to_free(ops.locality_order(one_group, height, width, 1.0, 0, seeds), known)
@@ -133,26 +186,35 @@ def user_order(order: Cells, grid: Grid, batch: int, known: Tensor | None = None
     the cell that is wrong, TypeError for anything but integers.
     """
     height, width = _check_grid(grid)
-    num_cells = height * width
-    num_free = _count_free_cells(known, num_cells, batch)
-    rows = _integer_rows(order, batch)
-    orders = torch.full((batch, num_cells), -1)
-    for image, row in enumerate(rows):
-        cells = row[: int((row != -1).sum())]
-        name = f"order[{image}]"
-        outside = cells[(cells < 0) | (cells >= num_cells)]
-        if len(outside):
-            raise ValueError(f"{name} contains {int(outside[0])}, but cells are 0 to {num_cells - 1}, -1 at the end")
-        times = torch.bincount(cells, minlength=num_cells)
-        if (times > 1).any():
-            raise ValueError(f"{name} contains cell {int(times.argmax())} more than once")
-        if known is not None and (times.bool() & known[image].cpu()).any():
-            wrong = times.bool() & known[image].cpu()
-            raise ValueError(f"{name} contains cell {int(wrong.nonzero()[0])}, which is known already")
-        if len(cells) != num_free[image]:
-            raise ValueError(f"{name} must hold all {num_free[image]} free cells, got {len(cells)}")
+    known = None if known is None else _check_known(known, (batch, height * width))
+    return _user_orders(order, height * width, batch, known)
+
+
+def _user_orders(order: Any, num_cells: int, batch: int, known: Tensor | None) -> Tensor:
+    orders, known = torch.full((batch, num_cells), -1), None if known is None else known.cpu()
+    for image, row in enumerate(_integer_rows(order, batch)):
+        cells = _check_cells(row, f"order[{image}]", num_cells, None if known is None else known[image])
         orders[image, : len(cells)] = cells
     return orders
+
+
+def _check_cells(row: Tensor, name: str, num_cells: int, known: Tensor | None) -> Tensor:
+    """The cells of one image's order without the -1s at its end; known bool [N]."""
+    cells = row[: int((row != -1).sum())]
+    outside = cells[(cells < 0) | (cells >= num_cells)]
+    if len(outside):
+        raise ValueError(f"{name} contains {int(outside[0])}, but cells are 0 to {num_cells - 1}, -1 at the end")
+    times = torch.bincount(cells, minlength=num_cells)
+    if (times > 1).any():
+        raise ValueError(f"{name} contains cell {int(times.argmax())} more than once")
+    num_free = num_cells
+    if known is not None:
+        num_free -= int(known.sum())
+        if (wrong := times.bool() & known).any():
+            raise ValueError(f"{name} contains cell {int(wrong.nonzero()[0])}, which is known already")
+    if len(cells) != num_free:
+        raise ValueError(f"{name} must hold all {num_free} free cells, got {len(cells)}")
+    return cells
 
 
 def restrict_to_free(orders: Tensor, known: Tensor | None) -> Tensor:
@@ -163,6 +225,14 @@ def restrict_to_free(orders: Tensor, known: Tensor | None) -> Tensor:
     is_known = known.gather(1, orders)
     free_first = is_known.to(torch.uint8).argsort(dim=1, stable=True)
     return orders.masked_fill(is_known, -1).gather(1, free_first)
+
+
+def known_first(orders: Tensor, known: Tensor) -> Tensor:
+    """Orders of the free cells (then -1) as permutations of all cells: the known ones, in raster order, come first."""
+    num_known = known.sum(dim=1, keepdim=True)
+    place = torch.arange(orders.shape[1], device=orders.device) - num_known  # among the free cells; negative: known
+    in_raster_order = (~known).to(torch.uint8).argsort(dim=1, stable=True)
+    return torch.where(place < 0, in_raster_order, orders.gather(1, place.clamp(min=0)))
 
 
 def _power_from(base: int, low: int) -> int:
@@ -182,67 +252,61 @@ def _radical_inverse(index: NDArray[np.int64], base: int, intervals: int) -> NDA
     return mirrored * intervals // denominator
 
 
-def _integer_rows(order: Cells, batch: int) -> list[Tensor]:
+def _integer_rows(order: Any, batch: int) -> list[Tensor]:
     """One int64 row per image, on the CPU."""
     if isinstance(order, Tensor | np.ndarray):
         order = torch.as_tensor(order).cpu()
-        one_for_all = order.dim() == 1
-        rows = [order] if one_for_all else list(order)
+        rows = [order] * batch if order.dim() == 1 else list(order)
     elif isinstance(order, Sequence):
         one_for_all = not any(isinstance(row, Sequence | Tensor | np.ndarray) for row in order)
-        rows = [_as_tensor(row, f"order[{i}]") for i, row in enumerate([order] if one_for_all else order)]
+        rows = [order] * batch if one_for_all else list(order)
     else:
         raise TypeError(f"order must be a policy name, or the cells as integers, got {order!r}")
-    if one_for_all:
-        rows = rows * batch
     if len(rows) != batch:
         raise ValueError(f"order must hold one permutation, or one for each of {batch} images, got {len(rows)}")
-    for image, row in enumerate(rows):
-        integers = row.dim() == 1 and row.dtype in _INTEGERS
-        if not integers and row.shape != (0,):  # an empty list has no integers to tell its dtype by
-            raise TypeError(f"order[{image}] must be a list of integers, got {row.dtype} {list(row.shape)}")
-    return [row.to(torch.int64) for row in rows]
+    return [_integer_row(row, f"order[{image}]") for image, row in enumerate(rows)]
 
 
-def _as_tensor(row: object, name: str) -> Tensor:
+def _integer_row(row: Any, name: str) -> Tensor:
     try:
-        return torch.as_tensor(row)
+        cells = torch.as_tensor(row)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be a list of integers, got {row!r}") from error
+    integers = cells.dim() == 1 and cells.dtype in _INTEGERS
+    if not integers and cells.shape != (0,):  # an empty list has no integers to tell its dtype by
+        raise TypeError(f"{name} must be a list of integers, got {cells.dtype} {list(cells.shape)}")
+    return cells.cpu().to(torch.int64)
 
 
-def _check_thresholds(proximity: object, repulsion: int | None, grid: Grid) -> tuple[float, int]:
-    """Both thresholds checked, the repulsion filled in."""
-    if isinstance(proximity, bool) or not isinstance(proximity, Real):
-        raise TypeError(f"proximity_threshold must be a number, got {proximity!r}")
-    if math.isnan(float(proximity)):
+def _check_proximity(threshold: object) -> float:
+    proximity = as_real(threshold, "proximity_threshold")
+    if math.isnan(proximity):
         raise ValueError("proximity_threshold must be a number, got nan")
-    repulsion = default_repulsion_threshold(grid) if repulsion is None else as_int(repulsion, "repulsion_threshold")
+    return proximity
+
+
+def _check_repulsion(threshold: object, grid: Grid) -> int:
+    """The threshold, by default that of the published settings; no two cells are farther apart than the grid's side."""
+    repulsion = default_repulsion_threshold(grid) if threshold is None else as_int(threshold, "repulsion_threshold")
     if repulsion < 0:
         raise ValueError(f"repulsion_threshold must be >= 0, got {repulsion}")
-    return float(proximity), min(repulsion, max(grid))  # no two cells are farther apart
+    return min(repulsion, max(grid))
 
 
-def _check_batch(
+def check_batch(
     group_sizes: Sequence[int] | Sequence[Sequence[int]], grid: Grid, seeds: Tensor, known: Tensor | None
 ) -> list[list[int]]:
     """The group sizes of each image, once all arguments fit together."""
-    height, width = _check_grid(grid)
     _check_seeds(seeds)
-    per_image = sizes_per_image(group_sizes, len(seeds))
-    if len(per_image) != len(seeds):
-        raise ValueError(f"seeds must hold one seed for each of {len(per_image)} images, got {len(seeds)}")
-    num_free = _count_free_cells(known, height * width, len(seeds))
-    return [check_group_sizes(sizes, num_free[image], f"group_sizes[{image}]") for image, sizes in enumerate(per_image)]
+    sizes = sizes_per_image(group_sizes, len(seeds))
+    if len(sizes) != len(seeds):
+        raise ValueError(f"seeds must hold one seed for each of {len(sizes)} images, got {len(seeds)}")
+    num_free = _count_free_cells(known, grid[0] * grid[1], len(seeds))
+    return [check_group_sizes(row, num_free[image], f"group_sizes[{image}]") for image, row in enumerate(sizes)]
 
 
 def _check_grid(grid: Grid) -> Grid:
-    if not isinstance(grid, Iterable) or len(grid) != 2:
-        raise TypeError(f"grid must be (height, width), got {grid!r}")
-    height, width = (as_int(side, "grid") for side in grid)
-    if height < 1 or width < 1 or height * width > _MAX_CELLS:
-        raise ValueError(f"grid must have 1 to {_MAX_CELLS} cells, got {height} x {width}")
-    return height, width
+    return as_grid(grid, _MAX_CELLS)
 
 
 def _check_seeds(seeds: Tensor) -> None:
@@ -255,12 +319,9 @@ def _check_seeds(seeds: Tensor) -> None:
 def _count_free_cells(known: Tensor | None, num_cells: int, batch: int) -> list[int]:
     if known is None:
         return [num_cells] * batch
-    _check_known(known, (batch, num_cells))
-    return [int(count) for count in (~known).sum(dim=1)]
+    return (~_check_known(known, (batch, num_cells))).sum(dim=1).tolist()
 
 
-def _check_known(known: Tensor, shape: Sequence[int]) -> None:
-    if not isinstance(known, Tensor):
-        raise TypeError(f"known must be a bool tensor of shape {list(shape)}, got {type(known).__name__}")
-    if known.dtype != torch.bool or tuple(known.shape) != tuple(shape):
-        raise ValueError(f"known must be bool of shape {list(shape)}, got {known.dtype} {list(known.shape)}")
+def _check_known(known: Tensor, shape: Sequence[int]) -> Tensor:
+    check_tensor(known, "known", torch.bool, shape)
+    return known

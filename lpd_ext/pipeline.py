@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,22 +14,22 @@ from PIL import Image
 from torch import Tensor
 
 from lpd_ext.checkpoint import TOKENIZER_FILE, ModelDType, load_model, read_config, resolve_directory, save_model
+from lpd_ext.checks import as_int, as_scalar
 from lpd_ext.cuda_graphs import DecodeGraphs
-from lpd_ext.fast_decoder import DTYPES, FastDecoder, can_decode
 from lpd_ext.linear import pack, unpack
 from lpd_ext.model import LPDModel
-from lpd_ext.orders import make_orders
+from lpd_ext.orders import Cells
+from lpd_ext.pixel_decoder import DTYPES, PixelDecoder
 from lpd_ext.quantize import is_quantized
-from lpd_ext.sampler import DecodeRequest, GuidanceSchedule, decode, generate
-from lpd_ext.schedule import as_int, check_group_sizes, sizes_per_image
-from lpd_ext.schedule import group_sizes as default_group_sizes
+from lpd_ext.request import DecodeRequest, GuidanceSchedule, OrderPolicy, make_request
+from lpd_ext.sampler import decode, generate
 from lpd_ext.state_files import read_state_dict, write_state_dict
 from lpd_ext.tokenizer import VQTokenizer
 
 OutputType = Literal["pil", "np", "pt", "tokens"]
 Label = int | str | None
 # Images go through the tokenizer's decoder in slices, so its activations do not grow with the batch.
-_DECODER_SLICE = 16
+_IMAGES_AT_A_TIME = 16
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,8 @@ class LPDPipeline:
 
     cuda_graphs: on a GPU, record each new batch layout once and replay it (the KV caches of the last four stay
     allocated); False saves that memory, and the recording where no layout comes twice.
-    decoder_dtype: on a CPU, bfloat16 decodes tokens to images faster where the processor has AVX512_BF16, within 40 dB
-    of float32; see `fast_decoder.FastDecoder`.
+    pixel_dtype: on a CPU, bfloat16 decodes tokens to images faster where the processor has AVX512_BF16, within 40 dB
+    of float32; see `pixel_decoder.PixelDecoder`.
     """
 
     model: LPDModel
@@ -82,7 +81,7 @@ class LPDPipeline:
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     class_names: list[str] = field(default_factory=list)
     cuda_graphs: bool = True
-    decoder_dtype: torch.dtype = torch.float32
+    pixel_dtype: torch.dtype = torch.float32
     _graphs: DecodeGraphs = field(default_factory=DecodeGraphs, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -91,8 +90,8 @@ class LPDPipeline:
                 f"tokenizer has {self.tokenizer.config.codebook_size} codes, but the model's vocabulary is "
                 f"{self.model.config.vocab_size}"
             )
-        if self.decoder_dtype not in DTYPES:
-            raise ValueError(f"decoder_dtype must be torch.float32 or torch.bfloat16, got {self.decoder_dtype}")
+        if self.pixel_dtype not in DTYPES:
+            raise ValueError(f"pixel_dtype must be torch.float32 or torch.bfloat16, got {self.pixel_dtype}")
 
     @classmethod
     def from_pretrained(
@@ -162,7 +161,7 @@ class LPDPipeline:
         if callback_on_step_end is None:
             grid = generate(self.model, request, self._graphs if self.cuda_graphs else None)
         else:
-            num_steps = _num_steps(request)
+            num_steps = request.num_groups
             grid = torch.empty(0, self.model.config.num_tokens, dtype=torch.int64)
             for step, drawn_so_far in enumerate(decode(self.model, request), start=1):
                 grid = drawn_so_far
@@ -178,7 +177,7 @@ class LPDPipeline:
         return self._previews(self.prepare(class_labels, **options))
 
     def _previews(self, request: DecodeRequest) -> Iterator[StepPreview]:
-        num_steps = _num_steps(request)
+        num_steps = request.num_groups
         for step, grid in enumerate(decode(self.model, request), start=1):
             tokens = grid.unflatten(1, self.model.config.grid).clone()
             yield StepPreview(step, num_steps, tokens, self._images(tokens, "pil"))
@@ -189,11 +188,11 @@ class LPDPipeline:
         *,
         num_inference_steps: int | Sequence[int] | None = None,
         group_sizes: Sequence[int] | Sequence[Sequence[int]] | None = None,
-        order: str | Tensor | None = None,
-        proximity_threshold: float | None = None,
-        repulsion_threshold: int | None = None,
+        order: str | Cells | Sequence[str | Cells] | None = None,
+        proximity_threshold: float | Sequence[float] | None = None,
+        repulsion_threshold: int | Sequence[int] | None = None,
         guidance_scale: float | Sequence[float] | None = None,
-        guidance_schedule: GuidanceSchedule | None = None,
+        guidance_schedule: GuidanceSchedule | Sequence[GuidanceSchedule] | None = None,
         temperature: float | Sequence[float] | None = None,
         top_k: int | Sequence[int] | None = None,
         top_p: float | Sequence[float] | None = None,
@@ -201,56 +200,37 @@ class LPDPipeline:
     ) -> DecodeRequest:
         """The checked request of a call; None means the pipeline's default. Raises ValueError or TypeError.
 
-        num_inference_steps (in [1, N]: the published or cosine group sizes), group_sizes (instead of it),
-        guidance_scale, temperature, top_k, top_p and seeds are one value, or a list with one entry per label; the rest
-        holds for all images. order is a policy name or a permutation int64 [N], or [B, N], of the cells; the thresholds
-        are those of `orders.locality_order`. One seed s means s, s + 1, ...; None draws them from torch's generator.
+        Each option is one value, or a list with one entry per label. num_inference_steps (in [1, N]) takes the
+        published or cosine group sizes, group_sizes replaces it. order is a policy of `orders.ORDER_POLICIES` or a
+        permutation of the cells; the thresholds are those of `orders.locality_order`. One seed s means s, s + 1, ...;
+        None draws them from torch's generator.
         """
         defaults = self.defaults
-        labels = self._labels(class_labels)
-        batch = len(labels)
-        num_tokens = self.model.config.num_tokens
-        if group_sizes is not None:
-            if num_inference_steps is not None:
-                raise ValueError("num_inference_steps and group_sizes exclude each other: give one of them")
-            rows = sizes_per_image(group_sizes, batch)
-            if len(rows) != batch:
-                raise ValueError(f"group_sizes must be one schedule or one per label ({batch}), got {len(rows)}")
-            schedules = [check_group_sizes(sizes, num_tokens, f"group_sizes[{b}]") for b, sizes in enumerate(rows)]
-        else:
-            steps = _integers("num_inference_steps", num_inference_steps, defaults.num_inference_steps, batch)
-            for count in steps:
-                if not 1 <= count <= num_tokens:
-                    raise ValueError(f"num_inference_steps must be in [1, {num_tokens}], got {count}")
-            schedules = [default_group_sizes(num_tokens, count) for count in steps]
-        if seeds is None:
-            seeds = torch.randint(2**63 - 1, (batch,)).tolist()
-        elif not isinstance(seeds, Iterable):
-            first = as_int(seeds, "seeds")
-            seeds = list(range(first, first + batch))
-        request = DecodeRequest(
-            labels=labels,
-            group_sizes=schedules,
-            orders=torch.empty(batch, num_tokens, dtype=torch.int64),
-            guidance_scale=_numbers("guidance_scale", guidance_scale, defaults.guidance_scale, batch),
-            temperature=_numbers("temperature", temperature, defaults.temperature, batch),
-            top_k=_integers("top_k", top_k, defaults.top_k, batch),
-            top_p=_numbers("top_p", top_p, defaults.top_p, batch),
-            seeds=[as_int(seed, f"seeds[{b}]") for b, seed in enumerate(seeds)],
-            guidance_schedule=defaults.guidance_schedule if guidance_schedule is None else guidance_schedule,
+        if num_inference_steps is None and group_sizes is None:
+            num_inference_steps = defaults.num_inference_steps
+        if repulsion_threshold is None:
+            repulsion_threshold = defaults.repulsion_threshold
+        return make_request(
+            self.model.config,
+            self._labels(class_labels),
+            num_inference_steps=num_inference_steps,
+            group_sizes=group_sizes,
+            order=OrderPolicy(
+                _given(order, defaults.order),
+                _given(proximity_threshold, defaults.proximity_threshold),
+                repulsion_threshold,
+                self.model.pos_embed.device,
+            ),
+            guidance_scale=_given(guidance_scale, defaults.guidance_scale),
+            guidance_schedule=_given(guidance_schedule, defaults.guidance_schedule),
+            temperature=_given(temperature, defaults.temperature),
+            top_k=_given(top_k, defaults.top_k),
+            top_p=_given(top_p, defaults.top_p),
+            seeds=seeds,
         )
-        request.check_values(num_tokens, self.model.config.num_classes)
-        orders = make_orders(
-            defaults.order if order is None else order,
-            schedules,
-            self.model.config.grid,
-            torch.tensor(request.seeds, dtype=torch.int64, device=self.model.pos_embed.device),
-            proximity_threshold=(defaults.proximity_threshold if proximity_threshold is None else proximity_threshold),
-            repulsion_threshold=(defaults.repulsion_threshold if repulsion_threshold is None else repulsion_threshold),
-        )
-        return request.with_orders(orders)
 
     def _labels(self, class_labels: Label | Sequence[Label]) -> list[int | None]:
+        class_labels = as_scalar(class_labels)
         if isinstance(class_labels, str) or not isinstance(class_labels, Iterable):
             class_labels = [class_labels]
         labels: list[int | None] = []
@@ -272,18 +252,20 @@ class LPDPipeline:
         side = self.tokenizer.config.stride
         height, width = (cells * side for cells in self.model.config.grid)
         images = torch.empty(len(tokens), 3, height, width, device=tokens.device)
-        for start in range(0, len(tokens), _DECODER_SLICE):
-            part = slice(start, start + _DECODER_SLICE)
-            images[part] = self._decode(tokens[part], side)
+        for start in range(0, len(tokens), _IMAGES_AT_A_TIME):
+            part = slice(start, start + _IMAGES_AT_A_TIME)
+            images[part] = self._pixels(tokens[part], side)
         if output_type == "pt":
             return images.clamp(-1, 1)
         pixels: np.ndarray = VQTokenizer.to_pixels(images).cpu().numpy()
         return pixels if output_type == "np" else [Image.fromarray(image) for image in pixels]
 
-    def _decode(self, tokens: Tensor, side: int) -> Tensor:
+    def _pixels(self, tokens: Tensor, side: int) -> Tensor:
         drawn = tokens >= 0
         features = F.embedding(tokens.clamp(min=0), self.tokenizer.codes()) * drawn[..., None]
-        decoder = FastDecoder(self.tokenizer, self.decoder_dtype) if can_decode(self.tokenizer) else self.tokenizer
+        decoder = (
+            PixelDecoder(self.tokenizer, self.pixel_dtype) if PixelDecoder.supports(self.tokenizer) else self.tokenizer
+        )
         images = decoder.decode_features(features.permute(0, 3, 1, 2))
         pixels_drawn = drawn.repeat_interleave(side, 1).repeat_interleave(side, 2)
         return torch.where(pixels_drawn[:, None], images, 0.0)
@@ -312,26 +294,5 @@ def _class_names(config: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _num_steps(request: DecodeRequest) -> int:
-    return max(map(len, request.group_sizes), default=0)
-
-
-def _per_image(name: str, value: Any, default: Any, batch: int) -> list[Any]:
-    if value is None:
-        value = default
-    values = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value] * batch
-    if len(values) != batch:
-        raise ValueError(f"{name} must be one value or one per label ({batch}), got {len(values)}")
-    return values
-
-
-def _integers(name: str, value: Any, default: int, batch: int) -> list[int]:
-    return [as_int(item, name) for item in _per_image(name, value, default, batch)]
-
-
-def _numbers(name: str, value: Any, default: float, batch: int) -> list[float]:
-    values = _per_image(name, value, default, batch)
-    for item in values:
-        if isinstance(item, bool) or not isinstance(item, Real):
-            raise TypeError(f"{name} must be a number, got {item!r} of type {type(item).__name__}")
-    return [float(item) for item in values]
+def _given(value: Any, default: Any) -> Any:
+    return default if value is None else value

@@ -1,20 +1,65 @@
 """What each decoding step feeds, for a whole batch: everything that follows from the schedules alone, before any token.
 
-Each sequence s (a conditional image, or its unconditional twin) owns a row of a `contents` table int64 [S, N + 2]:
-column 0 the condition, column 1 + n the n-th token in decoding order, column N + 1 the mask token. A `positions` table
-has the same layout. Row r of a step then reads contents[content_index[r]] and positions[position_index[r]] (both
-flattened), so orders, labels and tokens stay data on the device and the plan is the same for every image.
+Each sequence (an image with its label, or its unconditional twin) owns a row, its slot, of a `contents` table int64
+[S, N + 2]: column 0 the condition, column 1 + n the n-th cell of the image's order, column N + 1 the mask token. A
+`positions` table has the same layout. A sequence enters the KV cache column by column, so column c lies at cache
+position c. Row r of a step reads contents[content_index[r]] and positions[position_index[r]] (both flattened): orders,
+labels and tokens stay data on the device, and the plan is the same for every image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What one image feeds and asks for in each of its steps.
+
+    prefill: sizes of the blocks in which the cells known beforehand enter the KV cache, after the condition, which
+    enters alone; group_sizes: of the groups drawn then, the first of them beside the last block.
+    """
+
+    group_sizes: tuple[int, ...]
+    prefill: tuple[int, ...] = ()
+    _ends: tuple[int, ...] = field(init=False, repr=False, compare=False)  # columns fed before step t, and its own
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_ends", tuple(accumulate((1, *self.prefill, *self.group_sizes), initial=0)))
+
+    @property
+    def num_steps(self) -> int:
+        """Steps until the last group is drawn; 0 where nothing is to be drawn."""
+        return len(self.prefill) + len(self.group_sizes) if self.group_sizes else 0
+
+    def rows(self, t: int) -> tuple[int, int, int]:
+        """Of step t: positions cached before it, its context rows, and its query rows, whose columns follow them."""
+        cached, fed = self._ends[t], self._ends[t + 1]
+        return cached, fed - cached, self._ends[t + 2] - fed if t >= len(self.prefill) else 0
+
+    @property
+    def cache_positions(self) -> int:
+        """The most that the KV cache holds: the last group is never fed back."""
+        return self._ends[-2] if self.group_sizes else 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an image lies: its row of the tables by image, its cache slot, and that of its unconditional twin."""
+
+    image: int
+    slot: int
+    twin: int | None = None
 
 
 @dataclass(frozen=True)
@@ -29,126 +74,161 @@ class Step:
     max_rows: int
     max_keys: int
     image: Tensor  # int64 [M], image of each token drawn
-    token_index: Tensor  # int64 [M], its n: place in the image's decoding order
+    token_index: Tensor  # int64 [M], its n: place in the image's order
     conditional_row: Tensor  # int32 [M], row of the logits
     unconditional_row: Tensor  # int32 [M], -1 without guidance
-    write_index: Tensor  # int64 [W], where drawn tokens go in `contents`, unconditional twins included
-    write_source: Tensor  # int64 [W], which of the M tokens
+    write_source: Tensor  # int64 [W], which of the M tokens each query row stands for, of twins too
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return self.num_context_rows + self.num_query_rows
+
+    @property
+    def write_index(self) -> Tensor:
+        """Where drawn tokens go in `contents`, int64 [W]: first the M of the images, then those of their twins."""
+        return self.position_index[self.num_context_rows :]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Places of a batch as tensors: what to write a request's data by."""
+
+    images: Tensor  # int64 [B], rows of the tables by image
+    slots: Tensor  # int64 [S], first those of the images, then those of the twins
+    sources: Tensor  # int64 [S], which of the B images each slot belongs to
+
+    @classmethod
+    def of(cls, places: Sequence[Place], device: torch.device) -> Places:
+        """Of these places, in their order."""
+        twins = [(b, place.twin) for b, place in enumerate(places) if place.twin is not None]
+
+        def tensor(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int64, device=device)
+
+        return cls(
+            images=tensor([place.image for place in places]),
+            slots=tensor([place.slot for place in places] + [slot for _, slot in twins]),
+            sources=tensor([*range(len(places)), *(b for b, _ in twins)]),
+        )
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How much a decode needs room for: images, sequences (S slots), P cache positions, rows of a step."""
+
+    images: int
+    sequences: int
+    cache_positions: int
+    most_rows: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps of a batch: B images, S sequences of which the first B are conditional, P cache positions."""
+    """All steps of a batch: image b has slot b, and the twins of guided images have the slots from B on."""
 
     steps: tuple[Step, ...]
-    num_sequences: int
-    cache_positions: int
-    sequence_image: Tensor  # int64 [S]
-
-    @property
-    def most_rows(self) -> int:
-        """The largest R of all steps."""
-        return max((step.num_context_rows + step.num_query_rows for step in self.steps), default=0)
+    places: Places
+    capacity: Capacity
 
     def record_stream(self) -> None:
         """On CUDA, keep the memory of the plan, which other streams share, from reuse until this stream is done."""
-        for part in (self, *self.steps):
+        for part in (self.places, *self.steps):
             for value in vars(part).values():
                 if isinstance(value, Tensor) and value.is_cuda:
                     value.record_stream(torch.cuda.current_stream())
 
 
 def plan_decoding(
-    schedules: Sequence[Sequence[int]], guided: Sequence[bool], num_tokens: int, device: torch.device
+    group_sizes: Sequence[Sequence[int]],
+    guided: Sequence[bool],
+    num_tokens: int,
+    device: torch.device,
+    prefill: Sequence[Sequence[int]] | None = None,
 ) -> Plan:
-    """Plan the decoding of B images with group sizes schedules[b], each summing to num_tokens.
+    """Plan the decoding of B images by their group sizes and, where cells are known beforehand, blocks of prefill.
 
-    guided[b] gives image b an unconditional twin. Plans are cached: serving repeats few layouts.
+    Both sum to num_tokens, per image. guided[b] gives image b an unconditional twin. Plans are cached: serving repeats
+    few layouts.
     """
-    return _plan_decoding(tuple(map(tuple, schedules)), tuple(guided), num_tokens, device)
+    blocks = tuple(map(tuple, prefill)) if prefill is not None else ((),) * len(group_sizes)
+    return _plan_decoding(tuple(map(tuple, group_sizes)), blocks, tuple(guided), num_tokens, device)
 
 
 @lru_cache(maxsize=8)
 def _plan_decoding(
-    schedules: tuple[tuple[int, ...], ...], guided: tuple[bool, ...], num_tokens: int, device: torch.device
-) -> Plan:
-    batch = len(schedules)
-    sequence_image = list(range(batch)) + [b for b in range(batch) if guided[b]]
-    ends = [np.concatenate([[0], np.cumsum(sizes)]) for sizes in schedules]
-    steps = []
-    for t in range(max(map(len, schedules), default=0)):
-        sequences = [s for s, b in enumerate(sequence_image) if t < len(schedules[b])]
-        steps.append(_plan_step(t, sequences, sequence_image, ends, num_tokens, device))
-    return Plan(
-        steps=tuple(steps),
-        num_sequences=len(sequence_image),
-        cache_positions=max((1 + int(end[-2]) for end in ends), default=0),
-        sequence_image=torch.tensor(sequence_image, dtype=torch.int64, device=device),
-    )
-
-
-def _plan_step(
-    t: int,
-    sequences: list[int],
-    sequence_image: list[int],
-    ends: list[np.ndarray],
+    group_sizes: tuple[tuple[int, ...], ...],
+    prefill: tuple[tuple[int, ...], ...],
+    guided: tuple[bool, ...],
     num_tokens: int,
     device: torch.device,
-) -> Step:
-    columns = num_tokens + 2
-    batch = len(ends)
-    context_columns, query_columns, cached = {}, {}, {}
-    for s in sequences:
-        end = ends[sequence_image[s]]
-        # The condition first; from then on the tokens drawn by the step before. Column 1 + n holds token n.
-        context_columns[s] = np.arange(1) if t == 0 else 1 + np.arange(end[t - 1], end[t])
-        query_columns[s] = 1 + np.arange(end[t], end[t + 1])
-        cached[s] = 0 if t == 0 else 1 + int(end[t - 1])
-
-    num_context = sum(map(len, context_columns.values()))
-    segments, context_start, query_start = [], 0, num_context
-    first_logit = {}
-    for s in sequences:
-        a, m = len(context_columns[s]), len(query_columns[s])
-        segments.append([context_start, a, query_start, m, cached[s], s])
-        first_logit[s] = query_start - num_context
-        context_start, query_start = context_start + a, query_start + m
-
-    context_index = [s * columns + context_columns[s] for s in sequences]
-    query_index = [s * columns + query_columns[s] for s in sequences]
-    mask_index = [np.full(len(query_columns[s]), s * columns + num_tokens + 1) for s in sequences]
-
-    # Tokens are drawn once per image, by its conditional sequence; the twins stand after the first B sequences.
-    conditional = [s for s in sequences if s < batch]
-    twin = {sequence_image[s]: s for s in sequences if s >= batch}
-    first_token, count = {}, 0
-    for b in conditional:
-        first_token[b] = count
-        count += len(query_columns[b])
-    rows = [first_logit[b] + np.arange(len(query_columns[b])) for b in conditional]
-    twin_rows = [
-        first_logit[twin[b]] + np.arange(len(query_columns[b])) if b in twin else np.full(len(query_columns[b]), -1)
-        for b in conditional
-    ]
-    writers = conditional + [twin[b] for b in conditional if b in twin]
-
-    def tensor(parts: list[np.ndarray], dtype: torch.dtype) -> Tensor:
-        return torch.as_tensor(np.concatenate(parts), dtype=dtype).to(device)
-
-    return Step(
-        segments=torch.tensor(segments, dtype=torch.int32, device=device),
-        content_index=tensor(context_index + mask_index, torch.int64),
-        position_index=tensor(context_index + query_index, torch.int64),
-        num_context_rows=num_context,
-        num_query_rows=query_start - num_context,
-        max_rows=max(len(context_columns[s]) + len(query_columns[s]) for s in sequences),
-        max_keys=max(cached[s] + len(context_columns[s]) + len(query_columns[s]) for s in sequences),
-        image=tensor([np.full(len(query_columns[b]), b) for b in conditional], torch.int64),
-        token_index=tensor([query_columns[b] - 1 for b in conditional], torch.int64),
-        conditional_row=tensor(rows, torch.int32),
-        unconditional_row=tensor(twin_rows, torch.int32),
-        write_index=tensor([s * columns + query_columns[s] for s in writers], torch.int64),
-        write_source=tensor(
-            [first_token[sequence_image[s]] + np.arange(len(query_columns[s])) for s in writers], torch.int64
-        ),
+) -> Plan:
+    schedules = [Schedule(sizes, blocks) for sizes, blocks in zip(group_sizes, prefill, strict=True)]
+    slots_of_twins = list(accumulate(guided, initial=len(guided)))
+    places = [Place(b, b, slots_of_twins[b] if is_guided else None) for b, is_guided in enumerate(guided)]
+    steps = []
+    for t in range(max((schedule.num_steps for schedule in schedules), default=0)):
+        running = [(p, s.rows(t)) for p, s in zip(places, schedules, strict=True) if t < s.num_steps]
+        steps.append(plan_step([p for p, _ in running], [rows for _, rows in running], num_tokens, device))
+    capacity = Capacity(
+        images=len(places),
+        sequences=slots_of_twins[-1],
+        cache_positions=max((schedule.cache_positions for schedule in schedules), default=0),
+        most_rows=max((step.num_rows for step in steps), default=0),
     )
+    return Plan(tuple(steps), Places.of(places, device), capacity)
+
+
+def plan_step(
+    places: Sequence[Place], rows: Sequence[tuple[int, int, int]], num_tokens: int, device: torch.device
+) -> Step:
+    """One step of the images at these places, each with its `Schedule.rows`: they need not be at the same step."""
+    columns = num_tokens + 2
+    with_twin = [i for i, place in enumerate(places) if place.twin is not None]
+    source = np.array([*range(len(places)), *with_twin], dtype=np.int64)  # of each sequence, the images' own first
+    slot = np.array([p.slot for p in places] + [places[i].twin for i in with_twin], dtype=np.int64)
+    cached, num_context, num_query = np.array(rows, dtype=np.int64).reshape(-1, 3)[source].T
+    context_start = np.cumsum(num_context) - num_context
+    num_context_rows = int(num_context.sum())
+    first_logit = np.cumsum(num_query) - num_query
+    first_column = slot * columns + cached
+
+    context_index = _ranges(first_column, num_context)
+    query_index = _ranges(first_column + num_context, num_query)
+    mask_index = np.repeat(slot * columns + num_tokens + 1, num_query)
+
+    # Tokens are drawn once per image, from the logits of its own sequence and of its twin.
+    batch = len(places)
+    drawn = num_query[:batch]
+    image = np.array([place.image for place in places], dtype=np.int64)
+    twin_logit = np.full(batch, -1)
+    twin_logit[with_twin] = first_logit[batch:]
+    conditional_row = _ranges(first_logit[:batch], drawn)
+    unconditional_row = np.where(np.repeat(twin_logit, drawn) < 0, -1, _ranges(twin_logit, drawn))
+    first_token = np.cumsum(drawn) - drawn
+
+    def tensor(values: Integers, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.as_tensor(values, dtype=dtype).to(device)
+
+    query_start = num_context_rows + first_logit
+    return Step(
+        segments=tensor(np.stack([context_start, num_context, query_start, num_query, cached, slot], 1), torch.int32),
+        content_index=tensor(np.concatenate([context_index, mask_index])),
+        position_index=tensor(np.concatenate([context_index, query_index])),
+        num_context_rows=num_context_rows,
+        num_query_rows=len(query_index),
+        max_rows=int((num_context + num_query).max()),
+        max_keys=int((cached + num_context + num_query).max()),
+        image=tensor(np.repeat(image, drawn)),
+        token_index=tensor(_ranges((cached + num_context)[:batch] - 1, drawn)),
+        conditional_row=tensor(conditional_row, torch.int32),
+        unconditional_row=tensor(unconditional_row, torch.int32),
+        write_source=tensor(_ranges(first_token[source], num_query)),
+    )
+
+
+def _ranges(starts: Integers, lengths: Integers) -> Integers:
+    """arange(start, start + length) for each, one after the other."""
+    ends = np.cumsum(lengths)
+    ranges: Integers = np.arange(int(lengths.sum())) + np.repeat(starts - (ends - lengths), lengths)
+    return ranges

@@ -219,19 +219,19 @@ def philox4x32_10(counter: Tensor, key: Tensor) -> Tensor:
     return torch.stack([c0, c1, c2, c3], -1)
 
 
-def philox_words(seed: Tensor, position: Tensor, draw: int, domain: int) -> Tensor:
-    """The four random words [..., 4] of (seed, position, draw); domain 0: tokens, 1: orders."""
-    seed, position = torch.broadcast_tensors(seed, position)
+def philox_words(seed: Tensor, cell: Tensor, draw: int, domain: int) -> Tensor:
+    """The four random words [..., 4] of (seed, cell, draw); domain 0: tokens, 1: orders."""
+    seed, cell = torch.broadcast_tensors(seed, cell)
     low = 0xFFFFFFFF
     counter = torch.stack(
-        [position & low, torch.full_like(seed, draw), torch.zeros_like(seed), torch.full_like(seed, domain)], -1
+        [cell & low, torch.full_like(seed, draw), torch.zeros_like(seed), torch.full_like(seed, domain)], -1
     )
     return philox4x32_10(counter, torch.stack([seed & low, seed >> 32 & low], -1))
 
 
-def uniform(seed: Tensor, position: Tensor, draw: int = 0, domain: int = 0, word: int = 0) -> Tensor:
-    """Float32 uniforms in [0, 1) of 24 bits, a pure function of int64 seed, position, draw, domain and word."""
-    return (philox_words(seed, position, draw, domain)[..., word] >> 8).to(torch.float32) * 2.0**-24
+def uniform(seed: Tensor, cell: Tensor, draw: int = 0, domain: int = 0, word: int = 0) -> Tensor:
+    """Float32 uniforms in [0, 1) of 24 bits, a pure function of int64 seed, cell, draw, domain and word."""
+    return (philox_words(seed, cell, draw, domain)[..., word] >> 8).to(torch.float32) * 2.0**-24
 
 
 def token_probabilities(
@@ -286,14 +286,14 @@ def sample_tokens(
     top_k: Tensor | None,
     top_p: Tensor | None,
     seed: Tensor,
-    position: Tensor,
+    cell: Tensor,
 ) -> Tensor:
     """Draw one token per entry of conditional_row; int64 [M]."""
     probabilities = token_probabilities(logits, conditional_row, unconditional_row, guidance, temperature, top_k, top_p)
-    return descend(probabilities, seed, position)
+    return descend(probabilities, seed, cell)
 
 
-def descend(probabilities: Tensor, seed: Tensor, position: Tensor) -> Tensor:
+def descend(probabilities: Tensor, seed: Tensor, cell: Tensor) -> Tensor:
     """Draw from float64 [M, V] down the binary tree over the ids, one uniform a level; int64 [M].
 
     Rounding of the logits then moves one boundary a level, where an inverse CDF would move V of them.
@@ -305,7 +305,7 @@ def descend(probabilities: Tensor, seed: Tensor, position: Tensor) -> Tensor:
     for level in range(levels):
         left, right = remaining.chunk(2, dim=-1)
         left_weight, right_weight = left.sum(-1), right.sum(-1)
-        number = uniform(seed, position, draw=level // 4, word=level % 4).double()
+        number = uniform(seed, cell, draw=level // 4, word=level % 4).double()
         go_right = number * (left_weight + right_weight) >= left_weight
         remaining = torch.where(go_right[:, None], right, left)
         token = 2 * token + go_right

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from functools import cache
 from importlib import resources
-from typing import Any, SupportsIndex
+from typing import Any
+
+from lpd_ext.checks import as_int
 
 _MAX_DIGITS = 9
 
@@ -44,19 +44,23 @@ def cosine_group_sizes(num_tokens: int, steps: int) -> list[int]:
     return sizes
 
 
-def check_group_sizes(sizes: Sequence[int], num_tokens: int, name: str = "group_sizes") -> list[int]:
+def check_group_sizes(
+    sizes: Sequence[int], num_tokens: int, name: str = "group_sizes", of: str = "the number of tokens to draw"
+) -> list[int]:
     """The given group sizes as a list of ints; ValueError unless they are positive and sum to num_tokens.
 
-    `name` is what error messages call them; TypeError for anything but integers.
+    `name` and `of` are what error messages call them and their sum; TypeError for anything but integers.
     """
     if not isinstance(sizes, Iterable):
         raise TypeError(f"{name} must be a list of integers, got {sizes!r}")
-    checked = [as_int(size, f"{name}[{t}]") for t, size in enumerate(sizes)]
-    for t, size in enumerate(checked):
-        if size < 1:
-            raise ValueError(f"{name}[{t}] = {size} must be >= 1")
+    checked = list(sizes)
+    if not all(type(size) is int for size in checked):
+        checked = [as_int(size, f"{name}[{t}]") for t, size in enumerate(checked)]
+    if checked and min(checked) < 1:
+        t = next(t for t, size in enumerate(checked) if size < 1)
+        raise ValueError(f"{name}[{t}] = {checked[t]} must be >= 1")
     if sum(checked) != num_tokens:
-        raise ValueError(f"{name} must sum to {num_tokens}, the number of tokens to draw, got {sum(checked)}")
+        raise ValueError(f"{name} must sum to {num_tokens}, {of}, got {sum(checked)}")
     return checked
 
 
@@ -102,11 +106,3 @@ def _check_counts(num_tokens: int, steps: int) -> tuple[int, int]:
     if not 1 <= steps <= num_tokens:
         raise ValueError(f"steps must be in [1, {num_tokens}] for {num_tokens} tokens, got {steps}")
     return num_tokens, steps
-
-
-def as_int(value: object, name: str) -> int:
-    """value as an int if it is an integer of any kind (numpy's too) but no bool, else TypeError naming `name`."""
-    if isinstance(value, SupportsIndex) and not isinstance(value, bool):
-        with suppress(TypeError):  # a tensor has __index__ whatever it holds
-            return operator.index(value)
-    raise TypeError(f"{name} must be an integer, got {value!r}")

@@ -1,45 +1,39 @@
-"""Fixtures shared by all tests: where the operators run, and the golden data.
+"""Fixtures shared by all tests: where the operators run.
 
 Every operator test runs on each instruction set of this processor, on the CUDA kernels emulated by the CPU (once `make
-emulated` has built them), and on a GPU if there is one. LPD_REQUIRE names what must not be missing: "emulated" or
-"cuda", whose tests fail if they are skipped, and "nvcc", for the gates of test_cuda_static.py.
+emulated` has built them), and on a GPU if there is one: support/backends.py.
 """
 
 from __future__ import annotations
 
-import os
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import emulation
 import pytest
 import torch
+from backends import REQUIRED, all_backends, has_cuda, kind_of, operators_on
 
-from lpd_ext import _C, ops
-
-DATA = Path(__file__).parent / "data"
 BACKENDS = ("backend", "host_backend")
-REQUIRED = set(os.environ.get("LPD_REQUIRE", "").split())
-
-
-def _has_cuda() -> bool:
-    return torch.cuda.is_available() and _C.build_config()["cuda_architectures"] != ""
-
-
-def _kind(backend: str) -> str:
-    """cpu, emulated or cuda: what a backend is called before the dash."""
-    return backend.partition("-")[0]
-
-
-def all_backends() -> list[str]:
-    backends = [f"cpu-{isa}" for isa in _C.available_cpu_isas()]
-    if "emulated" in REQUIRED or emulation.library_path().exists():
-        backends.append("emulated")
-    if "cuda" in REQUIRED or _has_cuda():
-        backends.append("cuda")
-    return backends
+# Modules that take two thirds of the time. `make check` leaves them out; `make test` begins with them, longest first,
+# so that no core is left with one of them at the end.
+SLOW = [
+    "test_cuda_kernels",
+    "test_miniature",
+    "test_bundled_quality",
+    "test_bundled_model",
+    "test_emulator",
+    "test_training_resume",
+    "test_training_processes",
+    "test_study",
+    "test_training_tokenizer",
+    "test_cuda_traffic",
+    "test_evaluation_generate",
+    "test_token_cache",
+    "test_training_parts",
+    "test_evaluation",
+    "test_cuda_launch",
+]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,11 +42,19 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"LPD_REQUIRE may name emulated, cuda and nvcc, got {' '.join(sorted(unknown))}")
     config.addinivalue_line("markers", "cuda: needs a GPU and kernels for it")
     config.addinivalue_line("markers", "emulated: needs the emulated CUDA kernels")
+    config.addinivalue_line("markers", "slow: of a module that `make check` leaves out")
+    missing = [name for name in SLOW if not list(Path(__file__).parent.glob(f"*/{name}.py"))]
+    if missing:
+        raise pytest.UsageError(f"conftest.py: no such module: {' '.join(missing)}")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
     for item in items:
-        if item.get_closest_marker("cuda") and not _has_cuda():
+        if item.path.stem in SLOW:
+            item.add_marker("slow")
+        if item.get_closest_marker("cuda") and not has_cuda():
             item.add_marker(pytest.mark.skip(reason="no GPU, or no CUDA kernels in this build"))
         if item.get_closest_marker("emulated") and not emulation.library_path().exists():
             item.add_marker(pytest.mark.skip(reason="emulated CUDA kernels are not built: run `make emulated`"))
@@ -62,33 +64,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
     params = getattr(getattr(item, "callspec", None), "params", {})
-    name = next((_kind(params[fixture]) for fixture in BACKENDS if fixture in params), "")
+    name = next((kind_of(params[fixture]) for fixture in BACKENDS if fixture in params), "")
     name = next((marker for marker in ("cuda", "emulated") if item.get_closest_marker(marker)), name)
     if report.skipped and name in REQUIRED:
         report.outcome = "failed"
         report.longrepr = f"skipped, but LPD_REQUIRE asks for {name}: {report.longrepr}"
     return report
-
-
-@contextmanager
-def operators_on(name: str, test: str) -> Iterator[torch.device]:
-    """Runs operators on a backend, "emulated-sm90" among them; the device to put their arguments on."""
-    if name == "cuda":
-        assert _has_cuda(), "no GPU, or no CUDA kernels in this build"
-        yield torch.device("cuda")
-    elif _kind(name) == "emulated":
-        emulation.load()
-        device = emulation.SM_90 if name == "emulated-sm90" else emulation.SM_80
-        # Which of the thread orders a test sees is fixed by its name; all of them together see all.
-        seed = zlib.crc32(test.encode())
-        with pytest.MonkeyPatch.context() as patch, emulation.running(emulation.ORDERS[seed % 3], seed, device):
-            patch.setattr(ops, "_ops", torch.ops.lpd_emulated)
-            yield torch.device("cpu")
-    else:
-        before = _C.cpu_isa()
-        _C.set_cpu_isa(name.removeprefix("cpu-"))
-        yield torch.device("cpu")
-        _C.set_cpu_isa(before)
 
 
 @pytest.fixture(params=all_backends())
@@ -116,7 +97,7 @@ def cpu_backend(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 def on_cuda_kernels(request: pytest.FixtureRequest) -> bool:
     """Whether `backend` or `host_backend` stands for the CUDA kernels, on a GPU or emulated."""
     params = request.node.callspec.params
-    return any(_kind(params[fixture]) in ("emulated", "cuda") for fixture in BACKENDS if fixture in params)
+    return any(kind_of(params[fixture]) in ("emulated", "cuda") for fixture in BACKENDS if fixture in params)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ Work make(const Shape& shape, int32_t batch, int32_t top_k, float top_p) {
     Floats logits;
     std::vector<int32_t> conditional_row, unconditional_row, top_k;
     std::vector<float> top_p, guidance, temperature;
-    std::vector<int64_t> seed, position, drawn;
+    std::vector<int64_t> seed, cell, drawn;
   };
   auto data = std::make_shared<Data>();
   data->logits = random_floats(2 * tokens * kVocab);
@@ -19,7 +19,7 @@ Work make(const Shape& shape, int32_t batch, int32_t top_k, float top_p) {
     data->unconditional_row.push_back(static_cast<int32_t>(tokens) + m);
     data->seed.push_back(m);
   }
-  data->position = data->drawn = data->seed;
+  data->cell = data->drawn = data->seed;
   data->top_k.assign(count, top_k);
   data->top_p.assign(count, top_p);
   data->guidance.assign(count, 4.8f);
@@ -33,7 +33,7 @@ Work make(const Shape& shape, int32_t batch, int32_t top_k, float top_p) {
   p.top_k = top_k > 0 ? data->top_k.data() : nullptr;
   p.top_p = top_p < 1 ? data->top_p.data() : nullptr;
   p.seed = data->seed.data();
-  p.position = data->position.data();
+  p.cell = data->cell.data();
   p.tokens = data->drawn.data();
   p.logits_stride = kVocab;
   p.num_tokens = tokens;

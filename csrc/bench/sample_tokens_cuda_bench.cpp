@@ -20,7 +20,7 @@ void sample_tokens(benchmark::State& state, int32_t top_k, float top_p) {
   const DeviceArray<int32_t> ks(std::vector<int32_t>(count, top_k));
   const DeviceArray<float> ps(std::vector<float>(count, top_p));
   const DeviceArray<float> guidance(std::vector<float>(count, 4.8f)), temperature(std::vector<float>(count, 1.0f));
-  const DeviceArray<int64_t> seed(ids), position(ids), drawn(ids);
+  const DeviceArray<int64_t> seed(ids), cell(ids), drawn(ids);
   SampleTokensParams p{};
   p.logits = logits.get();
   p.conditional_row = conditional_row.get();
@@ -30,7 +30,7 @@ void sample_tokens(benchmark::State& state, int32_t top_k, float top_p) {
   p.top_k = top_k > 0 ? ks.get() : nullptr;
   p.top_p = top_p < 1 ? ps.get() : nullptr;
   p.seed = seed.get();
-  p.position = position.get();
+  p.cell = cell.get();
   p.tokens = drawn.get();
   p.logits_stride = kVocab;
   p.num_tokens = tokens;

@@ -28,7 +28,7 @@ LPD_LIBRARY(LPD_OPERATOR_NAMESPACE, m) {
   m.def("residual_layer_norm(Tensor(a!) x, Tensor? delta, Tensor weight, Tensor bias, float eps) -> Tensor");
   m.def(
       "sample_tokens(Tensor logits, Tensor conditional_row, Tensor unconditional_row, Tensor guidance, "
-      "Tensor temperature, Tensor? top_k, Tensor? top_p, Tensor seed, Tensor position) -> Tensor");
+      "Tensor temperature, Tensor? top_k, Tensor? top_p, Tensor seed, Tensor cell) -> Tensor");
   m.def(
       "locality_order(Tensor group_sizes, int height, int width, float proximity_threshold, int repulsion_threshold, "
       "Tensor seeds, Tensor? known) -> Tensor");
@@ -253,7 +253,7 @@ Tensor residual_layer_norm(const Tensor& x, const OptionalTensor& delta, const T
 
 Tensor sample_tokens(const Tensor& logits, const Tensor& conditional_row, const Tensor& unconditional_row,
                      const Tensor& guidance, const Tensor& temperature, const OptionalTensor& top_k,
-                     const OptionalTensor& top_p, const Tensor& seed, const Tensor& position) {
+                     const OptionalTensor& top_p, const Tensor& seed, const Tensor& cell) {
   const lpd::DType dtype = float_dtype(logits, "logits");
   check_shape(logits, "logits", "[Q, V]", {-1, -1});
   check_rows_contiguous(logits, "logits");
@@ -267,7 +267,7 @@ Tensor sample_tokens(const Tensor& logits, const Tensor& conditional_row, const 
   if (top_k.has_value()) check_array(*top_k, "top_k", logits, ScalarType::Int, "[M]", {tokens});
   if (top_p.has_value()) check_array(*top_p, "top_p", logits, ScalarType::Float, "[M]", {tokens});
   check_array(seed, "seed", logits, ScalarType::Long, "[M]", {tokens});
-  check_array(position, "position", logits, ScalarType::Long, "[M]", {tokens});
+  check_array(cell, "cell", logits, ScalarType::Long, "[M]", {tokens});
 
   lpd::SampleTokensParams params{};
   params.logits = logits.const_data_ptr();
@@ -278,7 +278,7 @@ Tensor sample_tokens(const Tensor& logits, const Tensor& conditional_row, const 
   params.top_k = optional_data<int32_t>(top_k);
   params.top_p = optional_data<float>(top_p);
   params.seed = static_cast<const int64_t*>(seed.const_data_ptr());
-  params.position = static_cast<const int64_t*>(position.const_data_ptr());
+  params.cell = static_cast<const int64_t*>(cell.const_data_ptr());
   params.logits_stride = logits.stride(0);
   params.num_tokens = tokens;
   params.vocab_size = static_cast<int32_t>(vocab_size);

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-TOOLS_EXTRA = ("typer", "rich", "matplotlib", "scipy", "huggingface_hub")
+from lpd_tools.extras import missing_from_tools
 
 
 def main() -> None:
@@ -10,11 +10,9 @@ def main() -> None:
     try:
         from lpd_tools.cli import app
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in TOOLS_EXTRA:
+        if (sentence := missing_from_tools(error)) is None:
             raise
-        raise SystemExit(
-            f"The lpd command needs {error.name}, which the [tools] extra brings: pip install 'lpd-ext[tools]'"
-        ) from error
+        raise SystemExit(sentence) from error
     app()
 
 

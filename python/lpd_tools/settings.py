@@ -1,17 +1,19 @@
-"""Frozen dataclass configs as command-line options and TOML keys: name, type, default and help are written once."""
+"""Settings of the programs: frozen dataclasses whose fields know their help text, range and whether they may change.
+
+A command's options, the keys of its TOML table, the checks of its values and what a resumed training must share with
+its beginning all follow from the fields.
+"""
 
 from __future__ import annotations
 
-import inspect
+import math
 import sys
 import typing
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import MISSING, field, fields
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from types import GenericAlias
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
-
-import typer
+from types import UnionType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,63 +27,111 @@ Config = TypeVar("Config", bound="DataclassInstance")
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
-def setting(default: Any, help_text: str) -> Any:
-    """A dataclass field with its default (... for none) and the help text of its command-line option."""
-    metadata = {"help": help_text}
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `low` to `high`, both in it unless `open_low` or `open_high`; NaN is in no range."""
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        high_enough = self.low < number if self.open_low else self.low <= number
+        return high_enough and (number < self.high if self.open_high else number <= self.high)
+
+    def __str__(self) -> str:
+        return self.interval if math.isinf(self.high) else f"in {self.interval}"
+
+    @property
+    def interval(self) -> str:
+        """As a reader of a table wants it: "[0, 1)", or "at least 1"."""
+        if math.isinf(self.high):
+            return f"{'above' if self.open_low else 'at least'} {self.low}"
+        return f"{'(' if self.open_low else '['}{self.low}, {self.high}{')' if self.open_high else ']'}"
+
+
+ANY_AMOUNT = Range(0)
+AT_LEAST_ONE = Range(1)
+SHARE = Range(0, 1)
+
+
+def setting(
+    default: Any, help_text: str | None = None, *, range: Range | None = None, resumable: bool | None = None
+) -> Any:
+    """A dataclass field: its default (... for none), the help text of its option, which numbers are allowed.
+
+    range: of a number, of each entry of a tuple, or of what is not None. resumable: whether a training may go on with
+    another value (if nothing is said, it may not). A subclass that gives a setting another default says only what else
+    is different.
+    """
+    given = {"help": help_text, "range": range, "resumable": resumable}
+    metadata = {name: value for name, value in given.items() if value is not None}
     return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
 
 
-def check_ranges(config: Any, **ranges: tuple[float, float]) -> None:
-    """ValueError naming the first setting (or entry of a tuple) of `config` outside its closed range."""
-    for name, (low, high) in ranges.items():
-        value = getattr(config, name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if not low <= number <= high:
-                raise ValueError(f"{name} must be in [{low}, {high}], got {number}")
+@dataclass(frozen=True)
+class Setting:
+    """What a field of a config says of itself."""
+
+    name: str
+    kind: Any  # its type
+    default: Any  # MISSING if it must be given
+    help: str
+    range: Range | None
+    resumable: bool
+
+    @property
+    def required(self) -> bool:
+        """Whether it has no default."""
+        return self.default is MISSING
+
+    @property
+    def element(self) -> type | None:
+        """The type of a tuple's entries; None of a setting that is no tuple."""
+        return typing.get_args(self.kind)[0] if typing.get_origin(self.kind) is tuple else None
 
 
-def add_command(
-    app: typer.Typer, name: str, config_class: type[Config], run: Callable[[Config], None], help_text: str
-) -> None:
-    """Adds command `name`: one option per field of `config_class`, --config for a TOML file, then `run(config)`.
-
-    An option on the command line wins over the file, and the file over the default.
-    """
+def settings_of(config_class: type[DataclassInstance]) -> list[Setting]:
+    """The settings of a config class, in the order of its fields."""
     types = typing.get_type_hints(config_class)
-    parameters = [_parameter("ctx", typer.Context, inspect.Parameter.empty)]
+    found = []
     for item in fields(config_class):
-        element = _element(types[item.name])
-        # typer knows lists of any length, not tuples; a tuple keeps the frozen config hashable.
-        kind = types[item.name] if element is None else GenericAlias(list, (element,))
-        text = item.metadata.get("help", "")
-        if item.default is MISSING:  # not for typer to demand: the file may have it
-            option = typer.Option(help=text, show_default="required")
-            parameters.append(_parameter(item.name, Annotated[kind | None, option], None))
-        else:
-            default = item.default if element is None else list(item.default)
-            parameters.append(_parameter(item.name, Annotated[kind, typer.Option(help=text)], default))
-    option = typer.Option(help=f"TOML file with these settings, or with a table [{name}] of them; options win over it")
-    parameters.append(_parameter("config", Annotated[str, option], ""))
-
-    def command(ctx: typer.Context, config: str, **options: Any) -> None:
-        commands = {info.name for info in app.registered_commands if info.name}
-        values = read_config(config, name, commands) if config else {}
-        given = {key for key in options if str(getattr(ctx.get_parameter_source(key), "name", "")) == "COMMANDLINE"}
-        flags = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items() if key in given}
-        run(make_config(config_class, values, flags, config, name))
-
-    command.__dict__["__signature__"] = inspect.Signature(parameters)
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    app.command(name, help=help_text)(command)
+        said: dict[str, Any] = {"help": "", "range": None, "resumable": False}
+        for base in reversed(config_class.__mro__):
+            if item.name in (own := vars(base).get("__dataclass_fields__", {})):
+                said |= own[item.name].metadata
+        found.append(Setting(item.name, types[item.name], item.default, **said))
+    return found
 
 
-def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+class Settings:
+    """Base of the configs: one whose values are out of their ranges cannot be made."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
-def _element(kind: Any) -> type | None:
-    """The type of a tuple's elements; None for a type that is no tuple."""
-    return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
+def check_ranges(config: Any, **ranges: Range) -> None:
+    """ValueError naming the first setting of `config` that is not in its range, or in that of `ranges` instead.
+
+    The latter are for ranges that follow from other settings or from data.
+    """
+    for item in settings_of(type(config)):
+        allowed, value = ranges.pop(item.name, item.range), getattr(config, item.name)
+        if allowed is None or value is None:
+            continue
+        for number in value if isinstance(value, tuple) else (value,):
+            if number not in allowed:
+                raise ValueError(f"{item.name} must be {allowed}, got {number}")
+    if ranges:
+        raise TypeError(f"{type(config).__name__} has no setting {', '.join(ranges)}")
+
+
+def fixed_settings(config: Any, **inputs: Any) -> dict[str, Any]:
+    """What a resumed training must share with its beginning: its `inputs`, and the settings that are not resumable."""
+    values = asdict(config)
+    return inputs | {item.name: values[item.name] for item in settings_of(type(config)) if not item.resumable}
 
 
 def read_config(path: str | Path, command: str, commands: Collection[str]) -> dict[str, Any]:
@@ -111,19 +161,19 @@ def make_config(
 ) -> Config:
     """A config of the `values` in the file `path` and of the `flags`, which win.
 
-    Raises ValueError naming a key that is unknown, a value of another type, or a required setting that neither gives.
+    Raises ValueError naming a key that is unknown, a value of another type or out of its range, or a required setting
+    that neither gives.
     """
-    types = typing.get_type_hints(config_class)
-    names = [item.name for item in fields(config_class)]
+    known = {item.name: item for item in settings_of(config_class)}
     for key in values:
-        if key not in names:
+        if key not in known:
             raise ValueError(
-                f"config {path!r} sets {key!r}, which is no setting of {command}; allowed are {', '.join(names)}"
+                f"config {path!r} sets {key!r}, which is no setting of {command}; allowed are {', '.join(known)}"
             )
-    read = {key: _converted(value, types[key], f"config {path!r}: {key}") for key, value in values.items()}
+    read = {key: _converted(value, known[key].kind, f"config {path!r}: {key}") for key, value in values.items()}
     merged = {**read, **flags}
-    for item in fields(config_class):
-        if item.default is MISSING and item.name not in merged:
+    for item in known.values():
+        if item.required and item.name not in merged:
             raise ValueError(
                 f"{item.name} is missing: give --{item.name.replace('_', '-')}, or set it in a file given by --config"
             )
@@ -132,8 +182,10 @@ def make_config(
 
 def _converted(value: Any, kind: Any, where: str) -> Any:
     """A TOML value as a setting's type; ValueError, starting with `where`, if it is of another."""
-    element = _element(kind)
-    if element is not None:
+    if isinstance(kind, UnionType):  # a number or None, which TOML cannot say
+        (kind,) = (member for member in typing.get_args(kind) if member is not type(None))
+    if typing.get_origin(kind) is tuple:
+        element = typing.get_args(kind)[0]
         if not isinstance(value, list):
             raise ValueError(f"{where} must be a list, each entry {_KINDS[element]}, got {value!r}")
         return tuple(_converted(entry, element, where) for entry in value)

@@ -1,8 +1,9 @@
 // Runs the CUDA kernels of one operator on random small inputs, without torch, so that sanitizers can watch: each case
 // in three thread orders, whose outputs must be the same bits, and against the CPU kernel.
 //
-// Usage: kernel_driver OPERATOR [few]. With `few`: one order and fewer cases, for the thread sanitizer, which is slow
-// and does not depend on the order. Exit status 1: outputs differ; 86: the emulator stopped a kernel.
+// Usage: kernel_driver OPERATOR [once | few]. For sanitizers, which are slow and do not depend on the order: with
+// `once` one order, for the address sanitizer; with `few` one order and fewer cases, for the thread sanitizer. Exit
+// status 1: outputs differ; 86: the emulator stopped a kernel.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -24,6 +25,7 @@ namespace {
 using emulator::Order;
 
 bool few = false;
+bool once = false;
 std::mt19937 generator(1);
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
 constexpr int32_t kPadding = 8;  // elements between rows, where a stride can be given: a multiple of 16 bytes
@@ -122,7 +124,7 @@ void check(void (*on_cpu)(const Params&, int64_t, int64_t), int64_t items, void 
       const bool agrees = rounded ? close(bytes, wanted[i].bytes, *rounded) : bytes == wanted[i].bytes;
       require(agrees, name, "from the CPU's");
     }
-    if (few) return;
+    if (once) return;
   }
 }
 
@@ -195,6 +197,7 @@ struct Step {
 const std::vector<Step::Sizes> kManyKinds = {{3, 5, 7}, {4, 0, 0}, {0, 6, 9}, {0, 0, 5}, {16, 17, 80}, {1, 33, 0}};
 const std::vector<Step::Sizes> kManyTiles = {{70, 9, 40}, {3, 64, 130}};
 const std::vector<Step::Sizes> kManyKeys = {{5, 3, 300}, {2, 0, 5}, {0, 7, 64}};  // split over blocks
+const std::vector<Step::Sizes> kTileEdges = {{3, 2, 63}, {2, 1, 127}, {1, 5, 159}};
 const std::vector<Step::Sizes> kTwoTiles = {{3, 20, 70}, {2, 0, 5}};
 
 enum class Splits { kNone, kInWorkspace, kInClusters };
@@ -239,7 +242,7 @@ void group_attention() {
   }
   for (DType dtype : kDTypes) {
     for (int32_t head_dim : {32, 64, 128}) {
-      for (const auto* sizes : {&kManyKinds, &kManyTiles, &kManyKeys}) {
+      for (const auto* sizes : {&kManyKinds, &kManyTiles, &kManyKeys, &kTileEdges}) {
         if (sizes != &kManyKinds && head_dim != 64) continue;
         const Step step(*sizes, dtype, head_dim);
         for (int32_t first_output_row : {1, step.first_query}) {
@@ -345,7 +348,7 @@ void sample_tokens() {
       const Bytes logits = random_elements(2 * kTokens * p.logits_stride, dtype);
       Array<int32_t> conditional_row(kTokens), unconditional_row(kTokens), top_k(kTokens);
       Array<float> guidance(kTokens, 3.0f), temperature(kTokens, 0.7f), top_p(kTokens);
-      Array<int64_t> seed(kTokens), position(kTokens);
+      Array<int64_t> seed(kTokens), cell(kTokens);
       for (int32_t m = 0; m < kTokens; ++m) {
         const auto i = static_cast<size_t>(m);
         conditional_row[i] = m;
@@ -353,7 +356,7 @@ void sample_tokens() {
         top_k[i] = m == 0 ? 0 : 20;
         top_p[i] = m >= 3 ? 0.8f : 1.0f;
         seed[i] = any_of(0, 1 << 30);
-        position[i] = m;
+        cell[i] = m;
       }
       temperature[2] = 0.0f;
       p.logits = logits.data();
@@ -362,7 +365,7 @@ void sample_tokens() {
       p.guidance = guidance.data();
       p.temperature = temperature.data();
       p.seed = seed.data();
-      p.position = position.data();
+      p.cell = cell.data();
       p.num_tokens = kTokens;
       p.vocab_size = vocab;
       p.dtype = dtype;
@@ -385,11 +388,17 @@ void locality_order() {
   struct Grid {
     int32_t height, width, steps, repulsion;
     bool known;
+    int32_t idle = 0;  // steps that draw nothing, so that no barrier comes between them
   };
-  for (const Grid& grid :
-       {Grid{8, 8, 6, 1, false}, Grid{1, 13, 4, 2, false}, Grid{6, 9, 5, 1, true}, Grid{16, 17, 40, 2, false}}) {
+  // On the long ones many cells are tied: for one warp, up to 256 cells, and for several.
+  for (const Grid& grid : {Grid{8, 8, 6, 1, false}, Grid{1, 13, 4, 2, false}, Grid{6, 9, 5, 1, true},
+                           Grid{16, 17, 40, 2, false}, Grid{1, 256, 5, 1, false}, Grid{256, 1, 5, 1, false},
+                           Grid{1, 300, 5, 1, false}, Grid{300, 1, 5, 1, false}, Grid{16, 17, 40, 2, false, 34}}) {
     const int32_t cells = grid.height * grid.width, free = cells - (grid.known ? kKnown : 0);
-    const auto drawn_before = [&](int32_t t) { return free * t * (t + 1) / (grid.steps * (grid.steps + 1)); };
+    const auto drawn_before = [&](int32_t t) {
+      const int32_t step = std::max(t - grid.idle, 0), steps = grid.steps - grid.idle;
+      return free * step * (step + 1) / (steps * (steps + 1));
+    };
     Array<int32_t> group_sizes(static_cast<size_t>(grid.steps));  // ever larger
     for (int32_t t = 0; t < grid.steps; ++t) {
       group_sizes[static_cast<size_t>(t)] = drawn_before(t + 1) - drawn_before(t);
@@ -434,6 +443,7 @@ int main(int count, char** arguments) {
   for (const Operator& each : operators) {
     if (count < 2 || std::strcmp(arguments[1], each.name) != 0) continue;
     lpd::few = count > 2 && std::strcmp(arguments[2], "few") == 0;
+    lpd::once = lpd::few || (count > 2 && std::strcmp(arguments[2], "once") == 0);
     try {
       each.run();
     } catch (const std::runtime_error& error) {
@@ -442,6 +452,6 @@ int main(int count, char** arguments) {
     }
     return 0;
   }
-  std::fprintf(stderr, "usage: kernel_driver OPERATOR [few]\n");
+  std::fprintf(stderr, "usage: kernel_driver OPERATOR [once | few]\n");
   return 2;
 }

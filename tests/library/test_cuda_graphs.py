@@ -18,8 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lpd_ext import cuda_graphs
 from lpd_ext.cuda_graphs import DecodeGraphs
+from lpd_ext.decode_state import DecodeState, Layout
 from lpd_ext.model import LPDModel
-from lpd_ext.sampler import DecodeRequest, _DecodeState, _Layout, generate
+from lpd_ext.plan import Places
+from lpd_ext.request import DecodeRequest
+from lpd_ext.sampler import generate
 
 
 class Recorder:
@@ -57,7 +60,7 @@ def requests_of_one_layout(model: LPDModel) -> list[DecodeRequest]:
     return [
         first,
         dataclasses.replace(first, labels=[4, 3], seeds=[-5, 2**40]),
-        dataclasses.replace(first, orders=torch.stack([torch.randperm(16, generator=generator) for _ in range(2)])),
+        dataclasses.replace(first, order=torch.stack([torch.randperm(16, generator=generator) for _ in range(2)])),
         dataclasses.replace(first, guidance_scale=[7.5, 1.0], temperature=[0.0, 1.7], guidance_schedule="constant"),
         dataclasses.replace(first, top_k=[50, 3], top_p=[0.3, 1.0]),
         first,
@@ -136,22 +139,24 @@ def test_many_steps_are_captured_one_by_one(model: LPDModel, monkeypatch: pytest
     assert (single.captures, single.replays) == (steps, 2 * steps)
 
 
-def tensors_of(state: _DecodeState) -> dict[str, int]:
+def tensors_of(state: DecodeState) -> dict[str, int]:
     """Where each tensor lies that a graph of this decode would go on reading and writing."""
     found = {name: value for name, value in vars(state).items() if isinstance(value, Tensor)}
     for i, layer in enumerate(state.parts.layers):
         found |= {f"k_cache {i}": layer.k_cache, f"v_cache {i}": layer.v_cache}
-    assert len(found) == 8 + 2 * len(state.parts.layers)
+    assert len(found) == 9 + 2 * len(state.parts.layers)
     return {name: tensor.data_ptr() for name, tensor in found.items()}
 
 
 def moves_when_loaded(model: LPDModel) -> set[str]:
     first, *others = requests_of_one_layout(model)
-    state = _DecodeState(model, _Layout.of(first))
-    state.load(first)
+    layout = Layout.of(first)
+    plan = layout.plan(model.config.num_tokens, torch.device("cpu"))
+    state = DecodeState(model, plan.capacity, layout.filters)
+    state.load(first, plan.places)
     before = tensors_of(state)
     for request in others:
-        state.load(request)
+        state.load(request, plan.places)
     return {name for name, address in tensors_of(state).items() if address != before[name]}
 
 
@@ -160,13 +165,13 @@ def test_a_request_is_loaded_into_the_buffers_of_the_one_before(model: LPDModel)
 
 
 def test_a_buffer_that_is_replaced_is_seen(model: LPDModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = _DecodeState.load
+    load = DecodeState.load
 
-    def replacing(self: _DecodeState, request: DecodeRequest) -> None:
-        load(self, request)
+    def replacing(self: DecodeState, request: DecodeRequest, places: Places) -> None:
+        load(self, request, places)
         self.temperature = torch.tensor(request.temperature)
 
-    monkeypatch.setattr(_DecodeState, "load", replacing)
+    monkeypatch.setattr(DecodeState, "load", replacing)
     assert moves_when_loaded(model) == {"temperature"}
 
 

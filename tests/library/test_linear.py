@@ -13,7 +13,7 @@ from golden import load_golden
 from test_sampler import recorded_logits
 from torch import Tensor, nn
 
-from lpd_ext.linear import PackedLinear, ResultMemory, can_pack, linear_step, mlp_step, pack, replace_linears, unpack
+from lpd_ext.linear import PackedLinear, ResultRows, can_pack, linear_step, mlp_step, pack, replace_linears, unpack
 from lpd_ext.model import LPDModel
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def test_as_accurate_as_torchs(dtype: torch.dtype, size: tuple[int, int], bias: 
     y = packed(linear)(x)
     assert_as_accurate(y, x, linear, exact)
     rows = x.reshape(-1, size[0])
-    step = linear_step(packed(linear), ResultMemory(len(rows) + 2), "y")
+    step = linear_step(packed(linear), ResultRows(len(rows) + 2))
     assert step(rows).equal(y.reshape(-1, size[1]))
     assert step(rows[1:]).equal(y.reshape(-1, size[1])[1:])
 
@@ -68,7 +68,7 @@ def test_mlp(dtype: torch.dtype, bias: bool) -> None:
     x = torch.randn(7, 48).to(dtype)
     torchs, exact = nn.Sequential(fc1, nn.GELU(), fc2), nn.Sequential(fc1, nn.GELU(), fc2)
     exact = copy.deepcopy(exact).double()
-    assert_as_accurate(mlp_step(packed(fc1), packed(fc2), ResultMemory(7), "y")(x), x, torchs, exact)
+    assert_as_accurate(mlp_step(packed(fc1), packed(fc2), ResultRows(7), ResultRows(7))(x), x, torchs, exact)
     tanh = nn.Sequential(fc1, nn.GELU(approximate="tanh"), fc2)
     if dtype == torch.float32:
         with pytest.raises(AssertionError):

@@ -16,6 +16,7 @@ from lpd_ext.orders import (
     ORDER_POLICIES,
     default_repulsion_threshold,
     halton_order,
+    known_first,
     locality_order,
     make_orders,
     random_order,
@@ -171,7 +172,10 @@ def test_user_orders() -> None:
         ([0.0, 1.0, 2.0, 3.0], TypeError, "order[0] must be a list of integers, got torch.float32 [4]"),
         (torch.zeros(2, 1, 4, dtype=torch.int64), TypeError, "order[0] must be a list of integers"),
         (5, TypeError, "order must be a policy name, or the cells as integers, got 5"),
-        (["locality", "raster"], TypeError, "order[0] must be a list of integers, got 'locality'"),
+        (["locality", "zigzag"], ValueError, "permutation of the free cells or one of locality, random"),
+        (["locality"], ValueError, "order must be one value or one per label (2), got 1"),
+        (["raster", [0, 1, 2, 2]], ValueError, "order[1] contains cell 2 more than once"),
+        (["raster", [0.5]], TypeError, "order[1] must be a list of integers, got torch.float32 [1]"),
         ("zigzag", ValueError, "permutation of the free cells or one of locality, random"),
     ],
 )  # fmt: skip
@@ -186,9 +190,45 @@ def test_user_order_with_a_known_cell() -> None:
         user_order([3, 1, 0, 2], (2, 2), 1, known)
 
 
+def test_every_image_may_have_an_order_and_thresholds_of_its_own() -> None:
+    known = known_cells(5, 64)
+    sizes, seeds = schedules_for(known), torch.tensor([5, -6, 7, 8, 9])
+    own = torch.randperm(64, generator=torch.Generator().manual_seed(3))
+    policies = ["locality", own[~known[1][own]].tolist(), "locality", "halton", "locality"]
+    proximity, repulsion = [1.0, 1.0, 2.0, 1.0, 1.0], [None, 1, 1, None, 2]
+    thresholds = {"proximity_threshold": proximity, "repulsion_threshold": repulsion}
+    together = make_orders(policies, sizes, (8, 8), seeds, known, **thresholds)
+    for b, policy in enumerate(policies):
+        one = slice(b, b + 1)
+        alone = make_orders(
+            policy,
+            sizes[one],
+            (8, 8),
+            seeds[one],
+            known[one],
+            proximity_threshold=proximity[b],
+            repulsion_threshold=repulsion[b],
+        )
+        assert torch.equal(together[b], alone[0]), b
+    plain = make_orders("locality", sizes, (8, 8), seeds, known)
+    assert torch.equal(together[0], plain[0])
+    assert not torch.equal(together[2], plain[2])  # thresholds of its own
+
+
+def test_known_cells_come_first() -> None:
+    known = known_cells(4, 48)
+    sizes, seeds = schedules_for(known), torch.arange(4)
+    free = make_orders("locality", sizes, (6, 8), seeds, known)
+    orders = known_first(free, known)
+    for b in range(4):
+        cells = known[b].nonzero().flatten()
+        assert torch.equal(orders[b, : len(cells)], cells)
+        assert torch.equal(orders[b, len(cells) :], free[b, : 48 - len(cells)])
+
+
 GOOD: dict[str, Any] = {
-    "policy": "raster",
-    "group_sizes_per_image": [[1, 3], [4]],
+    "order": "raster",
+    "group_sizes": [[1, 3], [4]],
     "grid": (2, 2),
     "seeds": torch.tensor([1, 2]),
 }
@@ -198,12 +238,14 @@ GOOD: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"group_sizes_per_image": [[1, 3], [5]]}, "group_sizes[1] must sum to 4"),
-        ({"group_sizes_per_image": [[1, 3], [4, 0]]}, "group_sizes[1][1] = 0 must be >= 1"),
-        ({"group_sizes_per_image": [[1, 3]]}, "seeds must hold one seed for each of 1 images, got 2"),
-        ({"grid": (0, 4)}, "grid must have 1 to 65536 cells, got 0 x 4"),
-        ({"grid": (-2, -2)}, "grid must have 1 to 65536 cells, got -2 x -2"),
-        ({"grid": (300, 300)}, "grid must have 1 to 65536 cells, got 300 x 300"),
+        ({"group_sizes": [[1, 3], [5]]}, "group_sizes[1] must sum to 4"),
+        ({"group_sizes": [[1, 3], [4, 0]]}, "group_sizes[1][1] = 0 must be >= 1"),
+        ({"group_sizes": [[1, 3]]}, "seeds must hold one seed for each of 1 images, got 2"),
+        ({"grid": (0, 4)}, "grid must be two integers (height, width) >= 1, got (0, 4)"),
+        ({"grid": (-2, -2)}, "grid must be two integers (height, width) >= 1, got (-2, -2)"),
+        ({"grid": 4}, "grid must be two integers (height, width) >= 1, got 4"),
+        ({"grid": (2.0, 2)}, "grid must be two integers (height, width) >= 1, got (2.0, 2)"),
+        ({"grid": (300, 300)}, "grid must have at most 65536 cells, got 300 x 300"),
         ({"seeds": torch.tensor([1.0, 2.0])}, "seeds must be int64 of shape [B], got torch.float32 [2]"),
         ({"known": torch.zeros(2, 4)}, "known must be bool of shape [2, 4], got torch.float32 [2, 4]"),
         ({"known": torch.zeros(2, 2, 2, dtype=torch.bool)}, "known must be bool of shape [2, 4]"),
@@ -212,27 +254,25 @@ GOOD: dict[str, Any] = {
 )
 def test_bad_arguments(policy: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        make_orders(**{**GOOD, "policy": policy, **changes})
+        make_orders(**{**GOOD, "order": policy, **changes})
 
 
 @pytest.mark.parametrize("policy", ["locality", "random", "raster", [3, 2, 1, 0]])
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"group_sizes_per_image": [[1, 3], 4]}, "group_sizes[1] must be a list of integers, got 4"),
-        ({"group_sizes_per_image": [4, [1, 3]]}, "group_sizes[0] must be a list of integers, got 4"),
-        ({"group_sizes_per_image": 4}, "group_sizes must be a list of integers"),
+        ({"group_sizes": [[1, 3], 4]}, "group_sizes[1] must be a list of integers, got 4"),
+        ({"group_sizes": [4, [1, 3]]}, "group_sizes[0] must be a list of integers, got 4"),
+        ({"group_sizes": 4}, "group_sizes must be a list of integers"),
         ({"seeds": [1, 2]}, "seeds must be an int64 tensor of shape [B], got list"),
         ({"known": [[True] * 4] * 2}, "known must be a bool tensor of shape [2, 4], got list"),
-        ({"grid": 4}, "grid must be (height, width), got 4"),
-        ({"grid": (2.0, 2)}, "grid must be an integer, got 2.0"),
         ({"repulsion_threshold": 1.5}, "repulsion_threshold must be an integer, got 1.5"),
         ({"proximity_threshold": "1"}, "proximity_threshold must be a number, got '1'"),
     ],
 )
 def test_wrong_types(policy: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=re.escape(message)):
-        make_orders(**{**GOOD, "policy": policy, **changes})
+        make_orders(**{**GOOD, "order": policy, **changes})
 
 
 def test_group_sizes_may_be_numpys_and_repulsion_any_size() -> None:

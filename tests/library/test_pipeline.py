@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
-from lpd_ext.sampler import DecodeRequest
+from lpd_ext.request import DecodeRequest
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
 
 
@@ -87,16 +87,16 @@ def test_every_option_reaches_its_image(pipe: LPDPipeline) -> None:
         seeds=[4, 5],
     )
     assert [len(sizes) for sizes in request.group_sizes] == [3, 24]
-    assert request.guidance_scale == [1.0, 3]
-    assert request.guidance_schedule == "linear"
-    assert (request.temperature, request.top_k, request.top_p) == ([0.5, 0.5], [3, 0], [0.9, 0.9])
+    assert request.guidance_scale == (1.0, 3)
+    assert request.guidance_schedule == ("linear", "linear")
+    assert (request.temperature, request.top_k, request.top_p) == ((0.5, 0.5), (3, 0), (0.9, 0.9))
     assert torch.equal(request.orders, torch.arange(24).expand(2, -1))
     default = pipe.prepare(0, seeds=1)
-    assert (default.guidance_scale, default.guidance_schedule) == ([2.0], "constant")
+    assert (default.guidance_scale, default.guidance_schedule) == ((2.0,), ("constant",))
     assert len(default.group_sizes[0]) == 4
-    sizes = [1, 5, 8, 10]
-    assert pipe.prepare([0, 1], group_sizes=sizes, seeds=1).group_sizes == [sizes, sizes]
-    assert pipe.prepare([0, 1], group_sizes=[sizes, [24]], seeds=1).group_sizes == [sizes, [24]]
+    sizes = (1, 5, 8, 10)
+    assert pipe.prepare([0, 1], group_sizes=sizes, seeds=1).group_sizes == (sizes, sizes)
+    assert pipe.prepare([0, 1], group_sizes=[list(sizes), [24]], seeds=1).group_sizes == (sizes, (24,))
 
 
 def test_stream_shows_each_group_and_ends_with_the_image(pipe: LPDPipeline) -> None:
@@ -184,10 +184,10 @@ def test_tokenizer_and_model_must_agree(pipe: LPDPipeline) -> None:
         ([0], {"group_sizes": 24}, TypeError, "group_sizes must be a list of integers"),
         ([0, 1], {"group_sizes": [[12, 12], 24]}, TypeError, r"group_sizes\[1\] must be a list of integers, got 24"),
         ([0, 1], {"group_sizes": [24, [12, 12]]}, TypeError, r"group_sizes\[0\] must be a list of integers, got 24"),
-        ([0, 1], {"order": ["locality", "raster"]}, TypeError, r"order\[0\] must be a list of integers"),
+        ([0, 1], {"order": ["locality", "zigzag"]}, ValueError, "order must be a permutation .* got 'zigzag'"),
         ([0], {"order": 5}, TypeError, "order must be a policy name, or the cells as integers, got 5"),
         ([0], {"repulsion_threshold": 1.5}, TypeError, "repulsion_threshold must be an integer, got 1.5"),
-        ([0], {"repulsion_threshold": [1, 2]}, TypeError, "repulsion_threshold must be an integer"),
+        ([0], {"repulsion_threshold": [1, 2]}, ValueError, r"repulsion_threshold must be one value or one per label"),
         ([0], {"repulsion_threshold": True}, TypeError, "repulsion_threshold must be an integer, got True"),
         ([0], {"order": "raster", "repulsion_threshold": -1}, ValueError, "repulsion_threshold must be >= 0"),
         ([0], {"proximity_threshold": "1"}, TypeError, "proximity_threshold must be a number, got '1'"),
@@ -212,7 +212,40 @@ def test_integers_may_be_numpys(pipe: LPDPipeline) -> None:
     assert torch.equal(found.orders, wanted.orders)
     for name in ("labels", "top_k", "seeds", "group_sizes"):
         assert getattr(found, name) == getattr(wanted, name)
-    assert pipe.prepare(np.int64(1), seeds=np.array([7])).seeds == [7]
+    assert pipe.prepare(np.int64(1), seeds=np.array([7])).seeds == (7,)
+
+
+@pytest.mark.parametrize("scalar", [np.array, torch.tensor, np.int64])
+def test_numbers_may_be_scalars_of_numpy_and_torch(pipe: LPDPipeline, scalar: Callable[[int], Any]) -> None:
+    names = ("num_inference_steps", "guidance_scale", "temperature", "top_k", "top_p", "seeds", "repulsion_threshold")
+    wanted = pipe.prepare(2, **dict.fromkeys(names, 1))
+    found = pipe.prepare(scalar(2), **{name: scalar(1) for name in names})
+    assert torch.equal(found.orders, wanted.orders)
+    for name in ("labels", "group_sizes", "guidance_scale", "temperature", "top_k", "top_p", "seeds"):
+        assert getattr(found, name) == getattr(wanted, name)
+
+
+def test_settings_may_differ_from_image_to_image(pipe: LPDPipeline) -> None:
+    options = {
+        "order": ["locality", "random", "halton"],
+        "repulsion_threshold": [1, 2, 1],
+        "proximity_threshold": [1.0, 2.0, 0.5],
+        "guidance_schedule": ["linear", "constant", "linear"],
+        "guidance_scale": [3.0, 2.0, 4.0],
+        "num_inference_steps": [3, 24, 5],
+        "seeds": [5, 6, 7],
+    }
+    together = pipe([0, 1, 2], output_type="tokens", **options).tokens
+    for b in range(3):
+        alone = pipe(b, output_type="tokens", **{name: values[b] for name, values in options.items()}).tokens
+        assert torch.equal(alone[0], together[b]), b
+
+
+def test_seeds_that_are_drawn_survive_json_in_a_browser(pipe: LPDPipeline) -> None:
+    seeds = pipe.prepare([None] * 1000, num_inference_steps=1, order="raster").seeds
+    assert max(seeds) < 2**53
+    assert max(seeds) > 2**50
+    assert all(int(float(seed)) == seed for seed in seeds)
 
 
 def test_results_are_ordinary_tensors(pipe: LPDPipeline) -> None:

@@ -12,9 +12,9 @@ CPU = torch.device("cpu")
 def test_two_images_with_different_schedules_one_guided() -> None:
     # N = 4, so a sequence's columns are 0 condition, 1..4 tokens, 5 mask; 6 columns per sequence.
     plan = plan_decoding([[1, 3], [2, 1, 1]], [False, True], 4, CPU)
-    assert plan.sequence_image.tolist() == [0, 1, 1]
-    assert plan.num_sequences == 3
-    assert plan.cache_positions == 4  # 1 + N - 1: the last group of image 1 is never fed back
+    assert plan.places.sources.tolist() == [0, 1, 1]
+    assert plan.capacity.sequences == 3
+    assert plan.capacity.cache_positions == 4  # 1 + N - 1: the last group of image 1 is never fed back
     first, second, third = plan.steps
 
     assert first.segments.tolist() == [[0, 1, 3, 1, 0, 0], [1, 1, 4, 2, 0, 1], [2, 1, 6, 2, 0, 2]]
@@ -43,16 +43,16 @@ def test_every_token_is_drawn_once_and_every_cached_position_fed_once() -> None:
     plan = plan_decoding(schedules, [True, False, True, True], 8, CPU)
     drawn = [(b, n) for step in plan.steps for b, n in zip(step.image.tolist(), step.token_index.tolist(), strict=True)]
     assert sorted(drawn) == [(b, n) for b in range(4) for n in range(8)]
-    fed: dict[int, list[int]] = {s: [] for s in range(plan.num_sequences)}
+    fed: dict[int, list[int]] = {s: [] for s in range(plan.capacity.sequences)}
     for step in plan.steps:
         for context_start, num_context, _, _, cached, slot in step.segments.tolist():
             columns = (step.content_index[context_start : context_start + num_context] - slot * 10).tolist()
             assert cached == len(fed[slot])
             fed[slot] += columns
     for slot, columns in fed.items():
-        last = schedules[int(plan.sequence_image[slot])][-1]
+        last = schedules[int(plan.places.sources[slot])][-1]
         assert columns == list(range(1 + 8 - last))
-        assert len(columns) <= plan.cache_positions
+        assert len(columns) <= plan.capacity.cache_positions
 
 
 def test_repeated_layouts_share_one_plan() -> None:

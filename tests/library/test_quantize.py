@@ -12,7 +12,7 @@ from golden import load_golden
 from torch import Tensor, nn
 
 from lpd_ext import ops, quantize
-from lpd_ext.linear import ResultMemory, linear_step, mlp_step, pack
+from lpd_ext.linear import ResultRows, linear_step, mlp_step, pack
 from lpd_ext.packing import ROTATION, rotate_rows
 from lpd_ext.quantize import SCALE, Int8Linear, quantize_weight
 
@@ -134,7 +134,7 @@ def test_results_are_within_what_rounding_explains(
     for rows in (1, 7, 40, 129):
         x = torch.randn(rows, size[0]) + 0.5
         assert_within_bounds(layer(x), layer, linear, x)
-        assert linear_step(layer, ResultMemory(rows), "y")(x).equal(layer(x))
+        assert linear_step(layer, ResultRows(rows))(x).equal(layer(x))
 
 
 @torch.no_grad()
@@ -183,7 +183,7 @@ def test_mlp_is_the_layers_one_after_the_other(
     given = rotate_rows(hidden) if fc2.rotate else hidden
     step = (given.amax(1) - given.amin(1)).clamp(min=1e-9)[:, None] / levels
     largest = plain["weight"].abs().amax(1) * plain[SCALE]
-    difference = (mlp_step(fc1, fc2, ResultMemory(7), "y")(x) - fc2(hidden)).abs()
+    difference = (mlp_step(fc1, fc2, ResultRows(7), ResultRows(7))(x) - fc2(hidden)).abs()
     assert (difference <= 2.1 * step * largest).all()
     assert (difference <= 1e-4 * fc2(hidden).abs().max()).float().mean() >= 0.7
 

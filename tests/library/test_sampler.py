@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from golden import Golden, load_golden
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from lpd_ext import ops, reference
 from lpd_ext.model import DecodingParts, LPDConfig, LPDModel
+from lpd_ext.orders import make_orders
 from lpd_ext.plan import Step
-from lpd_ext.sampler import DecodeRequest, decode, generate
+from lpd_ext.request import DecodeRequest, make_request
+from lpd_ext.sampler import decode, generate
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +64,14 @@ def random_model(head_dim: int, grid: tuple[int, int], seed: int = 0) -> LPDMode
 def request_for(model: LPDModel, schedules: list[list[int]], **changes: object) -> DecodeRequest:
     batch, num_tokens = len(schedules), model.config.num_tokens
     generator = torch.Generator().manual_seed(1)
-    request = DecodeRequest(
-        labels=[b % model.config.num_classes for b in range(batch)],
+    request = make_request(
+        model.config,
+        [b % model.config.num_classes for b in range(batch)],
         group_sizes=schedules,
-        orders=torch.stack([torch.randperm(num_tokens, generator=generator) for _ in range(batch)])
+        order=torch.stack([torch.randperm(num_tokens, generator=generator) for _ in range(batch)])
         if batch
         else torch.empty(0, num_tokens, dtype=torch.int64),
-        guidance_scale=[1.0] * batch,
-        temperature=[1.0] * batch,
-        top_k=[0] * batch,
-        top_p=[1.0] * batch,
-        seeds=list(range(100, 100 + batch)),
+        seeds=100,
     )
     return dataclasses.replace(request, **changes)
 
@@ -146,6 +146,108 @@ def test_decoding_equals_the_training_pass(backend: torch.device, head_dim: int)
                 assert (unconditional[b] - wanted).abs().max() <= bound
             else:
                 assert unconditional[b].isnan().all()
+
+
+def editing_request(model: LPDModel, blocks: list[list[int]], schedules: list[list[int]]) -> DecodeRequest:
+    """Known cells, other ones in every image, that enter the cache in these blocks."""
+    batch, num_tokens = len(blocks), model.config.num_tokens
+    request = request_for(model, [[num_tokens]] * batch)
+    tokens = torch.randint(model.config.vocab_size, request.orders.shape, generator=torch.Generator().manual_seed(5))
+    known = torch.full_like(tokens, -1)
+    for b, sizes in enumerate(blocks):
+        cells = request.orders[b, : sum(sizes)]
+        known[b, cells] = tokens[b, cells]
+    return dataclasses.replace(
+        request,
+        group_sizes=schedules,
+        known_tokens=known,
+        prefill=blocks,
+        guidance_scale=[1.0 + b for b in range(batch)],
+    )
+
+
+def test_known_cells_are_seen_as_in_the_training_pass(backend: torch.device) -> None:
+    """Prefilled blocks are context blocks of the masked pass; images with and without known cells share a batch."""
+    on_cpu, model = random_model(32, (3, 4)), random_model(32, (3, 4)).to(backend)
+    blocks, schedules = [[3, 4], [], [5], [1] * 4], [[2, 3], [1, 3, 8], [7], [3, 5]]
+    request = editing_request(model, blocks, schedules)
+    tokens, conditional, unconditional = recorded_logits(model, request)
+    known = request.known_tokens
+    assert torch.equal(tokens[known >= 0], known[known >= 0])
+    assert tokens.min() >= 0
+    for b in range(4):
+        first = sum(blocks[b])
+        for found, label in ((conditional, request.labels[b]), (unconditional, -1)):
+            if label == -1 and request.guidance_scale[b] == 1:
+                continue
+            with torch.no_grad():
+                row = slice(b, b + 1)
+                wanted = on_cpu(tokens[row], torch.tensor([label]), request.orders[row], blocks[b] + schedules[b])[0]
+            assert (found[b, first:] - wanted[first:]).abs().max() <= 2e-5 * wanted.abs().max(), b
+            assert found[b, :first].isnan().all()
+
+
+def test_an_edit_depends_on_its_own_request_alone() -> None:
+    model = random_model(32, (3, 4))
+    blocks, schedules = [[3, 4], [], [5], [1] * 4], [[2, 3], [1, 3, 8], [7], [3, 5]]
+    request = editing_request(model, blocks, schedules)
+    together = generate(model, request)
+    for b in range(4):
+        alone = make_request(
+            model.config, [request.labels[b]], group_sizes=[schedules[b]], order=request.orders[b : b + 1],
+            guidance_scale=request.guidance_scale[b], seeds=request.seeds[b],
+            known_tokens=request.known_tokens[b : b + 1], prefill=[blocks[b]],
+        )  # fmt: skip
+        assert torch.equal(generate(model, alone)[0], together[b]), b
+        assert len(list(decode(model, alone))) == alone.num_groups == len(schedules[b])
+    assert len(list(decode(model, request))) == request.num_groups
+
+
+def test_a_request_makes_orders_around_known_cells() -> None:
+    model = random_model(32, (4, 4))
+    known = torch.full((2, 16), -1)
+    known[0, [5, 6, 9]], known[1, 15] = torch.tensor([1, 2, 3]), 4
+    request = make_request(model.config, [0, 1], group_sizes=[[1, 12], [15]], seeds=3, known_tokens=known)
+    assert [schedule.prefill for schedule in request.schedules] == [(3,), (1,)]
+    assert request.orders[0, :3].tolist() == [5, 6, 9]
+    free = make_orders("locality", [[1, 12], [15]], (4, 4), torch.tensor([3, 4]), known >= 0)
+    assert torch.equal(request.orders[0, 3:], free[0, :13])
+    assert torch.equal(request.orders[1], torch.cat([torch.tensor([15]), free[1, :15]]))
+    drawn = generate(model, request)
+    assert torch.equal(drawn[known >= 0], known[known >= 0])
+    everything = torch.randint(50, (1, 16))
+    nothing_to_draw = make_request(model.config, [0], group_sizes=[[]], seeds=3, known_tokens=everything)
+    assert torch.equal(generate(model, nothing_to_draw), everything)
+    assert nothing_to_draw.num_groups == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"known_tokens": torch.full((1, 8), 50)}, r"known_tokens\[0\] must lie in \[0, 50\), or be -1"),
+        ({"known_tokens": torch.full((1, 8), -2)}, r"known_tokens\[0\] must lie in"),
+        ({"known_tokens": torch.full((1, 7), 1)}, r"known_tokens must be int64 of shape \[1, 8\]"),
+        ({"known_tokens": torch.full((1, 8), 1).int()}, "known_tokens must be int64"),
+        ({"prefill": [[2]]}, "prefill must be None without known_tokens"),
+        (
+            {"prefill": [[2]], "known_tokens": torch.tensor([[1, 1, 1] + [-1] * 5])},
+            r"prefill\[0\] must sum to 3, the num",
+        ),
+        ({"prefill": [[3], [1]], "known_tokens": torch.tensor([[1, 1, 1] + [-1] * 5])}, "prefill must have one entry"),
+        ({"known_tokens": torch.tensor([[1, 1, 1] + [-1] * 5])}, r"group_sizes\[0\] must sum to 5"),
+        (
+            {
+                "known_tokens": torch.tensor([[1, 1, 1] + [-1] * 5]),
+                "group_sizes": [[5]],
+                "order": torch.arange(7, -1, -1)[None],
+            },
+            r"order\[0\] must begin with the 3 cells that known_tokens\[0\] gives",
+        ),
+    ],
+)
+def test_known_cells_are_checked(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        request_for(random_model(32, (2, 4)), [[8]], **changes)
 
 
 def test_kernels_and_plain_torch_twins_draw_the_same_image(
@@ -244,10 +346,11 @@ def test_an_image_depends_on_its_own_request_alone(backend: torch.device) -> Non
     together = generate(model, batch)
     threads = torch.get_num_threads()
     for b in range(7):
-        alone = DecodeRequest(
-            labels=[batch.labels[b]],
+        alone = make_request(
+            model.config,
+            [batch.labels[b]],
             group_sizes=[schedules[b]],
-            orders=batch.orders[b : b + 1],
+            order=batch.orders[b : b + 1],
             seeds=[batch.seeds[b]],
             **{name: [values[b]] for name, values in options.items()},
         )
@@ -264,7 +367,7 @@ def test_an_image_depends_on_its_own_request_alone(backend: torch.device) -> Non
 def test_seeds_matter_and_repeat() -> None:
     model = random_model(32, (4, 4))
     request = request_for(model, [[1, 15]] * 2)
-    same_order = dataclasses.replace(request, orders=request.orders[:1].expand(2, -1), labels=[1, 1])
+    same_order = dataclasses.replace(request, order=request.orders[:1].expand(2, -1), labels=[1, 1])
     drawn = generate(model, same_order)
     assert not torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn, generate(model, same_order))
@@ -317,7 +420,6 @@ def test_two_threads_do_not_disturb_each_other() -> None:
     [
         ({"labels": [5, 0]}, r"labels\[0\] must be None or an integer in \[0, 5\), got 5"),
         ({"labels": [0, -1]}, r"labels\[1\]"),
-        ({"labels": [0, 1.0]}, r"labels\[1\]"),
         ({"group_sizes": [[1, 7], [1, 6]]}, r"group_sizes\[1\] must sum to 8.*, got 7"),
         ({"group_sizes": [[1, 0, 7], [8]]}, r"group_sizes\[0\]"),
         ({"guidance_scale": [1.0]}, r"guidance_scale must have one entry per label \(2\), got 1"),
@@ -325,7 +427,6 @@ def test_two_threads_do_not_disturb_each_other() -> None:
         ({"guidance_scale": [1.0, float("nan")]}, r"guidance_scale\[1\]"),
         ({"temperature": [-1.0, 1.0]}, r"temperature\[0\] must be in \[0, 1e\+30\], got -1\.0"),
         ({"guidance_scale": [1.0, 1e39]}, r"guidance_scale\[1\] .* got 1e\+39"),
-        ({"guidance_scale": [1.0, "2"]}, r"guidance_scale\[1\] .* got '2'"),
         ({"temperature": [1e39, 1.0]}, r"temperature\[0\] .* got 1e\+39"),
         ({"top_p": [1e-50, 1.0]}, r"top_p\[0\] .* got 1e-50"),
         ({"top_k": [0, -3]}, r"top_k\[1\] must be an integer >= 0, got -3"),
@@ -334,9 +435,10 @@ def test_two_threads_do_not_disturb_each_other() -> None:
         ({"seeds": [0, 2**63]}, r"seeds\[1\]"),
         ({"seeds": [0, 1, 2]}, r"seeds must have one entry per label"),
         ({"guidance_schedule": "cosine"}, r"guidance_schedule must be one of"),
-        ({"orders": torch.arange(8).expand(2, 8).int()}, r"orders must be int64"),
-        ({"orders": torch.arange(7).expand(2, 7)}, r"orders must be int64 of shape \[2, 8\]"),
-        ({"orders": torch.tensor([list(range(8)), [0, 1, 2, 3, 4, 5, 6, 6]])}, r"orders\[1\] must be a perm"),
+        ({"guidance_schedule": ["linear"]}, r"guidance_schedule must have one entry per label \(2\), got 1"),
+        ({"order": torch.arange(8).expand(2, 8).int()}, r"orders must be int64"),
+        ({"order": torch.arange(7).expand(2, 7)}, r"orders must be int64 of shape \[2, 8\]"),
+        ({"order": torch.tensor([list(range(8)), [0, 1, 2, 3, 4, 5, 6, 6]])}, r"orders\[1\] must be a perm"),
     ],
 )
 def test_bad_requests_are_refused_before_any_work(changes: dict[str, object], message: str) -> None:
@@ -346,13 +448,29 @@ def test_bad_requests_are_refused_before_any_work(changes: dict[str, object], me
         generate(model, request_for(model, [[1, 7], [1, 7]], **changes))
 
 
-def test_wrong_types_are_refused_before_any_work() -> None:
-    model = random_model(32, (2, 4))
-    request = request_for(model, [[1, 7]])
-    with pytest.raises(TypeError, match=r"group_sizes\[0\] must be a list of integers, got 8"):
-        generate(model, dataclasses.replace(request, group_sizes=[8]))
-    with pytest.raises(TypeError, match=r"orders must be an int64 tensor of shape \[1, 8\], got list"):
-        generate(model, dataclasses.replace(request, orders=[list(range(8))]))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group_sizes": [8]}, r"group_sizes\[0\] must be a list of integers, got 8"),
+        ({"order": [list(range(8))]}, r"orders must be an int64 tensor of shape \[1, 8\], got list"),
+        ({"labels": [1.0]}, r"labels\[0\] must be an integer, got 1\.0"),
+        ({"labels": [True]}, r"labels\[0\] must be an integer, got True"),
+        ({"guidance_scale": ["2"]}, r"guidance_scale\[0\] must be a number, got '2'"),
+        ({"top_k": [np.float32(2)]}, r"top_k\[0\] must be an integer"),
+        ({"seeds": [torch.tensor(True)]}, r"seeds\[0\] must be an integer, got tensor\(True\)"),
+        ({"seeds": [np.bool_(True)]}, r"seeds\[0\] must be an integer"),
+    ],
+)
+def test_wrong_types_are_refused_before_any_work(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        request_for(random_model(32, (2, 4)), [[1, 7]], **changes)
+
+
+def test_a_request_is_for_one_model() -> None:
+    request = request_for(random_model(32, (2, 4)), [[1, 7]])
+    for other in (random_model(32, (4, 2)), random_model(64, (2, 4))):
+        with pytest.raises(ValueError, match="request was made for a model of LPDConfig"):
+            generate(other, request)
 
 
 def test_decode_checks_at_the_call() -> None:

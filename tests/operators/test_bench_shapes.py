@@ -46,5 +46,5 @@ def test_steps(name: str) -> None:
     plan = plan_decoding([sizes], [True], height * width, torch.device("cpu"))
     for segment in plan.steps[int(t)].segments.tolist():
         _, num_context, _, num_query, cached, _ = segment
-        expected = [num_context, num_query, cached, plan.cache_positions, list(GRIDS).index(schedule)]
+        expected = [num_context, num_query, cached, plan.capacity.cache_positions, list(GRIDS).index(schedule)]
         assert entries(r"[^\"]+ step \d+")[name] == expected

@@ -26,6 +26,7 @@ OTHER_SOURCES = ("common/cpu_dispatch.cpp", "common/segment.cpp", "locality_orde
 UNOPTIMISED = ["-O0", "-w"]  # kernels: compiled in a third of the time
 FLAVOURS = ("plain", "address", "thread")
 # "stopped": by the emulator; "differs": outputs, between thread orders or from the CPU kernel's.
+HOW_MUCH = {"plain": [], "address": ["once"], "thread": ["few"]}  # an argument of the driver
 FLAVOUR_OF = {"stopped": "plain", "differs": "plain", "ASan": "address", "UBSan": "address", "TSan": "thread"}
 
 
@@ -206,7 +207,7 @@ def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def who_reports(program: Path, operator: str, flavour: str) -> tuple[str | None, str]:
     """Who has something to say about the kernels of an operator, and what."""
-    done = run(program, operator, *(["few"] if flavour == "thread" else []))
+    done = run(program, operator, *HOW_MUCH[flavour])
     # Whole headings: "FATAL: ThreadSanitizer: unexpected memory mapping" says that it could not start.
     headings = {"ERROR: AddressSanitizer": "ASan", "runtime error:": "UBSan", "WARNING: ThreadSanitizer": "TSan"}
     for heading, name in headings.items():

@@ -99,6 +99,24 @@ def test_strided_tables(dtype: torch.dtype, backend: torch.device) -> None:
     assert strided.embed(backend).equal(args.embed(backend))
 
 
+# On CUDA rows of 16 n aligned elements are moved 16 bytes at a time, which one that is not aligned forbids.
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["content", "position_embedding", "weight", "bias"])
+def test_one_argument_between_16_bytes(name: str, dtype: torch.dtype, backend: torch.device) -> None:
+    args = random_arguments(5, 96, dtype)
+    table = getattr(args, name)
+    buffer = torch.full((*table.shape[:-1], 112), 99.0, dtype=dtype, device=backend)
+    buffer[..., 1:97] = table.to(backend)
+    on_device = {k: v.to(backend) for k, v in args._asdict().items() if isinstance(v, Tensor)}
+    x = ops.embed_rows(*args._replace(**{**on_device, name: buffer[..., 1:97]}))
+    assert_as_accurate(x.cpu(), args)
+
+
+def test_the_widest_row_of_the_cuda_kernel(backend: torch.device) -> None:
+    args = random_arguments(2, 6144, torch.bfloat16)
+    assert_as_accurate(args.embed(backend), args)
+
+
 def test_threads_do_not_matter(backend: torch.device) -> None:
     args = random_arguments(500, 1024, torch.float32)
     expected = args.embed(backend)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import all_backends, operators_on
+from backends import all_backends, operators_on
 from steps import (
     BAD_ARGUMENTS,
     BAD_SEGMENTS,
@@ -92,6 +92,16 @@ def test_random_ragged_batches(backend: torch.device, on_cuda_kernels: bool, see
 def test_one_sequence(backend: torch.device, on_cuda_kernels: bool, layout: Layout) -> None:
     step = make_step([layout], heads=1, head_dim=16, seed=sum(layout), cuda=on_cuda_kernels)
     check_group_attention(step, ops.group_attention, backend)
+
+
+# What is cached ends one key before, at and one behind the edge of a tile (64 keys in 16 bits, 32 in fp32) or of a
+# product's 16 keys, for one block and, with a workspace, for the blocks that share the keys.
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cached", [15, 63, 64, 65, 127, 128, 159, 160, 161])
+def test_the_cache_ends_at_the_edge_of_a_tile(backend: torch.device, cached: int, dtype: torch.dtype) -> None:
+    step = make_step([Layout(3, 2, cached), Layout(0, 1, cached), Layout(1, 40, cached)], 1, 32, dtype, seed=cached)
+    for workspace in (None, workspace_on(backend, step)):
+        check_group_attention(step, partial(ops.group_attention, workspace=workspace), backend)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

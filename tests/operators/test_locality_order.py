@@ -52,6 +52,17 @@ def random_case(index: int) -> Arguments:
     )
 
 
+def case_with_ties(height: int, width: int) -> Arguments:
+    """A line of cells, most of a long one known. Squared distances take so many bits of a CUDA kernel's farthest scores
+    that they leave few, on the longest grid none, to tell cells apart; and a large group takes close ones."""
+    cells = height * width
+    known = torch.rand(2, cells, generator=torch.Generator().manual_seed(cells)) < 1 - 150 / cells
+    known[:, ::2] |= cells > 1000  # neighbours of different levels
+    free = (~known).sum(1).tolist()
+    sizes = int_tensor([[count // 20, count // 2, count - count // 20 - count // 2] for count in free])
+    return sizes, height, width, 1.0, 1, torch.tensor([11, -12]), known
+
+
 def on(device: torch.device, arguments: Arguments) -> Arguments:
     sizes, height, width, proximity, repulsion, seeds, known = arguments
     moved = None if known is None else known.to(device)
@@ -65,6 +76,8 @@ def random_cases() -> list[tuple[Arguments, Tensor]]:
     cases.append((int_tensor(group_sizes(256, 20)), 16, 16, 1.0, 2, torch.tensor([1, 2, 3, 4]), None))
     cases.append((int_tensor(group_sizes(256, 8)), 16, 16, 1.5, 1, torch.tensor([-5]), None))
     cases.append((int_tensor([1] * 144), 12, 12, 1.0, 2, torch.tensor([-1]), None))
+    cases.append((int_tensor(group_sizes(195, 12)), 13, 15, 1.0, 2, torch.tensor([6]), None))
+    cases += [case_with_ties(height, width) for height, width in [(1, 300), (300, 1), (1, 256), (256, 1), (1, 20000)]]
     return [(arguments, reference.locality_order(*arguments)) for arguments in cases]
 
 

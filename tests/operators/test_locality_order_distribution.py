@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import DATA
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -50,7 +50,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def golden() -> Iterator[dict[str, NDArray[np.int64]]]:
-    with np.load(DATA / "orders_golden.npz") as file:
+    with np.load(Path(__file__).parents[1] / "data" / "orders_golden.npz") as file:
         yield {name: file[name].astype(np.int64) for name in SETTINGS}
 
 

@@ -27,7 +27,7 @@ KNOWN_ANSWERS = [
         words(0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
     ),
 ]
-# Seed 0 gives word 0 of its smallest and largest 24 bits at these positions (found by search).
+# Seed 0 gives word 0 of its smallest and largest 24 bits at these cells (found by search).
 SMALLEST, LARGEST = 14883995, 38471471
 
 
@@ -42,7 +42,7 @@ def test_known_answers_as_a_batch() -> None:
 
 
 def test_layout_of_key_and_counter() -> None:
-    """Key = (low, high half of the seed), counter = (position, draw index, 0, domain); 24 bits of word 0."""
+    """Key = (low, high half of the seed), counter = (cell, draw index, 0, domain); 24 bits of word 0."""
     seed = 0x299F31D0A4093822
     expected = reference.philox4x32_10(words(7, 3, 0, 1), words(0xA4093822, 0x299F31D0))[0].item() >> 8
     drawn = reference.uniform(torch.tensor([seed]), torch.tensor([7]), draw=3, domain=1)
@@ -58,11 +58,11 @@ def test_every_part_of_the_key_matters() -> None:
     assert reference.uniform(words(0, 0), words(SMALLEST, LARGEST)).tolist() == [0.0, 1 - 2.0**-24]
 
 
-def draw(logits: Tensor, seed: Tensor, position: Tensor, device: torch.device) -> Tensor:
+def draw(logits: Tensor, seed: Tensor, cell: Tensor, device: torch.device) -> Tensor:
     """Tokens drawn from one row of logits [1, V]."""
     rows = torch.zeros(len(seed), dtype=torch.int32)
     ones = torch.ones(len(seed))
-    args = (rows, rows - 1, ones, ones, None, None, seed, position)
+    args = (rows, rows - 1, ones, ones, None, None, seed, cell)
     return ops.sample_tokens(logits.to(device), *(a if a is None else a.to(device) for a in args)).cpu()
 
 
@@ -71,13 +71,13 @@ def test_kernel_draws_the_same_uniforms(backend: torch.device) -> None:
     generator = torch.Generator().manual_seed(1)
     seed = torch.randint(-(2**63), 2**63 - 1, (4096,), generator=generator)
     seed[:8] = torch.tensor([0, 1, -1, 2**32, 2**32 - 1, -(2**63), 2**63 - 1, 2**31])
-    position = torch.randint(0, 65536, (4096,), generator=generator)
-    position[-2:] = torch.tensor([0, 2**32 - 1])
+    cell = torch.randint(0, 65536, (4096,), generator=generator)
+    cell[-2:] = torch.tensor([0, 2**32 - 1])
     expected = torch.zeros(4096, dtype=torch.int64)
     for level in range(12):
-        top_bit = reference.philox_words(seed, position, level // 4, domain=0)[:, level % 4] >> 31
+        top_bit = reference.philox_words(seed, cell, level // 4, domain=0)[:, level % 4] >> 31
         expected = 2 * expected + top_bit
-    assert draw(torch.zeros(1, 4096), seed, position, backend).equal(expected)
+    assert draw(torch.zeros(1, 4096), seed, cell, backend).equal(expected)
 
 
 def test_kernel_uses_all_24_bits(backend: torch.device) -> None:

@@ -106,6 +106,35 @@ def test_strided_rows(dtype: torch.dtype, backend: torch.device) -> None:
     assert buffer.eq(77.0).all()
 
 
+# On CUDA rows of 16 n aligned elements are moved 16 bytes at a time, which one that is not aligned forbids.
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", range(4))
+def test_one_argument_between_16_bytes(which: int, dtype: torch.dtype, backend: torch.device) -> None:
+    args = random_arguments(5, 96, dtype)
+    tensors = [argument.to(backend, copy=True) for argument in args[:4]]
+    buffer = torch.full((*tensors[which].shape[:-1], 112), 99.0, dtype=tensors[which].dtype, device=backend)
+    buffer[..., 1:97] = tensors[which]
+    tensors[which] = buffer[..., 1:97]
+    normed = ops.residual_layer_norm(*tensors, args[4])
+    assert_as_accurate(normed.cpu(), tensors[0].cpu(), *args[2:])
+
+
+def test_the_widest_row_of_the_cuda_kernel(backend: torch.device) -> None:
+    args = random_arguments(2, 6144, torch.bfloat16)
+    normed, after = run(args, backend)
+    assert_as_accurate(normed, after, *args[2:])
+
+
+@pytest.mark.parametrize("width", [129, 1024])
+def test_the_mean_is_as_good_as_exact(width: int, backend: torch.device) -> None:
+    """Deviations from a mean of 2^20 are exact, but the mean itself is rounded to a sixteenth of the deviation."""
+    x = 2.0**20 + 2 * torch.randn(5, width, generator=torch.Generator().manual_seed(0))
+    args = x, None, torch.ones(width), torch.zeros(width), 1e-6
+    normed, _ = run(args, backend)
+    exact = reference.residual_layer_norm(x.double(), None, args[2].double(), args[3].double(), args[4])
+    assert (normed.double() - exact).abs().max() <= 4 * torch.finfo(torch.float32).eps * exact.abs().max()
+
+
 def test_rows_and_threads_do_not_matter(backend: torch.device) -> None:
     args = random_arguments(300, 1024, torch.float32)
     expected, _ = run(args, backend)

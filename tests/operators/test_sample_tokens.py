@@ -96,7 +96,7 @@ def test_the_comparisons_reject(name: str) -> None:
     one = args.take(torch.tensor([0]))
 
     def drawn_from(probabilities: Tensor) -> Tensor:
-        return reference.descend(probabilities.expand(len(args.seed), -1), args.seed, args.position)
+        return reference.descend(probabilities.expand(len(args.seed), -1), args.seed, args.cell)
 
     right, wrong = one.probabilities(), mistaken(one)
     assert_follows_tree(drawn_from(right), args, right)
@@ -108,10 +108,10 @@ def test_the_comparisons_reject(name: str) -> None:
         assert_frequencies(drawn_from(wrong), right[0])
 
 
-def test_the_comparisons_reject_uniforms_that_ignore_the_position() -> None:
+def test_the_comparisons_reject_uniforms_that_ignore_the_cell() -> None:
     args = arguments(branches(), 512)
     probabilities = args.take(torch.tensor([0])).probabilities()
-    tokens = reference.sample_tokens(*args._replace(position=torch.zeros(512, dtype=torch.int64)))
+    tokens = reference.sample_tokens(*args._replace(cell=torch.zeros(512, dtype=torch.int64)))
     with pytest.raises(AssertionError):
         assert_follows_tree(tokens, args, probabilities)
     with pytest.raises(AssertionError):
@@ -137,7 +137,7 @@ def mixed_batch(vocab_size: int, dtype: torch.dtype) -> tuple[Arguments, Tensor]
         top_k=torch.tensor([0, 5, 900, 1])[i // 3 % 4],
         top_p=torch.tensor([1.0, 0.95, 0.3])[i // 7 % 3],
         seed=torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator),
-        position=torch.randint(0, 1024, (count,), generator=generator),
+        cell=torch.randint(0, 1024, (count,), generator=generator),
     )
     return args, torch.cat([args.take(part).probabilities() for part in i.split(8)])
 
@@ -193,9 +193,7 @@ def test_thresholds_of_top_k(backend: torch.device) -> None:
         k = torch.arange(logits.shape[1] + 3)
         # Temperature 1e38 gives all finite tokens weight.
         count = 64
-        args = arguments(
-            logits, count * len(k), temperature=1e38, top_k=k.repeat_interleave(count), seed=7, position=None
-        )
+        args = arguments(logits, count * len(k), temperature=1e38, top_k=k.repeat_interleave(count), seed=7, cell=None)
         tokens = args.draw(backend).view(len(k), count)
         probabilities = args.probabilities()
         assert_follows_tree(tokens.flatten(), args, probabilities)
@@ -258,11 +256,11 @@ def test_masked_vocabulary(backend: torch.device) -> None:
 
 def test_smallest_and_largest_uniform(backend: torch.device) -> None:
     """u = 0 goes left unless nothing is there, u = 1 - 2^-24 right unless nothing is there, however sums round."""
-    smallest, largest = 14883995, 38471471  # positions whose first uniforms at seed 0 these are
+    smallest, largest = 14883995, 38471471  # cells whose first uniforms at seed 0 these are
     assert reference.uniform(torch.tensor(0), torch.tensor([smallest, largest])).tolist() == [0, 1 - 2.0**-24]
     values = torch.randn(100, 1300, generator=torch.Generator().manual_seed(6))
     left, right = torch.arange(1300) < 1024, torch.arange(1300) >= 1024
-    for position, given, expected in [
+    for cell, given, expected in [
         (smallest, left, left),
         (smallest, right, right),
         (smallest, left | right, left),
@@ -272,7 +270,7 @@ def test_smallest_and_largest_uniform(backend: torch.device) -> None:
     ]:
         for top_k in (0, 1299):
             logits = values.masked_fill(~given, -INF)
-            args = arguments(logits, 100, conditional=torch.arange(100), top_k=top_k, seed=0, position=position)
+            args = arguments(logits, 100, conditional=torch.arange(100), top_k=top_k, seed=0, cell=cell)
             assert expected[args.draw(backend)].all()
 
 
@@ -284,7 +282,7 @@ def test_rounding_of_the_logits_hardly_matters(backend: torch.device, is_emulate
     count = 4_000 if is_emulated else 40_000
     args, perturbed = arguments(logits, count), arguments(noisy, count)
     changed = (args.draw(backend) != perturbed.draw(backend)).sum()
-    uniform = reference.uniform(args.seed, args.position).double()
+    uniform = reference.uniform(args.seed, args.cell).double()
     by_cdf = [torch.searchsorted(x.double().softmax(-1)[0].cumsum(-1), uniform) for x in (logits, noisy)]
     assert (by_cdf[0] != by_cdf[1]).sum() > 10 * changed
 
@@ -325,12 +323,12 @@ def test_a_token_depends_on_its_own_arguments_alone(backend: torch.device) -> No
         torch.set_num_threads(threads)
 
 
-def test_positions_and_seeds_give_different_draws(backend: torch.device) -> None:
+def test_cells_and_seeds_give_different_draws(backend: torch.device) -> None:
     logits = torch.zeros(1, 16384)
-    by_position = arguments(logits, 64, seed=11, position=torch.arange(64)).draw(backend)
-    by_seed = arguments(logits, 64, seed=torch.arange(64), position=11).draw(backend)
-    by_high_word = arguments(logits, 64, seed=torch.arange(64) << 32, position=11).draw(backend)
-    tokens = torch.cat([by_position, by_seed, by_high_word])
+    by_cell = arguments(logits, 64, seed=11, cell=torch.arange(64)).draw(backend)
+    by_seed = arguments(logits, 64, seed=torch.arange(64), cell=11).draw(backend)
+    by_high_word = arguments(logits, 64, seed=torch.arange(64) << 32, cell=11).draw(backend)
+    tokens = torch.cat([by_cell, by_seed, by_high_word])
     assert len(set(tokens.tolist())) > 185  # of 192, most birthdays apart
 
 

@@ -70,7 +70,7 @@ def _step(shape: str, batch: int) -> tuple[Step, int, int]:
     (height, width), steps, index = SHAPES[shape]
     sizes = group_sizes(height * width, steps)
     plan = plan_decoding([sizes] * batch, [True] * batch, height * width, torch.device("cpu"))
-    return plan.steps[index], plan.num_sequences, plan.cache_positions
+    return plan.steps[index], plan.capacity.sequences, plan.capacity.cache_positions
 
 
 def group_attention(shape: str, batch: int, dtype: torch.dtype, device: emulation.Device = emulation.SM_80) -> Case:
@@ -150,7 +150,7 @@ def sample_tokens(vocab: int, mode: str, dtype: torch.dtype) -> Case:
         "top_k": torch.full_like(rows, 900) if "top-k" in mode else None,
         "top_p": 0.95 * full if "top-p" in mode else None,
         "seed": ids,
-        "position": ids,
+        "cell": ids,
     }
     inputs = sum(
         tokens * value.element_size()

@@ -29,7 +29,7 @@ class Arguments(NamedTuple):
     top_k: Tensor | None
     top_p: Tensor | None
     seed: Tensor
-    position: Tensor
+    cell: Tensor
 
     def on(self, device: torch.device) -> Arguments:
         return Arguments(*(a if a is None else clone(a, device) for a in self))
@@ -56,9 +56,9 @@ def arguments(
     top_k: Values | None = None,
     top_p: Values | None = None,
     seed: Values | None = None,
-    position: Values | None = None,
+    cell: Values | None = None,
 ) -> Arguments:
-    """One value for all tokens, or one each; by default the tokens walk over the 256 positions of image after image."""
+    """One value for all tokens, or one each; by default the tokens walk over the 256 cells of image after image."""
     ids = torch.arange(count)
 
     def spread(values: Values, dtype: torch.dtype) -> Tensor:
@@ -73,7 +73,7 @@ def arguments(
         None if top_k is None else spread(top_k, torch.int32),
         None if top_p is None else spread(top_p, torch.float32),
         spread(ids // 256 if seed is None else seed, torch.int64),
-        spread(ids % 256 if position is None else position, torch.int64),
+        spread(ids % 256 if cell is None else cell, torch.int64),
     )
 
 
@@ -86,7 +86,7 @@ def assert_follows_tree(tokens: Tensor, args: Arguments, probabilities: Tensor) 
     for level in range(levels):
         half = 2 ** (levels - 1 - level)
         low, middle, high = (cumulative.gather(-1, (start + i)[:, None])[:, 0] for i in (0, half, 2 * half))
-        number = reference.uniform(args.seed, args.position, draw=level // 4, word=level % 4).double()
+        number = reference.uniform(args.seed, args.cell, draw=level // 4, word=level % 4).double()
         excess = number * (high - low) - (middle - low)  # >= 0 sends a token right
         rounding = 3e-6 * (high - low) + 1e-14
         right = tokens & half > 0

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lpd_ext.checkpoint import model_from_state_dict
 from lpd_ext.model import LPDConfig, LPDModel
-from lpd_ext.sampler import DecodeRequest
+from lpd_ext.request import DecodeRequest, make_request
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -40,16 +40,15 @@ class Golden:
     def request(self, case: int) -> DecodeRequest:
         sample, spec = self.part(f"sample{case}."), self.spec["cases"][case]
         batch = spec["batch"]
-        return DecodeRequest(
-            labels=sample["labels"].tolist(),
+        return make_request(
+            self.config(),
+            sample["labels"].tolist(),
             group_sizes=[spec["group_sizes"]] * batch,
-            orders=sample["orders"].long(),
-            guidance_scale=[spec["cfg"]] * batch,
-            temperature=[1.0] * batch,
-            top_k=[1] * batch,
-            top_p=[1.0] * batch,
-            seeds=list(range(batch)),
+            order=sample["orders"].long(),
+            guidance_scale=spec["cfg"],
             guidance_schedule=spec["cfg_schedule"],
+            top_k=1,
+            seeds=0,
         )
 
 

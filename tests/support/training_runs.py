@@ -87,7 +87,7 @@ def start_python(arguments: list[str], processes: int = 1, threads: int = 2) -> 
     )
 
 
-def finish(process: subprocess.Popen[str], code: int = 0, timeout: float = 100) -> str:
+def finish(process: subprocess.Popen[str], code: int = 0, timeout: float = 300) -> str:
     """What it said; AssertionError unless it ended with that exit status."""
     try:
         output, _ = process.communicate(timeout=timeout)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from lpd_tools.bench import run as bench_run
+from lpd_tools.bench.result import Result
+from lpd_tools.bench.settings import Bench, Part
 from lpd_tools.bench.tables import tables_of
-from lpd_tools.commands import bench as commands
+from lpd_tools.bench.timing import Times
 
 
 def test_tables_of_python_results(tmp_path: Path) -> None:
@@ -40,6 +44,25 @@ def test_table_of_cpp_results(tmp_path: Path) -> None:
     assert rows == ["| embed_rows, avx2, L-256-20 step 15, B:1 | 5.00 µs | 50% | 7.0 GB/s |"]
 
 
+def test_a_result_is_the_row_of_the_file() -> None:
+    operator = Result.against_plain("embed_rows", Times([1.0, 2.0, 4.0]), Times([8.0, 6.0]), gigaflops_per_second=3.5)
+    assert list(operator.at("S", 2, step=0).to_json().items()) == [
+        ("shape", "S"),
+        ("step", 0),
+        ("batch", 2),
+        ("operator", "embed_rows"),
+        ("seconds", [1.0, 2.0, 4.0]),
+        ("plain_seconds", [8.0, 6.0]),
+        ("ratio", 3.5),
+        ("GFLOP/s", 3.5),
+    ]
+    several = Result.against("int8", Times([2.0]), {"published": Times([3.0]), "compiled": Times([1.0])}, note="timed")
+    row = {"shape": "S", "batch": 1, "operator": "int8", "seconds": [2.0]}
+    row |= {"ratios": {"published": 1.5, "compiled": 0.5}, "note": "timed"}
+    assert several.at("S", 1).to_json() == row
+    assert Result.from_json(row | {"of a later version": 1}) == several.at("S", 1)
+
+
 @pytest.mark.parametrize("text", ["{", "{}", '{"machine": {}, "results": [{"ratios": {}}]}'])
 def test_other_files_are_refused_by_name(text: str, tmp_path: Path) -> None:
     file = tmp_path / "other.json"
@@ -50,18 +73,23 @@ def test_other_files_are_refused_by_name(text: str, tmp_path: Path) -> None:
 
 def test_what_lpd_bench_writes_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of every part, as the parts give them, measured by nobody."""
-    row = {"operator": "ours", "seconds": [2.0] * 4, "ratios": {"theirs": 1.5}}
-    for name, rows in (
-        ("time_on_cpu", [row]),
+    row = Result(operator="ours", seconds=[2.0] * 4, ratios={"theirs": 1.5})
+    for name, results in (
+        ("time_on_cpu", [replace(row, note="")]),
         ("time_training", [row]),
-        ("time_decoders", [row | {"note": "50 dB"}]),
-        ("time_images", [row, {"operator": "cold process", "seconds": [1.0] * 4, "ratios": {}}]),
+        ("time_decoders", [replace(row, note="50 dB")]),
+        ("time_images", [row, Result(operator="cold process", seconds=[1.0] * 4, ratios={})]),
     ):
-        monkeypatch.setattr(commands, name, lambda *_, rows=rows: rows)
-    monkeypatch.setattr(commands, "copy_bandwidth", lambda *_: 1e9)
+        monkeypatch.setattr(bench_run, name, lambda *_, results=results: results)
+    monkeypatch.setattr(bench_run, "copy_bandwidth", lambda *_: 1e9)
     file = tmp_path / "python.json"
-    parts = [part for part in commands.Part if part is not commands.Part.operators]
-    commands.bench(part=parts, depth=1, output=file)
+    parts = [part for part in Part if part is not Part.operators]
+    bench_run.run_bench(Bench(parts, depth=1, output=file))
+    decode = {"shape": "L-256-20", "step": 15, "batch": 1, "depth": 1, "operator": "ours", "seconds": [2.0] * 4}
+    decode |= {"ratios": {"theirs": 1.5}, "note": ""}
+    written = json.loads(file.read_text())["results"]
+    assert list(written[0].items()) == list(decode.items())  # in this order
+    assert [Result.from_json(row).to_json() for row in written] == written
     lines = tables_of(file)
     assert sum(line.startswith("| ours |") for line in lines) == len(parts)
     assert "| cold process | 256 px, B = 1 | 1.00 s |" in lines

@@ -1,4 +1,4 @@
-"""Rows of the training attention's benchmark: the same work done in every way, and less memory in ours."""
+"""Results of the training attention's benchmark: the same work done in every way, and less memory in ours."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def test_memory_at_its_peak_is_less_than_in_any_other_way(name: str) -> None:
     assert grad.nbytes + qkv.nbytes < ours < other
 
 
-def test_training_rows() -> None:
-    rows = {row["operator"]: row for row in time_training(SMALL, 2, 3)}
-    assert list(rows) == [prefix + way for prefix in ("", "block, ") for way in (OURS, DENSE, SLICED, PRODUCTS)]
-    for row in rows.values():
-        assert len(row["seconds"]) == 3
-        assert set(row["ratios"]) == {DENSE, SLICED, PRODUCTS}
-        assert "MB" in row["note"]
-    assert rows[DENSE]["ratios"][DENSE] == 1
+def test_training_results() -> None:
+    results = {result.operator: result for result in time_training(SMALL, 2, 3)}
+    assert list(results) == [prefix + way for prefix in ("", "block, ") for way in (OURS, DENSE, SLICED, PRODUCTS)]
+    for result in results.values():
+        assert len(result.seconds) == 3
+        assert set(result.ratios) == {DENSE, SLICED, PRODUCTS}
+        assert "MB" in result.note
+    assert results[DENSE].ratios[DENSE] == 1

@@ -6,7 +6,10 @@ import builtins
 import errno
 import json
 import re
+import shlex
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +24,20 @@ pytest.importorskip("matplotlib")
 
 from lpd_tools import __main__ as entry
 from lpd_tools.bench import timing as bench_timing
+from lpd_tools.bench.cases import SHAPES
+from lpd_tools.bench.decode import BASELINES
 from lpd_tools.cli import FriendlyGroup, app
-from lpd_tools.commands import sample as commands_sample
 from typer.testing import CliRunner, Result
 
-from lpd_ext import __version__, ops
+from lpd_ext import LPDPipeline, __version__, ops
+from lpd_ext.orders import ORDER_POLICIES
 
 COMMANDS = [
-    "sample",
-    "orders",
-    "info",
-    "bench",
-    "bench-tables",
-    "train-judge",
-    "train-tokenizer",
-    "cache-tokens",
-    "check-tokens",
-    "prepare-icons",
-    "train",
-    "training-cost",
-    "export",
-    "replay",
-    "bundle",
-    "generate",
-    "measure",
-    "evaluate",
-    "int8-quality",
-    "curves",
-    "study",
-    "growth",
-    "bench-check",
+    *("sample", "orders", "info"),
+    *("prepare-icons", "cache-tokens", "check-tokens"),
+    *("train-judge", "train-tokenizer", "train", "training-cost", "curves", "replay", "export", "bundle"),
+    *("generate", "measure", "evaluate", "int8-quality", "study"),
+    *("bench", "bench-tables", "bench-check", "growth"),
 ]
 
 
@@ -79,10 +66,67 @@ def test_every_command_has_help(command: str) -> None:
     assert "--help" in result.output
 
 
-def test_help_lists_every_command() -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_an_example_that_it_understands(command: str) -> None:
+    (line,) = [line for line in lpd(command, "--help").output.splitlines() if "Example:" in line]
+    program, name, *arguments = shlex.split(line.split("Example:")[1])
+    assert (program, name) == ("lpd", command)
+    parsed = typer.main.get_command(app).commands[command].make_context(name, arguments)
+    given = [key for key in parsed.params if parsed.get_parameter_source(key).name == "COMMANDLINE"]
+    assert len(given) >= 1
+    assert parsed.args == []
+
+
+def test_help_lists_every_command_in_its_group() -> None:
     output = lpd("--help").output
     listed = [line.split()[1] for line in output.splitlines() if re.match(r"│ [a-z]", line)]
     assert listed == COMMANDS
+    panels = re.findall(r"^╭─ (.+?) ─", output, re.MULTILINE)
+    assert panels == ["Options", "Draw", "Data", "Train", "Measure quality", "Measure speed"]
+
+
+def test_help_imports_nothing_that_takes_long() -> None:
+    code = """
+        import sys
+        from lpd_tools.cli import app
+        from typer.testing import CliRunner
+        for arguments in (["--help"], *([command, "--help"] for command in sys.argv[1:])):
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 0 and "Usage" in result.output, result.output
+        print(*{"torch", "numpy", "matplotlib", "scipy", "lpd_ext"} & sys.modules.keys())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), *COMMANDS]
+    imported = subprocess.run(command, check=True, capture_output=True, text=True, cwd=sys.prefix).stdout
+    assert imported == "\n"
+
+
+def test_version_of_the_library() -> None:
+    result = lpd("--version")
+    assert (result.exit_code, result.output) == (0, f"lpd {__version__}\n")
+
+
+def test_help_shows_what_is_required_first_and_brackets_as_they_are() -> None:
+    output = lpd("train", "--help").output
+    options = re.findall(r"^│ --([a-z-]+)", output, re.MULTILINE)
+    assert options[:3] == ["out-dir", "tokens", "seed"]
+    assert "with a table [train] of them" in output
+    assert "after proj, GELU and fc2; [0, 1) " in output
+    assert "folder:path[?held_out=0.1]" in lpd("cache-tokens", "--help").output
+    assert "tables [cache-tokens] and [train]." in lpd("training-cost", "--help").output
+
+
+def test_help_names_what_can_be_chosen() -> None:
+    """Written out there, as the libraries that know take long to import."""
+    assert re.search(", ".join(ORDER_POLICIES), lpd("orders", "--help").output)
+    output = " ".join(lpd("bench", "--help").output.replace("│", " ").split())
+    assert " or ".join(SHAPES) in output
+    assert ", ".join(BASELINES) in output
+
+
+def test_paths_in_tables_are_no_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = LPDPipeline.from_pretrained()
+    monkeypatch.setattr(LPDPipeline, "from_pretrained", lambda *_, **__: pipe)
+    assert "a [b] :dog: model: 0." in lpd("info", "--model", "a [b] :dog: model").output
 
 
 def test_sample_without_options_draws_where_it_is_called(elsewhere: Path) -> None:
@@ -102,7 +146,7 @@ def test_sample_draws_every_class_of_the_model(monkeypatch: pytest.MonkeyPatch) 
         drawn.extend(zip(labels, options["seeds"], strict=True))
         raise ValueError("enough")
 
-    monkeypatch.setattr(commands_sample.LPDPipeline, "__call__", stop)
+    monkeypatch.setattr(LPDPipeline, "__call__", stop)
     assert "enough" in lpd("sample").output
     assert drawn == [(i // 8, i) for i in range(80)]
 
@@ -180,7 +224,7 @@ def test_a_wrong_argument_is_one_sentence(
     arguments: tuple[object, ...], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("taken").touch()
-    monkeypatch.setattr(commands_sample.LPDPipeline, "_images", None)  # nothing may be drawn
+    monkeypatch.setattr(LPDPipeline, "_images", None)  # nothing may be drawn
     result = lpd(*arguments)
     assert result.exit_code == 2, result.output
     assert sentence in result.stderr
@@ -212,7 +256,7 @@ def test_what_the_library_refuses_is_one_sentence(monkeypatch: pytest.MonkeyPatc
     def refuse(*arguments: object, **options: object) -> None:
         raise error("depth must be [one] integer")
 
-    monkeypatch.setattr(commands_sample.LPDPipeline, "from_pretrained", refuse)
+    monkeypatch.setattr(LPDPipeline, "from_pretrained", refuse)
     result = lpd("sample")
     assert result.exit_code == 2
     assert result.stderr == "error: depth must be [one] integer\n"
@@ -233,6 +277,16 @@ def test_missing_libraries_of_the_extra_are_named(
     with pytest.raises(SystemExit if is_an_extra else ModuleNotFoundError, match=missing) as raised:
         entry.main()
     assert ("lpd-ext[tools]" in str(raised.value)) == is_an_extra
+
+
+def test_a_library_of_the_extra_that_a_command_misses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lpd_tools.draw_orders", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "lpd_tools.draw_orders")
+    result = lpd("orders")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: The lpd command needs matplotlib")
+    assert result.stderr.endswith("which the [tools] extra brings: pip install 'lpd-ext[tools]'\n")
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:

@@ -77,11 +77,11 @@ SMALL = SmallShape(grid=(4, 4), steps=4, step=2, guidance_scale=3.0, repulsion_t
 
 def test_decodes_are_timed_against_all_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)  # a minute of compiling
-    rows = {row["operator"]: row for row in time_on_cpu(Decode.at_random(SMALL, 2, CPU, torch.float32), 3)}
-    assert min(second for row in rows.values() for second in row["seconds"]) > 0
-    assert rows[PUBLISHED]["ratios"][PUBLISHED] == 1
-    assert set(rows["float32"]["ratios"]) == set(rows) - {row for row in rows if row.startswith(("float32", "int8"))}
-    assert rows["int8"]["rounded"]["cosine"][-1] > 0.99
+    results = {result.operator: result for result in time_on_cpu(Decode.at_random(SMALL, 2, CPU, torch.float32), 3)}
+    assert min(second for result in results.values() for second in result.seconds) > 0
+    assert results[PUBLISHED].ratios[PUBLISHED] == 1
+    assert set(results["float32"].ratios) == {name for name in results if not name.startswith(("float32", "int8"))}
+    assert results["int8"].rounded["cosine"][-1] > 0.99
 
 
 def test_a_decode_that_computes_something_else_is_not_timed() -> None:

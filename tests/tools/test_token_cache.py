@@ -87,6 +87,17 @@ def test_cached_tokens_are_those_of_the_images(cache_path: Path, tokenizer_path:
             cache.train.tokens(torch.tensor([0, wrong]), views)
 
 
+def test_without_mirror_images(cache_path: Path, tokenizer_path: Path, tmp_path: Path) -> None:
+    plain = load_token_cache(cache_tokens(caching(tokenizer_path, tmp_path / "plain", mirror=False)))
+    both = load_token_cache(cache_path)
+    assert (plain.train.views, both.train.views, plain.test.views) == (1, 2, 1)
+    index = torch.arange(200)
+    assert torch.equal(plain.train.tokens(index), both.train.tokens(index))
+    assert torch.equal(plain.test.tokens(index), both.test.tokens(index))
+    with pytest.raises(ValueError, match=r"views is .* but .* was made with"):
+        cache_tokens(caching(tokenizer_path, tmp_path / "plain"))
+
+
 def test_files_of_a_cache(cache_path: Path) -> None:
     shards = [f"{split}-{n:05d}.safetensors" for split, count in (("test", 5), ("train", 4)) for n in range(count)]
     assert sorted(contents(cache_path)) == ["index.json", *shards]

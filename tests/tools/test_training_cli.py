@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from lpd_tools.data.token_check import TokenCheck
 from lpd_tools.evaluation.evaluate import Evaluation
 from lpd_tools.evaluation.generate import Generation
 from lpd_tools.evaluation.measure import Measurement
+from lpd_tools.settings import settings_of
 from lpd_tools.training.bundle import Bundling
 from lpd_tools.training.curves import Curves
 from lpd_tools.training.export import Export
@@ -55,9 +55,9 @@ def lpd(*arguments: object) -> Result:
 @pytest.mark.parametrize("command", CONFIGS)
 def test_every_setting_is_an_option_with_help(command: str) -> None:
     output = lpd(command, "--help").output
-    for item in fields(CONFIGS[command]):
+    for item in settings_of(CONFIGS[command]):
         assert f"--{item.name.replace('_', '-')}" in output
-        assert item.metadata["help"].split()[0] in output
+        assert item.help.split()[0] in output
 
 
 def test_errors_are_one_sentence(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
-"""What a training tells: CSV tables, TensorBoard, pictures, curves."""
+"""What a training tells: CSV tables, TensorBoard, pictures, curves, and how far it is."""
 
 from __future__ import annotations
 
 import builtins
 import dataclasses
+import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
+from lpd_tools import progress
 from lpd_tools.pictures import tiled
+from lpd_tools.progress import track
 from lpd_tools.training.curves import Curves, draw_curves, read_log
 from lpd_tools.training.logs import append_csv, drop_rows_after, summary_writer
 from lpd_tools.training.transformer import train
+from rich.console import Console
 from training_runs import column, lpd_config, make_cache
 
 
@@ -122,3 +127,70 @@ def test_curves_are_drawn(cache_path: Path, tmp_path: Path) -> None:
     picture = draw_curves(Curves(str(tmp_path / "tokenizer.csv"), str(tmp_path / "log.csv"), str(tmp_path / "x.png")))
     with Image.open(picture) as image:
         assert image.size == (1320, 432)
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def said_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What is said from here on, into a file."""
+    output = io.StringIO()
+    monkeypatch.setattr(progress, "new_console", lambda: Console(file=output, width=40, markup=False))
+    return output
+
+
+def said_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What is said from here on, to a terminal."""
+    output = io.StringIO()
+    monkeypatch.setattr(progress, "new_console", lambda: Console(file=output, width=120, force_terminal=True))
+    return output
+
+
+def test_without_a_terminal_a_line_every_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    output, clock = said_without_a_terminal(monkeypatch), Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    figures: dict[str, float] = {}
+    for i in track(range(10), "measuring [b] points of a long name", figures=figures):
+        clock.now += 12.0
+        figures["loss"] = 1 / (i + 1)
+    assert output.getvalue().splitlines() == [
+        "measuring [b] points of a long name: 3 of 10, 0:00:36, 0:01:24 left, loss 0.3333",
+        "measuring [b] points of a long name: 6 of 10, 0:01:12, 0:00:48 left, loss 0.1667",
+        "measuring [b] points of a long name: 9 of 10, 0:01:48, 0:00:12 left, loss 0.1111",
+    ]
+
+
+def test_what_is_short_says_nothing_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = said_without_a_terminal(monkeypatch)
+    assert list(track(iter("abc"), "reading")) == ["a", "b", "c"]
+    assert output.getvalue() == ""
+
+
+def test_of_what_has_no_end_no_remaining_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = said_without_a_terminal(monkeypatch)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    list(track(iter("ab"), "reading"))
+    assert output.getvalue().splitlines() == ["reading: 1, 0:00:00", "reading: 2, 0:00:00"]
+
+
+@pytest.mark.parametrize("terminal", [True, False], ids=["bar", "lines"])
+def test_a_training_shows_its_loss(
+    terminal: bool, cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = (said_on_a_terminal if terminal else said_without_a_terminal)(monkeypatch)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    train(lpd_config(cache_path, tmp_path, steps=3))
+    losses = [f"loss {float(value):.4g}" for value in column(tmp_path / "steps.csv", "loss")]
+    shown = re.findall(r"loss [\d.]+", output.getvalue())
+    assert "training the transformer" in output.getvalue()
+    if terminal:  # it is drawn ten times a second, and at its end
+        assert shown[-1] == losses[-1]
+        assert "3/3" in output.getvalue()
+    else:
+        assert shown == losses

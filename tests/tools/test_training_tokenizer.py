@@ -22,7 +22,7 @@ from lpd_tools.data.sources import open_data
 from lpd_tools.processes import Processes
 from lpd_tools.training.codebook import CodebookAverages
 from lpd_tools.training.curves import read_log
-from lpd_tools.training.tokenizer import ImageBatch, TokenizerTask, train_tokenizer
+from lpd_tools.training.tokenizer import ImageBatch, TokenizerTask, tokenizer_sizes, train_tokenizer
 from training_runs import as_options, differences, newest_state, tokenizer_config
 from typer.testing import CliRunner
 
@@ -57,7 +57,7 @@ def test_tokenizer_training_resumes_exactly(tmp_path: Path, monkeypatch: pytest.
     assert not (tmp_path / "parts" / "tokenizer.safetensors").exists()
     parts = load_file(train_tokenizer(config))
     assert all(torch.equal(parts[name], value) for name, value in whole.items())
-    assert VQTokenizer.from_state_dict(whole).config == config.sizes()
+    assert VQTokenizer.from_state_dict(whole).config == tokenizer_sizes(config)
     assert differences(newest_state(tmp_path / "parts"), newest_state(tmp_path / "whole")) == []
 
 
@@ -181,8 +181,10 @@ def test_other_sizes_are_no_resuming(tmp_path: Path) -> None:
     train_tokenizer(tokenizer_config(tmp_path, steps=2))
     with pytest.raises(ValueError, match="z_channels is 16, but"):
         train_tokenizer(tokenizer_config(tmp_path, steps=2, z_channels=16))
-    with pytest.raises(ValueError, match=r"warmup_steps must be in \[1, 6\], got 0"):
-        train_tokenizer(tokenizer_config(tmp_path / "new", warmup_steps=0))
+    with pytest.raises(ValueError, match=r"warmup_steps must be in \[1, 6\], got 7"):
+        train_tokenizer(tokenizer_config(tmp_path / "new", warmup_steps=7))
+    with pytest.raises(ValueError, match="warmup_steps must be at least 1, got 0"):
+        tokenizer_config(tmp_path / "new", warmup_steps=0)
 
 
 def test_codebook_follows_its_vectors() -> None:

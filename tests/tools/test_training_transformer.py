@@ -357,7 +357,7 @@ def test_a_model_of_other_sizes_is_no_start(
     [
         ("decoding_steps", (8, 17), r"decoding_steps must be in \[1, 16\], got 17"),
         ("decoding_steps", (), "decoding_steps must name at least one"),
-        ("evaluate_images", -1, r"evaluate_images must be in \[0, inf\], got -1"),
+        ("evaluate_images", -1, r"evaluate_images must be at least 0, got -1"),
         ("batch_size", 201, r"batch_size must be in \[1, 200\], got 201"),
         ("dropout", math.nan, r"dropout must be in \[0, 1\), got nan"),
         ("attention_dropout", 1.0, r"attention_dropout must be in \[0, 1\), got 1"),

@@ -1,5 +1,5 @@
 // Philox4x32-10 (Salmon et al., SC 2011): counter-based random numbers, one source for CPU and CUDA.
-// key = 64-bit seed of the image; counter = (position, draw index, 0, domain). Stateless, so a number depends on
+// key = 64-bit seed of the image; counter = (cell, draw index, 0, domain). Stateless, so a number depends on
 // nothing else.
 #pragma once
 
@@ -21,8 +21,8 @@ struct PhiloxWords {
 
 namespace {
 
-LPD_HOST_DEVICE inline PhiloxWords philox4x32_10(uint64_t seed, uint32_t position, uint32_t draw, PhiloxDomain domain) {
-  uint32_t c0 = position, c1 = draw, c2 = 0, c3 = static_cast<uint32_t>(domain);
+LPD_HOST_DEVICE inline PhiloxWords philox4x32_10(uint64_t seed, uint32_t cell, uint32_t draw, PhiloxDomain domain) {
+  uint32_t c0 = cell, c1 = draw, c2 = 0, c3 = static_cast<uint32_t>(domain);
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     const uint64_t product0 = static_cast<uint64_t>(0xD2511F53u) * c0;

@@ -14,7 +14,7 @@ namespace lpd {
 //
 // The draw descends the binary tree over token ids from the top bit down. At level l it goes right if
 // u_l * (left + right) >= left, with the weights left and right of the two halves, and u_l from word l % 4 of
-// Philox(seed, position, draw index l / 4, tokens).
+// Philox(seed, cell, draw index l / 4, tokens).
 struct SampleTokensParams {
   const void* logits;                // [Q, V] in dtype, row stride in elements
   const int32_t* conditional_row;    // [M]
@@ -24,7 +24,7 @@ struct SampleTokensParams {
   const int32_t* top_k;              // [M], 0: off; or nullptr: off for all
   const float* top_p;                // [M], 1: off; or nullptr: off for all
   const int64_t* seed;               // [M], Philox key
-  const int64_t* position;           // [M], grid cell, Philox counter
+  const int64_t* cell;               // [M], grid cell, Philox counter
   int64_t* tokens;                   // [M]; -1 where the mixed row has a NaN or is -inf throughout
   int64_t logits_stride;
   int64_t num_tokens;  // M

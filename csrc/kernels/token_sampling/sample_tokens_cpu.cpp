@@ -222,12 +222,12 @@ int first_from_id(const Candidates& c, bool filtered, int begin, int end, int id
 // rounded.
 int draw(const SampleTokensParams& p, int64_t m, bool filtered, const Candidates& c) {
   const auto seed = static_cast<uint64_t>(p.seed[m]);
-  const auto position = static_cast<uint32_t>(p.position[m]);
+  const auto cell = static_cast<uint32_t>(p.cell[m]);
   int begin = 0, end = c.count, first_id = 0;
   PhiloxWords random{};
   int level = 0;
   for (int half = tree_half(p.vocab_size); half > 0 && end - begin > 1; half /= 2, ++level) {
-    if (level % 4 == 0) random = philox4x32_10(seed, position, static_cast<uint32_t>(level / 4), PhiloxDomain::kTokens);
+    if (level % 4 == 0) random = philox4x32_10(seed, cell, static_cast<uint32_t>(level / 4), PhiloxDomain::kTokens);
     const int middle = first_from_id(c, filtered, begin, end, first_id + half);
     const double left = range_weight(c, begin, middle), right = range_weight(c, middle, end);
     // The uniform is in [0, 1): a half without weight is never taken.

@@ -27,7 +27,7 @@ struct TokenInputs {
   float guidance, temperature;
   int32_t top_k;
   float top_p;
-  uint32_t seed_low, seed_high, position;
+  uint32_t seed_low, seed_high, cell;
 };
 
 __device__ void read_inputs(const SampleTokensParams& p, int64_t m, TokenInputs& inputs) {
@@ -40,7 +40,7 @@ __device__ void read_inputs(const SampleTokensParams& p, int64_t m, TokenInputs&
             p.top_p == nullptr ? 1.0f : p.top_p[m],
             seed.x,
             seed.y,
-            load_vector<uint2>(p.position + m).x};
+            load_vector<uint2>(p.cell + m).x};
 }
 
 template <class T>
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(32 * kWarps<T, kInRegisters>, !kFiltered && kI
   // One pass over the logits: mix, and the maximum and weight of every chunk.
   float x[kValues];
   RawChunk<T> raw = load_chunk(rows, warp);
-  const float uniform = level_uniform(inputs.seed_low, inputs.seed_high, inputs.position, p.vocab_size);  // meanwhile
+  const float uniform = level_uniform(inputs.seed_low, inputs.seed_high, inputs.cell, p.vocab_size);  // meanwhile
   for (int chunk = warp; chunk < num_chunks; chunk += num_warps) {
     mix_chunk(rows, raw, x);
     if constexpr (!kInRegisters) raw = load_chunk(rows, chunk + num_warps);

@@ -62,7 +62,7 @@ def cases(shape: Shape, step_index: int, batch: int, device: torch.device, dtype
     )
     plan = plan_decoding([shape.group_sizes] * batch, [True] * batch, num_tokens, device)
     step: Step = plan.steps[step_index]
-    rows, sequences = step.num_context_rows + step.num_query_rows, plan.num_sequences
+    rows, sequences = step.num_context_rows + step.num_query_rows, plan.capacity.sequences
     element = torch.finfo(dtype).bits // 8
 
     def random(*size: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -74,7 +74,7 @@ def cases(shape: Shape, step_index: int, batch: int, device: torch.device, dtype
     content_ids = torch.randint(vocab, (rows,), device=device)
     position_ids = torch.randint(1 + num_tokens, (rows,), device=device)
     qkv = random(rows, 3, heads, head_dim)
-    k_cache = random(sequences, heads, plan.cache_positions, head_dim)
+    k_cache = random(sequences, heads, plan.capacity.cache_positions, head_dim)
     v_cache = random(*k_cache.shape)
     workspace = ops.group_attention_workspace(head_dim, device)
     sizes = (step.max_rows, step.max_keys, 0, head_dim**-0.5, workspace)

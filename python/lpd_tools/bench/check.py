@@ -19,33 +19,25 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
-from lpd_ext.fast_decoder import FastDecoder
 from lpd_ext.linear import pack
 from lpd_ext.model import LPDConfig
+from lpd_ext.pixel_decoder import PixelDecoder
 from lpd_ext.quantize import quantize
 from lpd_ext.sampler import generate
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
 from lpd_tools.bench.cases import SHAPES, Shape, cases
 from lpd_tools.bench.decode import Decode
+from lpd_tools.bench.settings import BenchCheck
 from lpd_tools.bench.timing import Function, interleaved, machine
+from lpd_tools.console import new_console, say
 from lpd_tools.progress import track
-from lpd_tools.settings import setting
 
 ALLOWED = 0.75  # of the committed ratio
 _CPU = torch.device("cpu")
 _SHAPE = "L-256-20"
 _REPEAT_SECONDS = 0.03  # a repeat calls a short operator until it has taken about this long
-
-
-@dataclass(frozen=True)
-class BenchCheck:
-    """Which ratios to compare with, or to write."""
-
-    ratios: str = setting("docs/bench_ratios.json", "JSON file of the committed ratios, by processor")
-    write: bool = setting(False, "write this processor's ratios instead of comparing with them")
 
 
 @dataclass(frozen=True)
@@ -123,7 +115,7 @@ def _tokenizer_pair() -> tuple[Function, Function]:
     ours = copy.deepcopy(plain)  # the fast decoder lays its weights out anew
     tokens = torch.randint(plain.config.codebook_size, (1, 16, 16))
     features = F.embedding(tokens, plain.codes()).permute(0, 3, 1, 2).contiguous()
-    return lambda: FastDecoder(ours).decode_features(features), lambda: plain.decode_features(features)
+    return lambda: PixelDecoder(ours).decode_features(features), lambda: plain.decode_features(features)
 
 
 def measure(ratio: Ratio) -> float:
@@ -201,7 +193,7 @@ def check(config: BenchCheck) -> None:
 
     RuntimeError names those that are too low twice in a row; ValueError if nothing is committed for this processor.
     """
-    path, processor, console = Path(config.ratios), processor_name(), Console()
+    path, processor = Path(config.ratios), processor_name()
     committed = read_ratios(path).get(processor)
     if committed is None and not config.write:
         raise ValueError(
@@ -209,10 +201,10 @@ def check(config: BenchCheck) -> None:
             "`make bench-check ARGS=--write` measures them and adds an entry, for you to commit"
         )
     verdicts = judge(all_ratios(), {} if config.write or committed is None else committed, measure)
-    console.print(_table(processor, verdicts))
+    new_console().print(_table(processor, verdicts))
     if config.write:
         write_ratios(path, processor, verdicts)
-        console.print(f"wrote {path}", markup=False, soft_wrap=True)
+        say(f"wrote {path}")
     failed = [verdict for verdict in verdicts if verdict.failed]
     if failed:
         named = "; ".join(

@@ -16,14 +16,17 @@ import torch
 from torch import Tensor
 
 from lpd_ext.cuda_graphs import DecodeGraphs
-from lpd_ext.linear import ResultMemory, linear_step, pack
+from lpd_ext.decode_state import DecodeState, Layout
+from lpd_ext.linear import ResultRows, linear_step, pack
 from lpd_ext.model import Block, LPDModel
 from lpd_ext.orders import make_orders
 from lpd_ext.plan import plan_decoding
 from lpd_ext.quantize import quantize
-from lpd_ext.sampler import DecodeRequest, generate
+from lpd_ext.request import DecodeRequest, make_request
+from lpd_ext.sampler import decode_step, generate
 from lpd_tools.bench.cases import Shape
 from lpd_tools.bench.plain_decode import attend_in_two_calls, call_block, decode_plain, guidance_of
+from lpd_tools.bench.result import Result
 from lpd_tools.bench.timing import Times, interleaved
 
 LOGITS_TOLERANCE = 2e-5  # of the largest logit
@@ -65,15 +68,14 @@ class Decode:
 
     def request(self, sizes: list[int] | None = None, top_k: int = 0) -> DecodeRequest:
         batch = self.batch
-        return DecodeRequest(
-            labels=self.labels.tolist(),
+        return make_request(
+            self.model.config,
+            self.labels.tolist(),
             group_sizes=[sizes or self.shape.group_sizes] * batch,
-            orders=self.orders,
-            guidance_scale=[self.shape.guidance_scale] * batch,
-            temperature=[1.0] * batch,
-            top_k=[top_k] * batch,
-            top_p=[1.0] * batch,
-            seeds=list(range(batch)),
+            order=self.orders,
+            guidance_scale=self.shape.guidance_scale,
+            top_k=top_k,
+            seeds=0,
         )
 
     def plain(self, sizes: list[int] | None = None, **options: Any) -> Tensor:
@@ -112,28 +114,12 @@ def ours_on_cuda(decode: Decode) -> dict[str, Callable[[], Tensor]]:
 
 def decode_logits(model: LPDModel, request: DecodeRequest, tokens: Tensor) -> list[Tensor]:
     """Logits of each step [rows, V] as the decoding steps compute them, fed with tokens int64 [B, N], raster order."""
-    config, device = model.config, model.pos_embed.device
-    batch = len(request.labels)
-    plan = plan_decoding(request.group_sizes, [True] * batch, config.num_tokens, device)
-    conditions = model.condition_ids(torch.tensor(request.labels, device=device))
-    unconditional = torch.full_like(conditions, config.unconditional_id)
-    orders = request.orders[plan.sequence_image]
-    contents = orders.new_full((plan.num_sequences, config.num_tokens + 2), config.mask_id)
-    contents[:, 0] = torch.cat([conditions, unconditional])
-    contents[:, 1:-1] = tokens[plan.sequence_image].gather(1, orders)
-    positions = torch.zeros_like(contents)
-    positions[:, 1:-1] = orders + 1
-    shape = (config.depth, plan.num_sequences, config.heads, plan.cache_positions, config.head_dim)
-    k_cache, v_cache = (torch.empty(shape, dtype=model.pos_embed.dtype, device=device) for _ in range(2))
-    parts = model.decoding_parts(k_cache, v_cache, plan.most_rows)
-    logits = []
+    layout = Layout.of(request)
+    plan = layout.plan(model.config.num_tokens, model.pos_embed.device)
+    state = DecodeState(model, plan.capacity, layout.filters)
     with torch.no_grad():
-        for step in plan.steps:
-            ids, places = contents.flatten()[step.content_index], positions.flatten()[step.position_index]
-            of_step = model.decode_step(ids, places, parts, step)
-            assert of_step is not None
-            logits.append(of_step.clone())
-    return logits
+        state.load(request, plan.places, teacher=tokens)
+        return [decode_step(state, step).clone() for step in plan.steps]
 
 
 def check_equal(decode: Decode, model: LPDModel) -> float:
@@ -210,17 +196,17 @@ def products_alone(model: LPDModel, request: DecodeRequest) -> Callable[[], None
         for width in widths
     }
     blocks = [block for block in model.blocks if isinstance(block, Block)]
-    results = ResultMemory(plan.most_rows)
+    qkv_rows, delta_rows, hidden_rows, logit_rows = (ResultRows(plan.capacity.most_rows) for _ in range(4))
     calls = [
         (
-            linear_step(block.attn.qkv, results, "qkv"),
-            linear_step(block.attn.proj, results, "delta"),
-            linear_step(block.mlp.fc1, results, "hidden"),
-            linear_step(block.mlp.fc2, results, "delta"),
+            linear_step(block.attn.qkv, qkv_rows),
+            linear_step(block.attn.proj, delta_rows),
+            linear_step(block.mlp.fc1, hidden_rows),
+            linear_step(block.mlp.fc2, delta_rows),
         )
         for block in blocks
     ]
-    head = linear_step(model.head, results, "logits")
+    head = linear_step(model.head, logit_rows)
 
     def run() -> None:
         with torch.no_grad():
@@ -238,8 +224,8 @@ def products_alone(model: LPDModel, request: DecodeRequest) -> Callable[[], None
     return run
 
 
-def time_on_cpu(decode: Decode, repeats: int, chosen: Sequence[str] = BASELINES) -> list[dict[str, Any]]:
-    """Rows of our decodes and of the chosen baselines, in one interleaved run; next-token decoding is timed once.
+def time_on_cpu(decode: Decode, repeats: int, chosen: Sequence[str] = BASELINES) -> list[Result]:
+    """Results of our decodes and of the chosen baselines, in one interleaved run; next-token decoding is timed once.
 
     Raises RuntimeError if float32 does not compute what the published style does.
     """
@@ -265,26 +251,18 @@ def time_on_cpu(decode: Decode, repeats: int, chosen: Sequence[str] = BASELINES)
         f"{rounded['cosine'][-1]:.5f}",
         NEXT_TOKEN: "timed once",
     }
+    against = {name: timed[name] for name in plain}
     return [
-        {
-            "operator": name,
-            "seconds": times.seconds,
-            "ratios": {base: timed[base].median / times.median for base in plain},
-            "note": notes.get(name, ""),
-        }
-        | ({"rounded": rounded} if name == "int8" else {})
+        Result.against(name, times, against, note=notes.get(name, ""), rounded=rounded if name == "int8" else None)
         for name, times in timed.items()
     ]
 
 
-def time_on_cuda(decode: Decode, repeats: int, chosen: Sequence[str] = (PUBLISHED,)) -> list[dict[str, Any]]:
-    """Rows of our decodes, as one graph and eagerly, and of the published style, the one baseline there."""
+def time_on_cuda(decode: Decode, repeats: int, chosen: Sequence[str] = (PUBLISHED,)) -> list[Result]:
+    """Results of our decodes, as one graph and eagerly, and of the published style, the one baseline there."""
     if PUBLISHED not in chosen:
         raise ValueError(f"baseline must be {PUBLISHED!r} on device cuda, got {list(chosen)}")
     runs = ours_on_cuda(decode) | {PUBLISHED: decode.plain}
     times_of = interleaved(list(runs.values()), repeats, decode.orders.device, in_graph=False, warm_up=1)
     timed = dict(zip(runs, times_of, strict=True))
-    return [
-        {"operator": name, "seconds": times.seconds, "ratios": {PUBLISHED: timed[PUBLISHED].median / times.median}}
-        for name, times in timed.items()
-    ]
+    return [Result.against(name, times, {PUBLISHED: timed[PUBLISHED]}) for name, times in timed.items()]

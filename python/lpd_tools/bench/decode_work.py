@@ -84,7 +84,7 @@ def count(config: LPDConfig, batch: int, group_sizes: Sequence[int], dtype: str 
         outputs = config.depth * (3 + 1 + config.mlp_ratio + 1) * config.dim + config.vocab_size
         scales = 3 * 4 * outputs
     activations = max(_activations(config, step) for step in plan.steps)
-    cache = 2 * config.depth * plan.num_sequences * config.dim * plan.cache_positions
+    cache = 2 * config.depth * plan.capacity.sequences * config.dim * plan.capacity.cache_positions
     return DecodeWork(
         steps=tuple(_count_step(config, step, _BYTES[dtype], element) for step in plan.steps),
         parameters=linear_parameters(config) + other_parameters(config),

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,11 @@ import torch
 from lpd_ext.linear import pack
 from lpd_ext.quantize import quantize
 from lpd_tools.bench.growth_series import DTYPES, Measured, Point, all_points
+from lpd_tools.bench.settings import Growth
 from lpd_tools.bench.timing import interleaved, machine
 from lpd_tools.progress import track
-from lpd_tools.settings import setting
 
 _CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Growth:
-    """What `lpd growth` writes, and how long it may measure."""
-
-    out: str = setting("docs", "folder of growth.csv, growth_machine.json and growth.png")
-    threads: int = setting(2, "threads of each decode")
-    minutes: float = setting(1e9, "start no further point after this time; run the command again to go on")
 
 
 def read_points(path: Path) -> dict[Point, Measured]:

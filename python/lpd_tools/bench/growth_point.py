@@ -27,8 +27,8 @@ def measure(
     from lpd_ext.linear import pack
     from lpd_ext.model import LPDConfig, LPDModel
     from lpd_ext.quantize import quantize
-    from lpd_ext.sampler import DecodeRequest, generate
-    from lpd_ext.schedule import group_sizes
+    from lpd_ext.request import make_request
+    from lpd_ext.sampler import generate
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -43,15 +43,13 @@ def measure(
         else:
             parameter.fill_(float("norm" in name or "_ln" in name) if name.endswith("weight") else 0.0)
     (quantize if dtype == "int8" else pack)(model)
-    request = DecodeRequest(
-        labels=[b % config.num_classes for b in range(batch)],
-        group_sizes=[group_sizes(num_tokens, steps)] * batch,
-        orders=torch.stack([torch.randperm(num_tokens) for _ in range(batch)]),
-        guidance_scale=[4.8] * batch,
-        temperature=[1.0] * batch,
-        top_k=[0] * batch,
-        top_p=[1.0] * batch,
-        seeds=list(range(batch)),
+    request = make_request(
+        config,
+        [b % config.num_classes for b in range(batch)],
+        num_inference_steps=steps,
+        order=torch.stack([torch.randperm(num_tokens) for _ in range(batch)]),
+        guidance_scale=4.8,
+        seeds=0,
     )
     ctypes.CDLL(None).malloc_trim(0)  # what packing freed goes back to the system
     _CLEAR.write_text("5")  # and the peak starts anew

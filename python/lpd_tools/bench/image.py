@@ -25,6 +25,7 @@ from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
 from lpd_tools.bench import tokenizer as bench_tokenizer
 from lpd_tools.bench.cases import SHAPES
 from lpd_tools.bench.decode import Decode, ours_on_cpu
+from lpd_tools.bench.result import Result
 from lpd_tools.bench.timing import Times, interleaved
 
 _CPU = torch.device("cpu")
@@ -37,22 +38,16 @@ pipe(1, seeds=0).images[0].save(sys.argv[1])
 """
 
 
-def time_decoders(batch: int, repeats: int) -> list[dict[str, Any]]:
-    """Rows of the tokenizer's decoder: ours and the plain one, with the PSNR to it."""
-    rows = bench_tokenizer.decode_rows(batch, repeats)
-    return [
-        {
-            "operator": row["operator"],
-            "seconds": row["seconds"],
-            "ratios": {PLAIN: row["ratio"]},
-            "note": f"{row['decibels']:.1f} dB",
-        }
-        for row in rows
-    ] + [{"operator": PLAIN, "seconds": rows[0]["plain_seconds"], "ratios": {PLAIN: 1.0}}]
+def time_decoders(batch: int, repeats: int) -> list[Result]:
+    """Results of the tokenizer's decoder: ours and the plain one, with the PSNR to it."""
+    decoded = bench_tokenizer.decode_results(batch, repeats)
+    baselines = {PLAIN: decoded[0].plain_times}
+    results = [Result.against(one.operator, one.times, baselines, note=f"{one.decibels:.1f} dB") for one in decoded]
+    return [*results, Result.against(PLAIN, decoded[0].plain_times, baselines)]
 
 
-def time_images(batch: int, repeats: int) -> list[dict[str, Any]]:
-    """Rows of whole calls, from labels to PNG files in memory, and of cold processes that draw one image."""
+def time_images(batch: int, repeats: int) -> list[Result]:
+    """Results of whole calls, from labels to PNG files in memory, and of cold processes that draw one image."""
     decode = Decode.at_random(SHAPES["L-256-20"], batch, _CPU, torch.float32)
     tokenizer = VQTokenizer(TokenizerConfig()).eval().requires_grad_(False)
     plain_tokenizer = copy.deepcopy(tokenizer)  # the pipelines lay theirs out anew
@@ -76,17 +71,15 @@ def time_images(batch: int, repeats: int) -> list[dict[str, Any]]:
         pipe = LPDPipeline(model, tokenizer, defaults)
         runs[f"tokens in {name}, pixels in float32"] = partial(draw, pipe)
     if has_bfloat16:
-        fast = LPDPipeline(models["int8"], tokenizer, defaults, decoder_dtype=torch.bfloat16)
+        fast = LPDPipeline(models["int8"], tokenizer, defaults, pixel_dtype=torch.bfloat16)
         runs["tokens in int8, pixels in bfloat16"] = partial(draw, fast)
     runs[PLAIN] = draw_plain
     timed = dict(zip(runs, interleaved(list(runs.values()), repeats, _CPU, warm_up=1), strict=True))
-    rows = [_row(name, times.seconds, timed[PLAIN]) for name, times in timed.items()]
-    return rows + ([] if batch > 1 else _cold_processes(models["int8"], tokenizer, defaults, repeats))
+    results = [Result.against(name, times, {PLAIN: timed[PLAIN]}) for name, times in timed.items()]
+    return results + ([] if batch > 1 else _cold_processes(models["int8"], tokenizer, defaults, repeats))
 
 
-def _cold_processes(
-    model: Any, tokenizer: VQTokenizer, defaults: SamplingDefaults, repeats: int
-) -> list[dict[str, Any]]:
+def _cold_processes(model: Any, tokenizer: VQTokenizer, defaults: SamplingDefaults, repeats: int) -> list[Result]:
     """A process that starts, imports torch, loads (files in the page cache), draws one image and ends."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -103,12 +96,7 @@ def _cold_processes(
                 start = time.perf_counter()
                 subprocess.run([sys.executable, "-c", *code], check=True, cwd=folder)
                 seconds[title].append(time.perf_counter() - start)
-    return [_row(title, taken[1:], None) for title, taken in seconds.items()]
-
-
-def _row(name: str, seconds: list[float], plain: Times | None) -> dict[str, Any]:
-    ratios = {} if plain is None else {PLAIN: plain.median / Times(seconds).median}
-    return {"operator": name, "seconds": seconds, "ratios": ratios}
+    return [Result.against(title, Times(taken[1:]), {}) for title, taken in seconds.items()]
 
 
 def _png(image: Image.Image) -> bytes:

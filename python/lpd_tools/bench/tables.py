@@ -1,27 +1,17 @@
-"""`lpd bench-tables`: the JSON files of `lpd bench` and of the C++ microbenchmarks as the README's tables."""
+"""The JSON files of `lpd bench` and of the C++ microbenchmarks as the README's tables."""
 
 from __future__ import annotations
 
 import json
 import statistics
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from lpd_tools.bench.result import Result, cell
 from lpd_tools.bench.timing import time_text
 from lpd_tools.markdown import markdown_table
 
 _FIRST_SHAPE = "L-256-20 step 15"
-
-
-def bench_tables(
-    files: Annotated[list[Path], typer.Argument(help="Files written by lpd bench --output or --benchmark_out.")],
-) -> None:
-    """Print Markdown tables of benchmark results."""
-    for file in files:
-        for line in tables_of(file):
-            typer.echo(line)
 
 
 def tables_of(file: Path) -> list[str]:
@@ -31,46 +21,47 @@ def tables_of(file: Path) -> list[str]:
         if "benchmarks" in content:
             return _cpp_table(content)
         described = ", ".join(f"{key} {value}" for key, value in content["machine"].items())
-        rows = content["results"]
-        operators = [row for row in rows if "plain_seconds" in row]
+        results = [Result.from_json(row) for row in content["results"]]
+        operators = [result for result in results if result.plain_seconds is not None]
         lines = [described, "", *_operator_table(operators)]
         # Rows of the same baselines side by side.
-        by_baselines: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-        for row in rows:
-            if "ratios" in row:
-                by_baselines.setdefault(tuple(row["ratios"]), []).append(row)
+        by_baselines: dict[tuple[str, ...], list[Result]] = {}
+        for result in results:
+            if result.ratios is not None:
+                by_baselines.setdefault(tuple(result.ratios), []).append(result)
         return lines + [line for same in by_baselines.values() for line in _ratio_table(same)]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{str(file)!r} is no file of benchmark results: {error!r}") from error
 
 
-def _operator_table(rows: list[dict[str, Any]]) -> list[str]:
-    if not rows:
+def _operator_table(results: list[Result]) -> list[str]:
+    if not results:
         return []
     head = ["operator", "shape", "time", "GB/s", "GFLOP/s", "plain torch", "ratio"]
     return _table(
         head,
         [
             [
-                row["operator"].strip(),
-                f"{row['shape']} step {row['step']}, B = {row['batch']}",
-                _median(row["seconds"]),
-                f"{row['GB/s']:.1f}" if "GB/s" in row else "",
-                f"{row['GFLOP/s']:.0f}" if "GFLOP/s" in row else "",
-                _median(row["plain_seconds"]),
-                f"{row['ratio']:.1f}x",
+                result.operator.strip(),
+                f"{result.shape} step {result.step}, B = {result.batch}",
+                _median(result.seconds),
+                cell(result.gigabytes_per_second, ".1f"),
+                cell(result.gigaflops_per_second, ".0f"),
+                _median(result.plain_seconds or []),
+                f"{result.ratio:.1f}x",
             ]
-            for row in rows
+            for result in results
         ],
     )
 
 
-def _ratio_table(rows: list[dict[str, Any]]) -> list[str]:
-    baselines = list(rows[0]["ratios"])
+def _ratio_table(results: list[Result]) -> list[str]:
     lines = []
-    for row in rows:
-        ratios = (f"{row['ratios'][name]:.2f}x" for name in baselines)
-        lines.append([row["operator"], f"{row['shape']}, B = {row['batch']}", _median(row["seconds"]), *ratios])
+    for result in results:
+        ratios = (f"{ratio:.2f}x" for ratio in (result.ratios or {}).values())
+        shape = f"{result.shape}, B = {result.batch}"
+        lines.append([result.operator, shape, _median(result.seconds), *ratios])
+    baselines = results[0].ratios or {}
     return _table(["what", "shape", "time", *(f"{name} / this" for name in baselines)], lines)
 
 

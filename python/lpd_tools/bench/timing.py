@@ -34,6 +34,12 @@ class Times:
         low, _, high = statistics.quantiles(self.seconds, n=4)
         return low, high
 
+    @property
+    def spread(self) -> float:
+        """Half the span of the middle half, as a share of the median."""
+        low, high = self.middle_half
+        return (high - low) / 2 / self.median
+
 
 def interleaved(
     functions: list[Function], repeats: int, device: torch.device, in_graph: bool = True, warm_up: int = 2

@@ -1,6 +1,6 @@
 """Tokens to pixels on the CPU: the fast decoder and its convolutions against plain torch in the same run.
 
-`python -m lpd_tools.bench.tokenizer [B]` prints the rows that docs/performance_tokenizer.md shows.
+`python -m lpd_tools.bench.tokenizer [B]` prints the figures that docs/performance_tokenizer.md shows.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lpd_ext import ops
-from lpd_ext.fast_decoder import FastDecoder
+from lpd_ext.pixel_decoder import PixelDecoder
 from lpd_ext.tokenizer import NORM_GROUPS, TokenizerConfig, VQTokenizer
-from lpd_tools.bench.timing import Times, interleaved, machine
+from lpd_tools.bench.result import Result, cell
+from lpd_tools.bench.timing import interleaved, machine
 from lpd_tools.pictures import psnr
 
 CPU = torch.device("cpu")
@@ -32,11 +32,8 @@ CONVOLUTIONS = (
 )
 
 
-def decode_rows(batch: int, repeats: int, config: TokenizerConfig | None = None) -> list[dict[str, Any]]:
-    """Whole decodes of 16 x 16 tokens, weights drawn at random, against the plain decoder; `decibels`: PSNR to it.
-
-    Each row: operator, batch, seconds and plain_seconds (one entry per repeat), ratio of the medians.
-    """
+def decode_results(batch: int, repeats: int, config: TokenizerConfig | None = None) -> list[Result]:
+    """Whole decodes of 16 x 16 tokens, weights drawn at random, against the plain decoder; `decibels`: PSNR to it."""
     torch.manual_seed(0)
     tokenizer = VQTokenizer(config or TokenizerConfig()).eval().requires_grad_(False)
     tokens = torch.randint(tokenizer.config.codebook_size, (batch, 16, 16))
@@ -49,24 +46,25 @@ def decode_rows(batch: int, repeats: int, config: TokenizerConfig | None = None)
         "decode, plain in channels_last": lambda: channels_last.decode_features(
             features.contiguous(memory_format=torch.channels_last)
         ),
-        "decode, FastDecoder": lambda: FastDecoder(shared).decode_features(features),
-        "decode, FastDecoder bfloat16": lambda: FastDecoder(shared, torch.bfloat16).decode_features(features),
+        "decode, PixelDecoder": lambda: PixelDecoder(shared).decode_features(features),
+        "decode, PixelDecoder bfloat16": lambda: PixelDecoder(shared, torch.bfloat16).decode_features(features),
     }
     with torch.inference_mode():
         expected = tokenizer.decode_features(features)
         decibels = {name: _decibels(run(), expected) for name, run in runs.items()}
         plain, *ours = interleaved([lambda: tokenizer.decode_features(features), *runs.values()], repeats, CPU)
     return [
-        _row(name, batch, times, plain) | {"decibels": decibels[name]} for name, times in zip(runs, ours, strict=True)
+        Result.against_plain(name, times, plain, batch=batch, decibels=decibels[name])
+        for name, times in zip(runs, ours, strict=True)
     ]
 
 
-def convolution_rows(batch: int, repeats: int) -> list[dict[str, Any]]:
+def convolution_results(batch: int, repeats: int) -> list[Result]:
     """GroupNorm, swish, 3x3 and residual addition, or nearest x2 and 3x3, against the same in plain torch.
 
-    Rows as in decode_rows; GFLOP/s counts the operations of a direct convolution.
+    GFLOP/s counts the operations of a direct convolution.
     """
-    rows = []
+    results = []
     for channels, out_channels, side, upsample in CONVOLUTIONS:
         torch.manual_seed(0)
         source = side // 2 if upsample else side
@@ -106,8 +104,9 @@ def convolution_rows(batch: int, repeats: int) -> list[dict[str, Any]]:
         name = f"conv3x3 {channels} to {out_channels}, {side} px" + (", x2" if upsample else "")
         gigaflops = 18e-9 * batch * channels * out_channels * side * side
         for suffix, times in (("", fp32), (", bfloat16", bfloat16)):
-            rows.append(_row(name + suffix, batch, times, torchs) | {"GFLOP/s": gigaflops / times.median})
-    return rows
+            rate = gigaflops / times.median
+            results.append(Result.against_plain(name + suffix, times, torchs, batch=batch, gigaflops_per_second=rate))
+    return results
 
 
 def _decibels(images: Tensor, expected: Tensor) -> float:
@@ -115,27 +114,15 @@ def _decibels(images: Tensor, expected: Tensor) -> float:
     return psnr(images.clamp(-1, 1), expected.clamp(-1, 1), peak=2)
 
 
-def _row(name: str, batch: int, ours: Times, plain: Times) -> dict[str, Any]:
-    return {
-        "operator": name,
-        "batch": batch,
-        "seconds": ours.seconds,
-        "plain_seconds": plain.seconds,
-        "ratio": plain.median / ours.median,
-    }
-
-
 def main() -> None:
     batch = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    rows = convolution_rows(batch, 7) if batch == 1 else []
-    for row in rows + decode_rows(batch, 7 if batch == 1 else 3):
-        ours, plain = Times(row["seconds"]), Times(row["plain_seconds"])
-        low, high = ours.middle_half
-        extra = f"{row['GFLOP/s']:.0f} GFLOP/s" if "GFLOP/s" in row else f"{row['decibels']:.1f} dB"
-        spread = (high - low) / 2 / ours.median
+    results = convolution_results(batch, 7) if batch == 1 else []
+    for result in results + decode_results(batch, 7 if batch == 1 else 3):
+        rate = cell(result.gigaflops_per_second, ".0f")
+        extra = f"{rate} GFLOP/s" if rate else f"{result.decibels:.1f} dB"
         print(
-            f"{row['operator']:38} B = {row['batch']}  {1e3 * ours.median:8.2f} ms ±{spread:4.0%}  "
-            f"plain {1e3 * plain.median:8.2f} ms  {row['ratio']:5.2f}x  {extra}"
+            f"{result.operator:38} B = {batch}  {1e3 * result.times.median:8.2f} ms ±{result.times.spread:4.0%}  "
+            f"plain {1e3 * result.plain_times.median:8.2f} ms  {result.ratio:5.2f}x  {extra}"
         )
     print(", ".join(f"{key} {value}" for key, value in machine(CPU).items()))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from lpd_ext.model import Block
 from lpd_ext.training_attention import Visibility, attend
 from lpd_ext.visibility import training_mask
 from lpd_tools.bench.cases import Shape
+from lpd_tools.bench.result import Result
 from lpd_tools.bench.timing import Times, interleaved
 from lpd_tools.bench.training_slices import SlicedAttention, slices
 
@@ -51,11 +51,8 @@ def attentions(group_sizes: list[int]) -> dict[str, Attention]:
     }
 
 
-def time_training(shape: Shape, batch: int, repeats: int) -> list[dict[str, Any]]:
-    """Rows of attention, of a block with each attention, and of its linear layers alone.
-
-    Each row: operator, seconds per repeat, ratios of its baselines' medians to its own, and a note.
-    """
+def time_training(shape: Shape, batch: int, repeats: int) -> list[Result]:
+    """Results of every attention, and of a block with each."""
     config, sizes = shape.config, shape.group_sizes
     mask = training_mask(sizes)
     torch.manual_seed(0)
@@ -71,7 +68,7 @@ def time_training(shape: Shape, batch: int, repeats: int) -> list[dict[str, Any]
     runs += [partial(_forward_backward, partial(call_block, block, attention=way), x) for way in ways.values()]
     product, *times = interleaved(runs, repeats, CPU, warm_up=1)
     peak = 2 * _PEAK_SIDE**3 / product.median
-    rows = []
+    results = []
     flops = 14 * batch * config.dim * int(mask.sum())
     whole = dict(zip(ways, times[1 : 2 * len(ways) : 2], strict=True))
     for i, name in enumerate(ways):
@@ -82,13 +79,13 @@ def time_training(shape: Shape, batch: int, repeats: int) -> list[dict[str, Any]
             f"{flops / both / peak:.0%} of a square product's {1e-9 * peak:.0f}; memory at its peak "
             f"{1e-6 * memory:.0f} MB"
         )
-        rows.append(_row(name, whole[name], whole) | {"note": note, "peak_bytes": memory})
+        results.append(Result.against(name, whole[name], _baselines(whole), note=note, peak_bytes=memory))
     blocks = dict(zip(ways, times[2 * len(ways) :], strict=True))
     for name in ways:
         memory = peak_bytes(partial(_forward_backward, partial(call_block, block, attention=ways[name]), x))
         note = f"memory at its peak {1e-6 * memory:.0f} MB"
-        rows.append(_row(f"block, {name}", blocks[name], blocks) | {"note": note, "peak_bytes": memory})
-    return rows
+        results.append(Result.against(f"block, {name}", blocks[name], _baselines(blocks), note=note, peak_bytes=memory))
+    return results
 
 
 def call_block(block: Block, x: Tensor, attention: Attention) -> Tensor:
@@ -121,6 +118,5 @@ def _forward_backward(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor
     return leaf.grad
 
 
-def _row(name: str, times: Times, baselines: dict[str, Times]) -> dict[str, Any]:
-    ratios = {baseline: baselines[baseline].median / times.median for baseline in (DENSE, SLICED, PRODUCTS)}
-    return {"operator": name, "seconds": times.seconds, "ratios": ratios}
+def _baselines(times: dict[str, Times]) -> dict[str, Times]:
+    return {name: times[name] for name in (DENSE, SLICED, PRODUCTS)}

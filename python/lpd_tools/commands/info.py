@@ -5,12 +5,9 @@ from __future__ import annotations
 import platform
 from typing import Annotated
 
-import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from lpd_ext import _C, LPDPipeline
+from lpd_tools.console import new_console
 
 
 def info(
@@ -18,7 +15,15 @@ def info(
         str | None, typer.Option(help="Checkpoint directory or hub id; default: the bundled model.")
     ] = None,
 ) -> None:
-    """Show the build, the instruction sets, the devices and a model."""
+    """Show the build, the instruction sets, the devices and a model.
+
+    Example: lpd info --model model
+    """
+    import torch
+    from rich.table import Table
+
+    from lpd_ext import _C, LPDPipeline
+
     build = _C.build_config()
     pipe = LPDPipeline.from_pretrained(model)
     config, defaults = pipe.model.config, pipe.defaults
@@ -45,7 +50,7 @@ def info(
     ]  # fmt: skip
     for name, value in rows:
         table.add_row(name, value)
-    Console().print(table)
+    new_console().print(table)
 
 
 def _cuda_kernels(build: dict[str, str]) -> str:

@@ -5,20 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from lpd_ext.orders import ORDER_POLICIES, default_repulsion_threshold, make_orders
-from lpd_ext.schedule import check_group_sizes, group_sizes, parse_group_sizes
-from lpd_tools.checks import check_output, check_seeds
-from lpd_tools.draw_orders import draw_orders
+from lpd_tools.console import new_console
 
 
 def orders(
     policies: Annotated[
-        list[str] | None, typer.Argument(help=f"Any of {', '.join(ORDER_POLICIES)}; one row each.")
+        list[str] | None, typer.Argument(help="Any of locality, random, raster, halton, spiral; one row each.")
     ] = None,
     height: Annotated[int, typer.Option(min=1, help="Rows of the token grid.")] = 16,
     width: Annotated[int, typer.Option(min=1, help="Columns of the token grid.")] = 16,
@@ -35,7 +29,17 @@ def orders(
     ] = None,
     output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("orders.png"),
 ) -> None:
-    """Draw orders, cells coloured by the step that draws them."""
+    """Draw orders, cells coloured by the step that draws them.
+
+    Example: lpd orders locality raster --steps 10 --output orders.png
+    """
+    import torch
+
+    from lpd_ext.orders import default_repulsion_threshold, make_orders
+    from lpd_ext.schedule import check_group_sizes, group_sizes, parse_group_sizes
+    from lpd_tools.checks import check_output, check_seeds
+    from lpd_tools.draw_orders import draw_orders
+
     check_output(output, ".png")
     seeds = torch.tensor(check_seeds(seed, images))
     grid = (height, width)
@@ -65,4 +69,4 @@ def orders(
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=120)
-    Console().print(f"[bold]{escape(str(output.resolve()))}[/bold]", soft_wrap=True)
+    new_console().print(str(output.resolve()), style="bold", soft_wrap=True)

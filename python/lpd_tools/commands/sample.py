@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
 
-from lpd_ext import LPDPipeline
-from lpd_tools.checks import check_device, check_output, check_seeds
-from lpd_tools.pictures import labelled_grid
+from lpd_tools.console import new_console
+
+if TYPE_CHECKING:
+    from lpd_ext import LPDPipeline
 
 
 def sample(
@@ -35,10 +33,20 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seed of the first image; the next ones count up.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:<index>; default: cuda if there is one.")] = "",
 ) -> None:
-    """Draw images and write them as one labelled grid."""
+    """Draw images and write them as one labelled grid.
+
+    Example: lpd sample bag 0 none -n 4 --guidance 6 --output bags.png
+    """
+    from rich.progress import Progress
+    from rich.text import Text
+
+    from lpd_ext import LPDPipeline
+    from lpd_tools.checks import check_device, check_output, check_seeds
+    from lpd_tools.pictures import labelled_grid
+
     check_output(output, ".png")
     where = check_device(device)
-    console = Console()
+    console = new_console()
     start = time.perf_counter()
     pipe = LPDPipeline.from_pretrained(model, device=where)
     wanted = [_parse_label(text) for text in labels] if labels else list(range(min(10, pipe.model.config.num_classes)))
@@ -61,8 +69,8 @@ def sample(
     output.parent.mkdir(parents=True, exist_ok=True)
     labelled_grid(result.images, captions, images_per_label).save(output)
     seconds = time.perf_counter() - start
-    path = escape(str(output.resolve()))
-    console.print(f"[bold]{path}[/bold]  {len(per_image)} images in {seconds:.1f} s", soft_wrap=True)
+    written = Text.assemble((str(output.resolve()), "bold"), f"  {len(per_image)} images in {seconds:.1f} s")
+    console.print(written, soft_wrap=True)
 
 
 def _parse_label(text: str) -> int | str | None:

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from lpd_tools.data.image_source import DataSet, ImageSource, digest
+from lpd_tools.data.settings import FASHION_MNIST_DIR
 from lpd_tools.pictures import psnr
 
-FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
 CLASS_NAMES = (
     "T-shirt/top",
     "trouser",

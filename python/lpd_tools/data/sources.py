@@ -8,11 +8,6 @@ from urllib.parse import parse_qsl
 from lpd_tools.data import fashion_mnist, folders, huggingface
 from lpd_tools.data.image_source import DataSet
 
-DATA_HELP = (
-    "data set: fashion-mnist[:folder], folder:path[?held_out=0.1], or hf:path-or-hub-name[?image=column&label=column"
-    "&train=split&test=split&config=name&held_out=0.1]"
-)
-
 Opener = Callable[[str, dict[str, str]], DataSet]
 _KINDS: dict[str, tuple[Opener, dict[str, str]]] = {
     "fashion-mnist": (fashion_mnist.open_fashion_mnist, {}),
@@ -22,7 +17,9 @@ _KINDS: dict[str, tuple[Opener, dict[str, str]]] = {
 
 
 def open_data(spec: str) -> DataSet:
-    """The data set that `spec` names, as DATA_HELP describes; nothing is fetched unless it is `hf:` with a hub name.
+    """The data set that `spec` names, as DATA_HELP of `data.settings` describes.
+
+    Nothing is fetched unless it is `hf:` with a hub name.
 
     Raises ValueError or FileNotFoundError naming what is wrong with the name or with the data.
     """

@@ -18,7 +18,8 @@ from lpd_tools.checks import check_device
 from lpd_tools.data.image_reader import Skipped, write_skipped
 from lpd_tools.data.image_source import DataSet, few
 from lpd_tools.data.pixels import UnreadableImageError, background_colour, square_pixels, to_input
-from lpd_tools.data.sources import DATA_HELP, open_data
+from lpd_tools.data.settings import TokenCaching
+from lpd_tools.data.sources import open_data
 from lpd_tools.data.token_shards import (
     SKIPPED_FILE,
     SPLITS,
@@ -33,30 +34,9 @@ from lpd_tools.data.token_shards import (
     write_shard,
 )
 from lpd_tools.progress import track
-from lpd_tools.settings import setting
 
 # Files of a token cache, and what stays of them where a process dies while it writes.
 _OURS = re.compile(r"(index\.json|skipped\.csv|(train|test)-\d{5,}\.safetensors)$|\.(index|skipped|train|test)[.-]")
-VIEWS = {"train": 2, "test": 1}  # a train image and its mirror image
-
-
-@dataclass(frozen=True)
-class TokenCaching:
-    """Which tokenizer encodes which data set, and the folder that the tokens go to.
-
-    On going on with a folder, only `workers`, `strict` and paths may change.
-    """
-
-    tokenizer: str = setting(..., "tokenizer weights")
-    out: str = setting(..., "folder to write, or to go on with")
-    data: str = setting("fashion-mnist", DATA_HELP)
-    image_size: int = setting(0, "side of the square images in pixels; 0: 32 for fashion-mnist, else 256")
-    background: str = setting("white", "colour behind transparent images, by name or #rrggbb")
-    strict: bool = setting(False, "stop at the first image that cannot be read, rather than skip and list it")
-    batch_size: int = setting(64, "images per forward pass")
-    shard_size: int = setting(4096, "images per file")
-    workers: int = setting(2, "processes that read and crop images; 0: none beside this one")
-    device: str = setting("", "cpu, cuda or cuda:0; empty: cuda if there is one")
 
 
 class Stretch(NamedTuple):
@@ -117,9 +97,6 @@ def run_caching(config: TokenCaching) -> CachingResult:
     The last process to finish writes the index. Raises ValueError for impossible settings, a folder begun with others,
     damaged shards and, with `strict`, unreadable images; nothing that was written before is lost.
     """
-    for name, low in (("image_size", 0), ("batch_size", 1), ("shard_size", 1), ("workers", 0)):
-        if getattr(config, name) < low:
-            raise ValueError(f"{name} must be at least {low}, got {getattr(config, name)}")
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = check_device(config.device)
     if device.type == "cuda" and not config.device and world > 1:
@@ -171,7 +148,7 @@ def _settings(
         "tokenizer_sha256": file_hash(config.tokenizer),
         "vocab_size": tokenizer.config.codebook_size,
         "grid": [size // stride, size // stride],
-        "views": VIEWS,
+        "views": {"train": 2 if config.mirror else 1, "test": 1},  # an image and, if 2, its mirror image
         "data": data.kind,
         "data_sha256": data.fingerprint(),
         "image_size": size,
@@ -210,7 +187,8 @@ def _encode_shards(
     read: Iterator[Pixels] = iter(track(loader, "encoding", total=len(batches)))
     device = next(tokenizer.parameters()).device
     for path, shard in todo:
-        tokens = [torch.empty(0, VIEWS[shard.split], *settings["grid"], dtype=torch.int64)]
+        number = settings["views"][shard.split]
+        tokens = [torch.empty(0, number, *settings["grid"], dtype=torch.int64)]
         index, skipped = [torch.empty(0, dtype=torch.int64)], []
         for _ in range(shard.start, shard.stop, config.batch_size):
             batch = next(read)
@@ -219,7 +197,7 @@ def _encode_shards(
                 raise ValueError(_unreadable(skipped[0]))
             if len(batch.index):
                 images = to_input(batch.pixels.to(device))
-                views = (images, images.flip(3))[: VIEWS[shard.split]]
+                views = (images, images.flip(3))[:number]
                 tokens.append(torch.stack([tokenizer.encode(view) for view in views], dim=1).cpu())
                 index.append(batch.index)
         which = torch.cat(index)

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from lpd_tools.data.settings import TokenCheck
 from lpd_tools.data.token_cache import load_token_cache
 from lpd_tools.data.token_shards import INDEX_FILE, SPLITS, file_hash, read_index, read_shard
 from lpd_tools.progress import track
-from lpd_tools.settings import setting
-
-
-@dataclass(frozen=True)
-class TokenCheck:
-    """Which token cache to read."""
-
-    tokens: str = setting(..., "token cache")
-    tokenizer: str = setting("", "tokenizer weights that must have made it")
 
 
 def check_tokens(config: TokenCheck) -> int:

@@ -18,7 +18,6 @@ from lpd_tools.data.fashion_mnist import BORDER, CLASS_NAMES, centre_psnr, from_
 from lpd_tools.data.image_source import evenly_spaced
 from lpd_tools.evaluation.features import Extractor
 from lpd_tools.evaluation.generate import (
-    Generation,
     drawing_processes,
     generate,
     load_pipeline,
@@ -31,8 +30,6 @@ from lpd_tools.evaluation.images import ImageSet, in_memory, open_images
 from lpd_tools.evaluation.likelihood import dependency_loss, orders_for, self_consistency
 from lpd_tools.evaluation.measure import (
     RECONSTRUCTED,
-    REFERENCE_HELP,
-    Comparison,
     chosen_extractors,
     compare,
     manifests,
@@ -40,30 +37,12 @@ from lpd_tools.evaluation.measure import (
 )
 from lpd_tools.evaluation.reference import Reference, balanced_sample, check_features, open_reference
 from lpd_tools.evaluation.report import picture
+from lpd_tools.evaluation.settings import Evaluation
 from lpd_tools.pictures import psnr
 from lpd_tools.progress import track
-from lpd_tools.settings import check_ranges, setting
 
 RESULTS_FILE = "evaluation.json"
 PICTURE_FILE = "grid.png"
-
-
-@dataclass(frozen=True)
-class Evaluation(Comparison, Generation):
-    """A generation, repeated with other seeds, and what is measured of it; `out` also gets the results.
-
-    Repeat r draws seeds `seed` + r·n to `seed` + (r + 1)·n - 1 of n = images_per_class · C images.
-    """
-
-    repeats: int = setting(1, "runs with seeds of their own; three give a 95 % interval")
-    reference: str = setting("fashion-mnist", REFERENCE_HELP)
-    reconstructed_images: int = setting(2000, "real images to put through the tokenizer (0: none)")
-    nats_images: int = setting(1000, "real images for the teacher-forced nats (0: none)")
-    self_images: int = setting(200, "images to draw without guidance for the self-consistency (0: none)")
-    nats_steps: tuple[int, ...] = setting(
-        (), "numbers of steps for both (without: 4, 6, 10, 16 and one for each token)"
-    )
-    nats_orders: tuple[str, ...] = setting(("random", "locality", "raster"), "orders for both")
 
 
 def evaluate(config: Evaluation) -> dict[str, Any] | None:
@@ -72,8 +51,6 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
     None in the processes of a `torchrun` that only draw. Raises ValueError or FileNotFoundError naming what is wrong
     before anything is drawn, among others where the model was trained on the tokens of another tokenizer than its own.
     """
-    numbers = dict.fromkeys(("nats_images", "self_images", "reconstructed_images"), (0, 10**6))
-    check_ranges(config, repeats=(1, 1000), k=(1, 1000), **numbers)
     with drawing_processes(config.device) as group:
         config = replace(config, device=str(group.device))
         directory = model_directory(config.model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -26,9 +26,9 @@ from lpd_tools.evaluation.samples import (
     remove_unfinished,
     write_manifest,
 )
+from lpd_tools.evaluation.settings import Generation
 from lpd_tools.processes import Processes, processes
 from lpd_tools.progress import track
-from lpd_tools.settings import setting
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 SAMPLING = (
@@ -42,35 +42,6 @@ SAMPLING = (
     "top_k",
     "top_p",
 )
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What is drawn and where it goes; image i of the run has label i mod C and seed `seed` + i.
-
-    Images are drawn in batches of `batch_size` that do not depend on who draws them, so that the result is the same bit
-    for bit for any number of processes and after any interruption.
-    """
-
-    out: str = setting(..., "folder to write; one that was begun with the same settings is gone on with")
-    model: str = setting("", "checkpoint folder or hub id (the bundled model if empty)")
-    images_per_class: int = setting(200, "images to draw of each class")
-    seed: int = setting(0, "seed of the first image; the next ones count up")
-    batch_size: int = setting(100, "images per batch")
-    format: str = setting("png", "png: class/number.png; npz: samples.npz with arr_0 (pixels) and arr_1 (labels)")
-    dtype: str = setting(
-        "", "of the transformer: float32, bfloat16, float16 or int8 (empty: float32, or the file's int8)"
-    )
-    device: str = setting("", "cpu, cuda or cuda:<index> (empty: cuda if there is one)")
-    num_inference_steps: int | None = setting(None, "decoding steps; without: the model's default, as for all below")
-    guidance_scale: float | None = setting(None, "classifier-free guidance; 1 switches it off")
-    guidance_schedule: str | None = setting(None, "linear or constant")
-    order: str | None = setting(None, "locality, random, raster, halton or spiral")
-    proximity_threshold: float | None = setting(None, "of the locality order")
-    repulsion_threshold: int | None = setting(None, "of the locality order")
-    temperature: float | None = setting(None, "0 means argmax")
-    top_k: int | None = setting(None, "0 switches it off")
-    top_p: float | None = setting(None, "1 switches it off")
 
 
 def model_directory(name: str) -> Path:
@@ -130,9 +101,6 @@ def generate(config: Generation) -> Path:
 def _generate(config: Generation, group: Processes) -> Path:
     if config.format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {config.format!r}")
-    for name in ("images_per_class", "batch_size"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
     directory = model_directory(config.model)
     pipe = load_pipeline(directory, config.dtype, group.device)
     num_classes = pipe.model.config.num_classes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,31 +18,15 @@ from lpd_ext.quantize import quantize
 from lpd_ext.schedule import group_sizes
 from lpd_tools.bench.cases import SHAPES
 from lpd_tools.bench.decode import Decode, distance
-from lpd_tools.data.fashion_mnist import FASHION_MNIST_DIR, from_pixels, load_fashion_mnist, to_images
+from lpd_tools.data.fashion_mnist import from_pixels, load_fashion_mnist, to_images
 from lpd_tools.evaluation.generate import draw
 from lpd_tools.evaluation.metrics import frechet_distance
+from lpd_tools.evaluation.settings import Int8Quality
 from lpd_tools.progress import track
-from lpd_tools.settings import setting
 from lpd_tools.training.judge import grey, judge_features, load_judge, predict
 
 FLOAT32: Final = "float32"
 INT8: Final = "int8"
-
-
-@dataclass(frozen=True)
-class Int8Quality:
-    """What `lpd int8-quality` measures, of the same images, seeds and orders in float32 and in int8."""
-
-    judge: str = setting(..., "a trained judge that was not used for tuning")
-    model: str = setting("", "folder of the model, float weights (the bundled one if empty)")
-    out: str = setting("", "JSON file to write")
-    data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
-    num_inference_steps: int = setting(10, "decoding steps")
-    images: int = setting(2000, "images to generate from each seed")
-    seeds: tuple[int, ...] = setting((0, 100_000, 200_000), "seeds of the first image; none: no images are drawn")
-    forced_images: int = setting(1000, "real test images for the teacher-forced comparison")
-    forced_orders: tuple[str, ...] = setting(("locality", "random", "raster"), "orders for it")
-    lpd_l_depth: int = setting(24, "layers of an lpd_l with random weights to compare as well; 0: none")
 
 
 @torch.inference_mode()

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lpd_ext.checks import Grid
 from lpd_ext.model import LPDModel
-from lpd_ext.orders import Grid, make_orders, random_order
+from lpd_ext.orders import make_orders, random_order
 from lpd_ext.pipeline import SamplingDefaults
 from lpd_ext.schedule import group_sizes as default_group_sizes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor
 from lpd_ext.state_files import complete_file
 from lpd_tools.checks import check_device
 from lpd_tools.data.fashion_mnist import CLASS_NAMES
-from lpd_tools.data.sources import DATA_HELP
 from lpd_tools.data.token_cache import file_hash
 from lpd_tools.evaluation.features import Extractor, Features, extract, make_extractor
 from lpd_tools.evaluation.images import MANIFEST_FILE, ImageSet, open_images, read_manifest
@@ -33,42 +32,10 @@ from lpd_tools.evaluation.reference import (
     open_reference,
     reference_features,
 )
-from lpd_tools.settings import setting
+from lpd_tools.evaluation.settings import Measurement
 
-REFERENCE_HELP = (
-    "real images: a folder, an .npz file (images arr_0, or mu and sigma of Inception), or the test split of a "
-    + DATA_HELP
-)
 ENOUGH_IMAGES = 2000
 GENERATED, FLOOR, RECONSTRUCTED = "generated", "real (the floor)", "reconstructed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """How images are compared with real ones."""
-
-    floor: str = setting(
-        "", "further real images for the floor (without: a data set's training split, else two halves)"
-    )
-    features: tuple[str, ...] = setting(
-        (), "of efficientnet, judge, inception (without: those whose file is given, else efficientnet)"
-    )
-    judge: str = setting("", "a judge of Fashion-MNIST that was not used for tuning")
-    inception: str = setting("", "the standard Inception network as a TorchScript file")
-    k: int = setting(3, "neighbours of precision and recall")
-
-
-@dataclass(frozen=True)
-class Measurement(Comparison):
-    """What is compared with what."""
-
-    images: tuple[str, ...] = setting(..., "folder or .npz file of generated images; several are repeats")
-    reference: str = setting(..., REFERENCE_HELP)
-    size: int = setting(0, "side to bring all images to (0: that of the generated images)")
-    batch_size: int = setting(100, "images per batch of the feature networks")
-    device: str = setting("", "cpu, cuda or cuda:<index> (empty: cuda if there is one)")
-    seed: int = setting(0, "seed of the samples drawn for the floor, the kernel distance and the inception score")
-    out: str = setting("", "JSON file to write")
 
 
 def measure(config: Measurement) -> dict[str, Any]:

@@ -7,11 +7,24 @@ from typing import Any
 
 from PIL import Image
 from rich.table import Table
+from rich.text import Text
 
+from lpd_tools.console import new_console, say
 from lpd_tools.evaluation.images import ImageSet
 from lpd_tools.pictures import labelled_grid
 
 PICTURE_CLASSES, PICTURE_IMAGES = 10, 8
+
+
+def show_results(results: Mapping[str, Any], out: str) -> None:
+    """Prints the tables, what makes their figures less than they seem, and where they were written."""
+    console = new_console()
+    for table in result_tables(results):
+        console.print(table)
+    for warning in results["warnings"]:
+        console.print(Text.assemble(("note:", "yellow"), " ", warning), soft_wrap=True)
+    if out:
+        say(f"wrote {out}")
 
 
 def result_tables(results: Mapping[str, Any]) -> list[Table]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from lpd_ext.checkpoint import TOKENIZER_FILE, resolve_directory
@@ -14,64 +12,41 @@ from lpd_ext.orders import ORDER_POLICIES, default_repulsion_threshold
 from lpd_ext.pipeline import LPDPipeline, bundled_model
 from lpd_ext.state_files import complete_file
 from lpd_tools.checks import check_device
-from lpd_tools.data.fashion_mnist import FASHION_MNIST_DIR, load_fashion_mnist
+from lpd_tools.data.fashion_mnist import load_fashion_mnist
 from lpd_tools.data.token_cache import check_tokenizer, file_hash
 from lpd_tools.progress import track
-from lpd_tools.settings import check_ranges, setting
+from lpd_tools.settings import Range, check_ranges
 from lpd_tools.study.measure import Instruments
 from lpd_tools.study.points import Measured, Point, Sweeps, append_point, read_points
+from lpd_tools.study.settings import Study
 from lpd_tools.study.times import read_times, time_points
 from lpd_tools.training.judge import load_judge
 
 
-@dataclass(frozen=True)
-class Study:
-    """What is measured, and where it goes: `out` with `.csv`, `.json`, `_times.json`, `_*.png` and `_tables.md`.
-
-    A study that is broken off goes on where it was.
-    """
-
-    out: str = setting(..., "path of the results, without suffix (docs/quality/8x8)")
-    judge: str = setting(..., "a trained judge that was not used for tuning")
-    model: str = setting("", "folder of the model (the bundled one if empty)")
-    twin: str = setting("", "folder of the model trained with --no-mutual-visibility under the same budget")
-    data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
-    steps: tuple[int, ...] = setting((2, 4, 6, 8, 10, 12, 16, 24, 32, 64), "numbers of steps T, beside one a token")
-    orders: tuple[str, ...] = setting(("locality", "halton", "random", "raster"), "orders")
-    seeds: int = setting(3, "seeds of each point of the sweeps over steps")
-    images: int = setting(2000, "guided images of each point")
-    scored_images: int = setting(500, "real and unguided images of each point that are scored in nats")
-    proximities: tuple[float, ...] = setting((0.5, 1.0, 1.5, 2.5), "proximity thresholds")
-    repulsions: tuple[int, ...] = setting((0, 1, 2, 3), "repulsion thresholds")
-    guidance_scales: tuple[float, ...] = setting((1.0, 2.0, 4.0, 6.0, 8.0, 12.0), "guidance scales")
-    device: str = setting("", "cpu, cuda or cuda:<index> (empty: cuda if there is one)")
-    minutes: float = setting(math.inf, "begin no further point after this time")
-    times: bool = setting(False, "measure the time per image too, on a machine that does nothing else")
-
-    def sweeps(self, pipe: LPDPipeline) -> Sweeps:
-        """The points, around the model's sampling defaults."""
-        defaults = pipe.defaults
-        repulsion = defaults.repulsion_threshold
-        base = Point(
-            trained="mutual",
-            drawn="mutual",
-            order="locality",
-            steps=defaults.num_inference_steps,
-            guidance_scale=defaults.guidance_scale,
-            proximity_threshold=float(defaults.proximity_threshold),
-            repulsion_threshold=default_repulsion_threshold(pipe.model.config.grid) if repulsion is None else repulsion,
-            seed=0,
-        )
-        return Sweeps(
-            base,
-            sorted({*self.steps, pipe.model.config.num_tokens}),
-            self.orders,
-            self.seeds,
-            self.proximities,
-            self.repulsions,
-            self.guidance_scales,
-            twin=bool(self.twin),
-        )
+def sweeps_of(config: Study, pipe: LPDPipeline) -> Sweeps:
+    """The points, around the model's sampling defaults."""
+    defaults = pipe.defaults
+    repulsion = defaults.repulsion_threshold
+    base = Point(
+        trained="mutual",
+        drawn="mutual",
+        order="locality",
+        steps=defaults.num_inference_steps,
+        guidance_scale=defaults.guidance_scale,
+        proximity_threshold=float(defaults.proximity_threshold),
+        repulsion_threshold=default_repulsion_threshold(pipe.model.config.grid) if repulsion is None else repulsion,
+        seed=0,
+    )
+    return Sweeps(
+        base,
+        sorted({*config.steps, pipe.model.config.num_tokens}),
+        config.orders,
+        config.seeds,
+        config.proximities,
+        config.repulsions,
+        config.guidance_scales,
+        twin=bool(config.twin),
+    )
 
 
 def run_study(config: Study) -> Path:
@@ -85,10 +60,8 @@ def run_study(config: Study) -> Path:
     pipe = LPDPipeline.from_pretrained(folder, device=device)
     check_ranges(
         config,
-        steps=(1, pipe.model.config.num_tokens),
-        seeds=(1, math.inf),
-        images=(2, math.inf),
-        scored_images=(1, config.images),  # or points of other seeds would share orders and images
+        steps=Range(1, pipe.model.config.num_tokens),
+        scored_images=Range(1, config.images),  # or points of other seeds would share orders and images
     )
     unknown = sorted(set(config.orders) - set(ORDER_POLICIES))
     if unknown:
@@ -99,7 +72,7 @@ def run_study(config: Study) -> Path:
         pipes["blind"] = LPDPipeline.from_pretrained(config.twin, tokenizer=folder / TOKENIZER_FILE, device=device)
         if pipes["blind"].model.config.mutual_visibility:
             raise ValueError(f"twin {config.twin!r} was trained with mutual visibility: it is no twin without")
-    sweeps = config.sweeps(pipe)
+    sweeps = sweeps_of(config, pipe)
     for point in sweeps.all_points():
         _check_point(pipe, point)
     test, judge = load_fashion_mnist("test", config.data_dir), load_judge(config.judge)

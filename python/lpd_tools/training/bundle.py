@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -11,25 +10,11 @@ import torch
 
 from lpd_ext.checkpoint import CONFIG_FILE, TOKENIZER_FILE, load_model, read_config
 from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
-from lpd_ext.sampler import GuidanceSchedule
+from lpd_ext.request import GuidanceSchedule
 from lpd_ext.state_files import complete_file
 from lpd_ext.tokenizer import VQTokenizer
 from lpd_tools.data.token_cache import check_tokenizer, file_hash
-from lpd_tools.settings import setting
-
-
-@dataclass(frozen=True)
-class Bundling:
-    """What goes into the folder."""
-
-    model: str = setting(..., "folder of the trained transformer")
-    tokenizer: str = setting(..., "tokenizer weights")
-    out: str = setting(..., "folder to write")
-    num_inference_steps: int = setting(10, "default number of decoding steps")
-    guidance_scale: float = setting(8.0, "default guidance")
-    guidance_schedule: str = setting("linear", "linear or constant")
-    temperature: float = setting(0.9, "default temperature")
-    repulsion_threshold: int = setting(2, "default spacing of the cells of a group in the locality order")
+from lpd_tools.training.settings import Bundling
 
 
 def bundle(config: Bundling) -> Path:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 
 from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.schedule import group_sizes
 from lpd_tools.markdown import markdown_table
 from lpd_tools.settings import make_config, read_config
-from lpd_tools.training.transformer import LPDTraining
+from lpd_tools.training.settings import LPDTraining
 
 _TABLES = ("cache-tokens", "train")
 
@@ -67,20 +65,10 @@ def image_cost(config: LPDConfig, tables: Sequence[Sequence[int]]) -> Cost:
     return Cost(linear // len(tables), attention // len(tables))
 
 
-def training_cost(
-    recipes: Annotated[list[Path], typer.Argument(help="TOML files with tables [cache-tokens] and [train].")],
-    vocab_size: Annotated[int, typer.Option(help="Codes of the tokenizer.", min=1)] = 16384,
-    classes: Annotated[int, typer.Option(help="Classes of the data set.", min=1)] = 1000,
-    stride: Annotated[int, typer.Option(help="Pixels per token, along a side.", min=1)] = 16,
-    peak_tflops: Annotated[float, typer.Option(help="Of one GPU in the training's precision.", min=1e-3)] = 989.0,
-    utilisation: Annotated[
-        float, typer.Option(help="Share of that peak which training reaches.", min=1e-3, max=1)
-    ] = 0.4,
-) -> None:
-    """Print what recipes cost, as a Markdown table: an estimate, from the operations that a training counts."""
-    rows = [cost_row(recipe, vocab_size, classes, stride, 1e12 * peak_tflops * utilisation) for recipe in recipes]
+def cost_table(recipes: Sequence[Path], vocab_size: int, classes: int, stride: int, flops_per_second: float) -> str:
+    """A Markdown table of what recipes cost on GPUs that compute so fast; see `cost_row`."""
     head = ["recipe", "parameters", "images", "GFLOP per image", "of it attention", "total FLOP", "GPU hours"]
-    typer.echo(markdown_table(head, rows))
+    return markdown_table(head, [cost_row(path, vocab_size, classes, stride, flops_per_second) for path in recipes])
 
 
 def cost_row(path: Path, vocab_size: int, classes: int, stride: int, flops_per_second: float) -> list[str]:

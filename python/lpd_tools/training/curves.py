@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from lpd_tools.settings import setting
-
-
-@dataclass(frozen=True)
-class Curves:
-    """Which logs to draw."""
-
-    tokenizer_log: str = setting(..., "log.csv of train-tokenizer")
-    train_log: str = setting(..., "log.csv of train")
-    out: str = setting(..., "PNG file to write")
+from lpd_tools.training.settings import Curves
 
 
 def read_log(path: str | Path) -> dict[str, list[float]]:

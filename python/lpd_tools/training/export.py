@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,9 @@ import torch
 
 from lpd_ext.checkpoint import save_model
 from lpd_ext.model import LPDConfig, LPDModel
-from lpd_tools.settings import setting
 from lpd_tools.training.checkpoints import read_checkpoint
+from lpd_tools.training.settings import Export
 from lpd_tools.training.state import fill
-
-
-@dataclass(frozen=True)
-class Export:
-    """Which checkpoint, and where to."""
-
-    checkpoint: str = setting(..., "file in out_dir/checkpoints, say best.pt")
-    out: str = setting(..., "folder to write")
 
 
 def sizes_in(settings: Mapping[str, Any]) -> LPDConfig:

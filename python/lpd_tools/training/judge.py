@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from lpd_ext.state_files import complete_file
 from lpd_tools.data.fashion_mnist import (
-    FASHION_MNIST_DIR,
     LabelledImages,
     centre_grey,
     load_fashion_mnist,
@@ -21,25 +20,11 @@ from lpd_tools.data.fashion_mnist import (
     to_images,
 )
 from lpd_tools.progress import track
-from lpd_tools.settings import setting
 from lpd_tools.training.logs import append_csv, drop_rows_after
 from lpd_tools.training.loop_settings import learning_rate
 from lpd_tools.training.precision import autocast, autocast_dtype
+from lpd_tools.training.settings import JudgeTraining
 from lpd_tools.training.shuffling import EpochShuffle
-
-
-@dataclass(frozen=True)
-class JudgeTraining:
-    """How a judge is trained; 12 epochs take about five minutes on two cores."""
-
-    out: str = setting(..., "safetensors file to write")
-    data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
-    seed: int = setting(1, "random seed")
-    epochs: int = setting(12, "passes over the training set")
-    batch_size: int = setting(128, "images per step")
-    learning_rate: float = setting(2e-3, "peak learning rate")
-    weight_decay: float = setting(0.02, "AdamW weight decay")
-    precision: str = setting("auto", "auto, fp32 or bf16")
 
 
 class Judge(nn.Module):
@@ -95,7 +80,8 @@ def train_judge(config: JudgeTraining) -> float:
     log = Path(config.out).with_suffix(".csv")
     drop_rows_after(log, 0)  # of a judge that this one takes the place of
     accuracy = total = 0.0
-    for step in track(range(steps), "training the judge"):
+    shown: dict[str, float] = {}
+    for step in track(range(steps), "training the judge", figures=shown):
         model.train()
         index = shuffle.batch(step)
         images = augment(grey(train, index), step_generator(config.seed, step))
@@ -109,7 +95,8 @@ def train_judge(config: JudgeTraining) -> float:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        total += loss.item()
+        shown["loss"] = loss.item()
+        total += shown["loss"]
         if (step + 1) % per_epoch == 0:
             accuracy = float((predict(model, grey(test)) == test.labels).float().mean())
             row = {

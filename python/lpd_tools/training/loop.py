@@ -70,9 +70,11 @@ class Training:
             TrainingLogs(out, self.done, tensorboard=settings.tensorboard, enabled=first) as logs,
             StopSignals() as stop,
         ):
-            for step in track(todo, f"training the {self.task.name}") if first else todo:
+            shown: dict[str, float] = {}
+            for step in track(todo, f"training the {self.task.name}", figures=shown) if first else todo:
                 save_due = first and time.monotonic() - self.saved_at > settings.save_every_s
                 losses, norm, stop_asked, save_due = self.step(step, stop, save_due)
+                shown["loss"] = losses["loss"]
                 last = self.done == settings.steps
                 row = {"step": self.done, "seconds": self.seconds, "lr": settings.learning_rate_at(step)}
                 if self.done % settings.log_every == 0 or last:

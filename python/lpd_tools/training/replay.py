@@ -12,22 +12,13 @@ from torch import Tensor, nn
 
 from lpd_ext.model import LPDModel
 from lpd_tools.checks import check_device
-from lpd_tools.settings import setting
 from lpd_tools.training.export import sizes_in
 from lpd_tools.training.failure import read_failure
 from lpd_tools.training.gradients import add_gradients, micro_batches, seed_step
 from lpd_tools.training.precision import autocast_dtype
+from lpd_tools.training.settings import LPDTraining, Replay
 from lpd_tools.training.state import fill
-from lpd_tools.training.transformer import Batch, LPDTraining, batch_loss
-
-
-@dataclass(frozen=True)
-class Replay:
-    """Which step."""
-
-    file: str = setting(..., "file in out_dir/failed")
-    precision: str = setting("", "auto, fp32 or bf16 (empty: as the training had it)")
-    device: str = setting("", "cpu or cuda (empty: cuda if there is one)")
+from lpd_tools.training.transformer import Batch, batch_loss
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +17,15 @@ from lpd_tools.data.fashion_mnist import BORDER, centre_grey, centre_psnr, from_
 from lpd_tools.data.image_reader import ImageReader, write_skipped
 from lpd_tools.data.image_source import DataSet, evenly_spaced
 from lpd_tools.data.pixels import background_colour, to_input
-from lpd_tools.data.sources import DATA_HELP, open_data
+from lpd_tools.data.sources import open_data
 from lpd_tools.data.token_shards import SKIPPED_FILE, file_hash
 from lpd_tools.pictures import psnr, tiled
 from lpd_tools.processes import Processes, processes
-from lpd_tools.settings import setting
+from lpd_tools.settings import Range, fixed_settings
 from lpd_tools.training.codebook import CodebookAverages
 from lpd_tools.training.judge import Judge, load_judge, predict
 from lpd_tools.training.loop import Training
-from lpd_tools.training.loop_settings import LoopSettings, fixed_settings
+from lpd_tools.training.settings import TokenizerTraining
 from lpd_tools.training.shuffling import EpochShuffle
 from lpd_tools.training.state import fill
 from lpd_tools.training.task import Test
@@ -37,52 +36,17 @@ _TEST_BATCH = 50
 _KEPT_BYTES = 2 << 30  # a data set that is no larger is read once and stays in memory
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenizerTraining(LoopSettings):
-    """How a tokenizer is trained.
-
-    On resuming, `steps` and `decay_steps` may change (the decay moves with them), and what changes no weight.
-    """
-
-    data: str = setting("fashion-mnist", DATA_HELP)
-    image_size: int = setting(0, "side of the square images in pixels; 0: 32 for fashion-mnist, else 256")
-    background: str = setting("white", "colour behind transparent images, by name or #rrggbb")
-    strict: bool = setting(False, "stop at the first image that cannot be read, rather than skip and list it")
-    mirror: bool = setting(False, "mirror half of the images, chosen at random")
-    judge: str = setting(
-        "", "a trained judge of fashion-mnist: switches on the perceptual loss and logs how many it recognises"
+def tokenizer_sizes(config: TokenizerTraining) -> TokenizerConfig:
+    """The sizes of the network."""
+    return TokenizerConfig(
+        config.ch,
+        config.ch_mult,
+        config.z_channels,
+        config.codebook_size,
+        config.codebook_dim,
+        config.encoder_res_blocks,
+        config.decoder_res_blocks,
     )
-    perceptual_weight: float = setting(0.05, "weight of the perceptual loss")
-    ch: int = setting(32, "base width")
-    ch_mult: tuple[int, ...] = setting((1, 1, 2), "width of each resolution as a multiple of ch, highest first")
-    z_channels: int = setting(32, "width between encoder and codebook")
-    codebook_size: int = setting(512, "number of codes V")
-    codebook_dim: int = setting(8, "length of a code")
-    encoder_res_blocks: int = setting(1, "residual blocks per resolution")
-    decoder_res_blocks: int = setting(2, "residual blocks per resolution")
-    steps: int = setting(5300, "optimisation steps")
-    batch_size: int = setting(32, "images per optimisation step, over all processes")
-    learning_rate: float = setting(8e-4, "peak learning rate")
-    warmup_steps: int = setting(100, "linear warm-up, not quantised; the codebook is initialised at its end")
-    decay_steps: int = setting(2500, "cosine decay to min_learning_rate over the last steps")
-    beta2: float = setting(0.99, "AdamW: decay of the mean squared gradient")
-    commitment_weight: float = setting(0.025, "weight of the commitment loss")
-    codebook_decay: float = setting(0.99, "decay of the moving averages that make the codebook")
-    revive_every: int = setting(20, "steps between replacements of dead codes")
-    revive_below: float = setting(0.05, "a code used less than this share of the mean is dead")
-    evaluate_images: int = setting(1000, "most test images in a row of log.csv (0: no test)")
-
-    def sizes(self) -> TokenizerConfig:
-        """The sizes of the network."""
-        return TokenizerConfig(
-            self.ch,
-            self.ch_mult,
-            self.z_channels,
-            self.codebook_size,
-            self.codebook_dim,
-            self.encoder_res_blocks,
-            self.decoder_res_blocks,
-        )
 
 
 @dataclass(frozen=True)
@@ -133,7 +97,7 @@ class TokenizerTask:
         }
         torch.manual_seed(config.seed)
         self.averages = CodebookAverages(config.codebook_size, config.codebook_dim, group.device)
-        self.network = Autoencoder(VQTokenizer(config.sizes()), self.averages)
+        self.network = Autoencoder(VQTokenizer(tokenizer_sizes(config)), self.averages)
         self.blocks = [module for module in self.network.modules() if isinstance(module, (ResBlock, AttnBlock))]
         self.judge = load_judge(config.judge).to(group.device) if config.judge else None
         self.shuffle = EpochShuffle(len(data.train), config.batch_size, config.seed)
@@ -231,7 +195,7 @@ class TokenizerTask:
             write_skipped(skipped, out / SKIPPED_FILE)
 
     def _averaged(self, average: Mapping[str, Tensor]) -> VQTokenizer:
-        model = Autoencoder(VQTokenizer(self.config.sizes()), self.averages)
+        model = Autoencoder(VQTokenizer(tokenizer_sizes(self.config)), self.averages)
         fill(model, average)
         tokenizer = model.tokenizer.to(self.group.device).eval()
         tokenizer.quantize.embedding.weight.data.copy_(self.averages.codes())
@@ -269,18 +233,8 @@ def train_tokenizer(config: TokenizerTraining) -> Path:
             raise ValueError(f"image_size must be a multiple of the tokenizer's stride {stride}, got {size}")
         if config.judge and (data.kind, size) != (_FASHION_MNIST, 32):
             raise ValueError(f"judge must be empty unless data is fashion-mnist at 32 pixels, got {config.data!r}")
-        any_number = (0, math.inf)
-        config.check(
-            len(data.train),
-            len(data.test),
-            # The codebook is initialised from vectors of the warm-up, when that ends.
-            warmup_steps=(1, config.steps),
-            revive_every=(1, math.inf),
-            codebook_decay=(0, 1),
-            perceptual_weight=any_number,
-            commitment_weight=any_number,
-            revive_below=any_number,
-        )
+        # The codebook is initialised from vectors of the warm-up, when that ends.
+        config.check(len(data.train), len(data.test), warmup_steps=Range(1, config.steps))
         group.share(config.batch_size)
         task = TokenizerTask(config, data, size, group)
         inputs = {"judge_sha256": file_hash(config.judge) if config.judge else "", "data_sha256": data.fingerprint()}

@@ -20,44 +20,14 @@ from lpd_tools.data.fashion_mnist import step_generator
 from lpd_tools.data.image_source import evenly_spaced
 from lpd_tools.data.token_cache import TokenCache, file_hash, load_token_cache
 from lpd_tools.processes import Processes, processes
-from lpd_tools.settings import setting
+from lpd_tools.settings import Range, fixed_settings
 from lpd_tools.training.loop import Training
-from lpd_tools.training.loop_settings import LoopSettings, fixed_settings
 from lpd_tools.training.precision import autocast, autocast_dtype
 from lpd_tools.training.samples import draw_grid
+from lpd_tools.training.settings import LPDTraining
 from lpd_tools.training.shuffling import EpochShuffle
 from lpd_tools.training.state import fill
 from lpd_tools.training.task import Test
-
-
-@dataclass(frozen=True, kw_only=True)
-class LPDTraining(LoopSettings):
-    """How an LPD transformer is trained.
-
-    On resuming, `steps` and `decay_steps` may change (the decay moves with them), and what changes no weight.
-    """
-
-    tokens: str = setting(..., "token cache to train on")
-    dim: int = setting(192, "width E")
-    depth: int = setting(6, "blocks L")
-    heads: int = setting(6, "attention heads H")
-    init_from: str = setting("", "model to start from; its pos_embed is resized to the grid of the tokens")
-    steps: int = setting(3700, "optimisation steps")
-    learning_rate: float = setting(1.5e-3, "peak learning rate")
-    warmup_steps: int = setting(200, "linear warm-up from 0")
-    decay_steps: int = setting(2000, "cosine decay to min_learning_rate over the last steps")
-    weight_decay: float = setting(0.02, "AdamW weight decay of parameters with two or more dimensions")
-    ema_decay: float = setting(0.998, "decay of the averaged weights (0: no averaging)")
-    label_drop: float = setting(0.1, "share of labels replaced by the unconditional one")
-    dropout: float = setting(0.0, "after proj, GELU and fc2")
-    attention_dropout: float = setting(0.0, "of the attention probabilities")
-    mutual_visibility: bool = setting(True, "the position queries of a group see each other")
-    decoding_steps: tuple[int, ...] = setting(
-        (6, 8, 10, 12, 16, 24, 32, 64), "numbers of steps T whose group-size tables are trained"
-    )
-    tokenizer: str = setting("", "tokenizer weights: switches on pictures in samples/")
-    sample_images: int = setting(20, "images in a picture")
-    sample_guidance: float = setting(3.0, "constant guidance of the images in a picture")
 
 
 @dataclass(frozen=True)
@@ -227,16 +197,7 @@ def check(config: LPDTraining, cache: TokenCache, group: Processes) -> None:
     """ValueError naming the first setting that cannot work with the tokens."""
     if not config.decoding_steps:
         raise ValueError("decoding_steps must name at least one number of steps")
-    config.check(
-        len(cache.train),
-        len(cache.test),
-        decoding_steps=(1, cache.num_tokens),
-        label_drop=(0, 1),
-        sample_images=(1, 10_000),
-    )
-    for name in ("dropout", "attention_dropout"):
-        if not 0 <= getattr(config, name) < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {getattr(config, name)}")
+    config.check(len(cache.train), len(cache.test), decoding_steps=Range(1, cache.num_tokens))
     if config.tokenizer and not config.mutual_visibility:
         raise ValueError("tokenizer must be empty without mutual_visibility: such a model cannot draw pictures")
     group.share(config.batch_size)

@@ -27,13 +27,7 @@ _BFLOAT16_LEVELS = 2
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def can_decode(tokenizer: VQTokenizer) -> bool:
-    """Whether FastDecoder can take this tokenizer here: float32 weights on a CPU with vector instructions."""
-    weights = tokenizer.decoder.parameters()
-    return _C.cpu_isa() != "scalar" and all(w.device.type == "cpu" and w.dtype == torch.float32 for w in weights)
-
-
-class FastDecoder:
+class PixelDecoder:
     """Decodes with the weights of a VQTokenizer, which it shares.
 
     The first decode lays each 3x3 weight out anew in memory, [3, 3, C, K], and leaves the tokenizer's parameter as a
@@ -48,6 +42,12 @@ class FastDecoder:
             raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
         self.tokenizer = tokenizer
         self.dtype = dtype
+
+    @staticmethod
+    def supports(tokenizer: VQTokenizer) -> bool:
+        """Whether it can take this tokenizer here: float32 weights on a CPU with vector instructions."""
+        weights = tokenizer.decoder.parameters()
+        return _C.cpu_isa() != "scalar" and all(w.device.type == "cpu" and w.dtype == torch.float32 for w in weights)
 
     @torch.no_grad()
     def decode_features(self, features: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class FastDecoder:
 
 
 def _kernel(conv: nn.Conv2d) -> Tensor:
-    """The weight [3, 3, C, K] of a convolution, contiguous; see FastDecoder."""
+    """The weight [3, 3, C, K] of a convolution, contiguous; see PixelDecoder."""
     kernel = conv.weight.permute(2, 3, 1, 0)
     if not kernel.is_contiguous():
         kernel = kernel.contiguous()

@@ -1,4 +1,4 @@
-"""FastDecoder against the plain decoder: golden, bundled and odd tokenizers, shared weights, quality of bfloat16."""
+"""PixelDecoder against the plain decoder: golden, bundled and odd tokenizers, shared weights, quality of bfloat16."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from test_tokenizer import golden, golden_state
 from torch import Tensor
 
 from lpd_ext import _C, LPDPipeline
-from lpd_ext.fast_decoder import FastDecoder, can_decode
 from lpd_ext.pipeline import bundled_model
+from lpd_ext.pixel_decoder import PixelDecoder
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
 
 
@@ -46,7 +46,7 @@ def test_golden_images(tokens: str, images: str, cpu_backend: torch.device) -> N
     expected = tensors[images]
     tokenizer = golden_tokenizer()
     grid = tensors[tokens].long().view(len(expected), *(side // 16 for side in expected.shape[2:]))
-    decoded = FastDecoder(tokenizer).decode_features(F.embedding(grid, tokenizer.codes()).permute(0, 3, 1, 2))
+    decoded = PixelDecoder(tokenizer).decode_features(F.embedding(grid, tokenizer.codes()).permute(0, 3, 1, 2))
     assert (decoded - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
@@ -65,7 +65,7 @@ def test_as_accurate_as_the_plain_decoder(name: str, shape: tuple[int, int, int]
     features = random_features(tokenizer, *shape)
     exact = copy.deepcopy(tokenizer).double().decode_features(features.double())
     plain = tokenizer.decode_features(features)
-    fast = FastDecoder(tokenizer).decode_features(features)
+    fast = PixelDecoder(tokenizer).decode_features(features)
     assert fast.shape == plain.shape
     assert fast.is_contiguous()
     # Of one token, a group of GroupNorm is one pixel of a few channels, which may hardly differ.
@@ -77,7 +77,7 @@ def test_bundled_images_keep_their_bytes() -> None:
     tokenizer = bundled_tokenizer()
     torch.manual_seed(1)
     features = random_features(tokenizer, 20, 7, 7)
-    plain, fast = (f(features) for f in (tokenizer.decode_features, FastDecoder(tokenizer).decode_features))
+    plain, fast = (f(features) for f in (tokenizer.decode_features, PixelDecoder(tokenizer).decode_features))
     before, after = (VQTokenizer.to_pixels(images).int() for images in (plain, fast))
     assert (before - after).abs().max() <= 1
     assert (before != after).float().mean() <= 1e-3
@@ -88,17 +88,17 @@ def test_bfloat16_keeps_40_decibels(make: type[VQTokenizer], cpu_backend: torch.
     tokenizer = make()
     torch.manual_seed(2)
     features = random_features(tokenizer, 2, 4, 4)
-    expected = FastDecoder(tokenizer).decode_features(features)
-    decoded = FastDecoder(tokenizer, torch.bfloat16).decode_features(features)
+    expected = PixelDecoder(tokenizer).decode_features(features)
+    decoded = PixelDecoder(tokenizer, torch.bfloat16).decode_features(features)
     assert 40 <= decibels(decoded, expected) <= 80
 
 
 def test_the_gate_rejects_bfloat16_at_all_levels(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = golden_tokenizer()
     features = random_features(tokenizer, 2, 4, 4)
-    monkeypatch.setattr("lpd_ext.fast_decoder._BFLOAT16_LEVELS", 5)
-    decoded = FastDecoder(tokenizer, torch.bfloat16).decode_features(features)
-    assert decibels(decoded, FastDecoder(tokenizer).decode_features(features)) < 40
+    monkeypatch.setattr("lpd_ext.pixel_decoder._BFLOAT16_LEVELS", 5)
+    decoded = PixelDecoder(tokenizer, torch.bfloat16).decode_features(features)
+    assert decibels(decoded, PixelDecoder(tokenizer).decode_features(features)) < 40
 
 
 def test_weights_are_shared_and_their_changes_seen(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_weights_are_shared_and_their_changes_seen(tmp_path: Path) -> None:
     features = random_features(tokenizer, 1, 4, 4)
     plain = tokenizer.decode_features(features)
     state = {name: value.clone() for name, value in tokenizer.state_dict().items()}
-    decoder = FastDecoder(tokenizer)
+    decoder = PixelDecoder(tokenizer)
     first = decoder.decode_features(features)
     weight = tokenizer.decoder.conv_out.weight
     decoder.decode_features(features)
@@ -117,11 +117,11 @@ def test_weights_are_shared_and_their_changes_seen(tmp_path: Path) -> None:
     assert all(value.equal(state[name]) for name, value in tokenizer.state_dict().items())
     tokenizer.save(tmp_path / "tokenizer.safetensors", torch.float32)
     reloaded = VQTokenizer.from_file(tmp_path / "tokenizer.safetensors")
-    assert FastDecoder(reloaded).decode_features(features).equal(first)
+    assert PixelDecoder(reloaded).decode_features(features).equal(first)
 
     for assign in (False, True):
         tokenizer.load_state_dict(other.state_dict() if assign else state, assign=assign)
-        expected = FastDecoder(copy.deepcopy(other if assign else reloaded)).decode_features(features)
+        expected = PixelDecoder(copy.deepcopy(other if assign else reloaded)).decode_features(features)
         assert decoder.decode_features(features).equal(expected)
     with torch.no_grad():
         tokenizer.decoder.conv_out.weight.mul_(2)
@@ -133,11 +133,11 @@ def test_weights_are_shared_and_their_changes_seen(tmp_path: Path) -> None:
 def test_batches_larger_than_a_slice(cpu_backend: torch.device) -> None:
     tokenizer = random_tokenizer(CONFIGS["three levels"])
     features = random_features(tokenizer, 9, 2, 3)
-    together = FastDecoder(tokenizer).decode_features(features)
+    together = PixelDecoder(tokenizer).decode_features(features)
     for i in (0, 4, 8):
-        alone = FastDecoder(tokenizer).decode_features(features[i : i + 1])
+        alone = PixelDecoder(tokenizer).decode_features(features[i : i + 1])
         torch.testing.assert_close(alone, together[i : i + 1], rtol=0, atol=1e-5)
-    assert FastDecoder(tokenizer).decode_features(features[:0]).shape == (0, 3, 8, 12)
+    assert PixelDecoder(tokenizer).decode_features(features[:0]).shape == (0, 3, 8, 12)
 
 
 def test_where_it_can_be_used() -> None:
@@ -146,29 +146,29 @@ def test_where_it_can_be_used() -> None:
     try:
         for isa in _C.available_cpu_isas():
             _C.set_cpu_isa(isa)
-            assert can_decode(tokenizer) == (isa != "scalar")
+            assert PixelDecoder.supports(tokenizer) == (isa != "scalar")
     finally:
         _C.set_cpu_isa(before)
-    assert not can_decode(copy.deepcopy(tokenizer).double())
-    assert not can_decode(copy.deepcopy(tokenizer).to("meta"))
+    assert not PixelDecoder.supports(copy.deepcopy(tokenizer).double())
+    assert not PixelDecoder.supports(copy.deepcopy(tokenizer).to("meta"))
 
 
 def test_dtype_is_checked() -> None:
     tokenizer = random_tokenizer(CONFIGS["one level"])
     with pytest.raises(ValueError, match=r"dtype must be torch\.float32 or torch\.bfloat16, got torch\.float16"):
-        FastDecoder(tokenizer, torch.float16)
+        PixelDecoder(tokenizer, torch.float16)
 
 
 def test_pipeline_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = LPDPipeline.from_pretrained()
     options = {"seeds": 3, "num_inference_steps": 4}
     fast = pipe([1, 2], output_type="np", **options).images.astype(int)
-    pipe.decoder_dtype = torch.bfloat16
+    pipe.pixel_dtype = torch.bfloat16
     rounded = pipe([1, 2], output_type="np", **options).images.astype(int)
-    monkeypatch.setattr("lpd_ext.pipeline.can_decode", lambda tokenizer: False)
+    monkeypatch.setattr(PixelDecoder, "supports", lambda tokenizer: False)
     plain = pipe([1, 2], output_type="np", **options).images.astype(int)
     assert abs(fast - plain).max() <= 1
     if _C.cpu_isa() != "scalar":
         assert 0 < abs(rounded - plain).max() <= 16
-    with pytest.raises(ValueError, match=r"decoder_dtype must be torch\.float32 or torch\.bfloat16, got"):
-        LPDPipeline(pipe.model, pipe.tokenizer, decoder_dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"pixel_dtype must be torch\.float32 or torch\.bfloat16, got"):
+        LPDPipeline(pipe.model, pipe.tokenizer, pixel_dtype=torch.float16)

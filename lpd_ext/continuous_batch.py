@@ -1,0 +1,101 @@
+"""Continuous batching: images that come and go between two steps, each at a step of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lpd_ext.decode_state import DecodeState, Filters
+from lpd_ext.model import LPDModel
+from lpd_ext.plan import Capacity, Place, Places, Schedule, plan_step
+from lpd_ext.request import DecodeRequest
+from lpd_ext.sampler import advance, decoding_modes
+
+
+@dataclass(eq=False)
+class RunningImage:
+    """An image that has a place in a batch, and how many of its steps are done."""
+
+    place: Place
+    schedule: Schedule
+    filters: Filters
+    steps_done: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of its tokens are drawn."""
+        return self.steps_done == self.schedule.num_steps
+
+
+class ContinuousBatch:
+    """Room for images that are drawn together though they came at different times; for one thread at a time.
+
+    An image takes a cache slot, with guidance two, of a pool taken once. Its tokens are those of `sampler.generate`: an
+    image depends on its own request alone. Raises ValueError for sizes below 1.
+    """
+
+    def __init__(self, model: LPDModel, max_images: int, max_sequences: int | None = None) -> None:
+        """max_sequences: cache slots; by default two for every image."""
+        slots = 2 * max_images if max_sequences is None else max_sequences
+        if max_images < 1 or slots < 1:
+            raise ValueError(f"max_images and max_sequences must be >= 1, got {max_images} and {slots}")
+        num_tokens = model.config.num_tokens
+        self._device = model.pos_embed.device
+        with decoding_modes(self._device):
+            capacity = Capacity(max_images, slots, cache_positions=num_tokens, most_rows=0)
+            self._state = DecodeState(model, capacity, Filters(False, False))
+        self._free_rows, self._free_slots = list(range(max_images)), list(range(slots))
+        self.running: list[RunningImage] = []
+
+    def fits(self, request: DecodeRequest) -> bool:
+        """Whether there is room for the request's images now."""
+        sequences = len(request.labels) + sum(request.guided)
+        return len(request.labels) <= len(self._free_rows) and sequences <= len(self._free_slots)
+
+    def admit(self, request: DecodeRequest) -> list[RunningImage]:
+        """Give the request's images places; the next `advance` begins them. RuntimeError where they do not fit."""
+        if request.config != self._state.model.config:
+            raise ValueError(f"request was made for a model of {request.config}, got {self._state.model.config}")
+        if not self.fits(request):
+            rows, slots = len(self._free_rows), len(self._free_slots)
+            raise RuntimeError(
+                f"no room for {len(request.labels)} images, {sum(request.guided)} of them guided: {rows} rows and "
+                f"{slots} cache slots are free"
+            )
+        places = [
+            Place(self._free_rows.pop(0), self._free_slots.pop(0), self._free_slots.pop(0) if guided else None)
+            for guided in request.guided
+        ]
+        with decoding_modes(self._device):
+            self._state.load(request, Places.of(places, self._device))
+        filters = [Filters(k > 0, p < 1) for k, p in zip(request.top_k, request.top_p, strict=True)]
+        images = list(map(RunningImage, places, request.schedules, filters))
+        self.running += images
+        return images
+
+    def advance(self) -> list[RunningImage]:
+        """One step of every image that is not finished; returns those that it finished."""
+        images = [image for image in self.running if not image.finished]
+        if not images:
+            return []
+        rows = [image.schedule.rows(image.steps_done) for image in images]
+        self._state.filters = Filters(any(i.filters.top_k for i in images), any(i.filters.top_p for i in images))
+        with decoding_modes(self._device):
+            num_tokens = self._state.model.config.num_tokens
+            advance(self._state, plan_step([image.place for image in images], rows, num_tokens, self._device))
+        for image in images:
+            image.steps_done += 1
+        return [image for image in images if image.finished]
+
+    def tokens(self, image: RunningImage) -> Tensor:
+        """The image's tokens int64 [N] in raster order so far, -1 where none is yet."""
+        return self._state.grid[image.place.image].clone()
+
+    def release(self, images: Sequence[RunningImage]) -> None:
+        """Give the places of images back, finished or not."""
+        for image in images:
+            self.running.remove(image)
+            self._free_rows.append(image.place.image)
+            self._free_slots += [slot for slot in (image.place.slot, image.place.twin) if slot is not None]

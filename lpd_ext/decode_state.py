@@ -1,0 +1,159 @@
+"""What lies on the device while images are drawn: tables of the requests' data, KV caches, work memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lpd_ext import memory, ops
+from lpd_ext.model import LPDModel
+from lpd_ext.plan import Capacity, Places, Plan, plan_decoding
+from lpd_ext.request import DecodeRequest
+
+_SETTINGS = (
+    ("seed", np.int64),
+    ("condition", np.int64),
+    ("temperature", np.float32),
+    ("top_p", np.float32),
+    ("top_k", np.int32),
+    ("unused", np.int32),
+)
+
+
+def _record(num_tokens: int) -> np.dtype[Any]:
+    """An image's settings as they go to the device, all in one copy; with the guidance of each token in its order."""
+    return np.dtype([*_SETTINGS, ("guidance", np.float32, num_tokens + num_tokens % 2)])  # whole words of 8 bytes
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which filters any image of a step uses: those that none does cost nothing."""
+
+    top_k: bool
+    top_p: bool
+
+    @classmethod
+    def of(cls, request: DecodeRequest) -> Filters:
+        """Those that the request's images use."""
+        return cls(top_k=any(request.top_k), top_p=any(p < 1 for p in request.top_p))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a decode's plan and buffers follow from, the key of a captured graph; all else of a request is data."""
+
+    group_sizes: tuple[tuple[int, ...], ...]
+    prefill: tuple[tuple[int, ...], ...]
+    guided: tuple[bool, ...]
+    filters: Filters
+
+    @classmethod
+    def of(cls, request: DecodeRequest) -> Layout:
+        """That of the request."""
+        schedules = request.schedules
+        sizes, blocks = tuple(s.group_sizes for s in schedules), tuple(s.prefill for s in schedules)
+        return cls(sizes, blocks, request.guided, Filters.of(request))
+
+    def plan(self, num_tokens: int, device: torch.device) -> Plan:
+        """The plan of all steps, of cells N."""
+        return plan_decoding(self.group_sizes, self.guided, num_tokens, device, self.prefill)
+
+
+class DecodeState:
+    """Tables, KV caches and work memory of the images being drawn, taken once, before the first step.
+
+    Tables by slot [S, N + 2], laid out as plan.py says: `contents`, `positions`. Tables by image [B, ...]: `grid` int64
+    [B, N], the tokens in raster order, -1 where none is yet; and views of `settings`, which one copy fills: `guidance`
+    float32 [B, N] by place in the order, `seeds`, `temperature`, `top_p`, `top_k` [B]. `load` writes a request's data
+    at its places; other places stay as they are, so images may come and go while others are drawn.
+    """
+
+    def __init__(self, model: LPDModel, capacity: Capacity, filters: Filters) -> None:
+        config, device, dtype = model.config, model.pos_embed.device, model.pos_embed.dtype
+        num_tokens = config.num_tokens
+        self.model, self.capacity, self.filters = model, capacity, filters
+
+        def table(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        self.contents = table(capacity.sequences, num_tokens + 2)
+        self.contents[:, -1] = config.mask_id
+        self.positions = table(capacity.sequences, num_tokens + 2)
+        self.positions[:, 0] = 0
+        self.grid = table(capacity.images, num_tokens)
+        self._record = record = _record(num_tokens)
+        self.settings = table(capacity.images, record.itemsize // 8)
+        self.guidance = _field(self.settings, record, "guidance")[:, :num_tokens]
+        self.seeds, self.temperature, self.top_p, self.top_k = (
+            _field(self.settings, record, name)[:, 0] for name in ("seed", "temperature", "top_p", "top_k")
+        )
+        cache_shape = (config.depth, capacity.sequences, config.heads, capacity.cache_positions, config.head_dim)
+        k_cache, v_cache = (memory.empty(cache_shape, dtype, device) for _ in range(2))
+        self.parts = model.decoding_parts(k_cache, v_cache, capacity.most_rows)
+        self.workspace = ops.group_attention_workspace(config.head_dim, device)
+
+    def load(self, request: DecodeRequest, places: Places, teacher: Tensor | None = None) -> None:
+        """Take over a request's data; nothing of it is drawn yet, and the KV cache holds nothing of it.
+
+        teacher int64 [B, N]: tokens in raster order to be fed in place of drawn ones; do not sample then.
+        """
+        config, device, known = self.model.config, self.contents.device, request.known_tokens
+        batch, (images, slots, sources) = len(request.labels), (places.images, places.slots, places.sources)
+        settings = _settings_of(request, self._record)
+        settings = settings.pin_memory() if device.type == "cuda" and batch else settings
+        settings = settings.to(device, non_blocking=True)
+        self.settings.index_copy_(0, images, settings)
+        orders = request.orders.to(device, non_blocking=True)
+        self.positions[:, 1:-1].index_put_((slots,), (orders + 1).index_select(0, sources))
+        conditions = _field(settings, self._record, "condition")[:, 0].index_select(0, sources)
+        conditions[batch:] = config.unconditional_id
+        self.contents[:, 0].index_copy_(0, slots, conditions)
+        # A column that is read before its token is drawn holds -1, which no table has a row for.
+        fed = known if teacher is None else teacher
+        if fed is None:
+            self.contents[:, 1:-1].index_fill_(0, slots, -1)
+        else:
+            self.contents[:, 1:-1].index_put_((slots,), fed.to(device).gather(1, orders)[sources])
+        if known is None:
+            self.grid.index_fill_(0, images, -1)
+        else:
+            self.grid.index_copy_(0, images, known.to(device))
+
+    def check_drawn(self) -> None:
+        """Raise RuntimeError if a token could not be drawn: CUDA kernels do not raise, which would wait, but say -1."""
+        if bool((self.grid < 0).any()):
+            raise RuntimeError("logits contain NaN or are -inf throughout: nothing can be drawn")
+
+
+def _field(settings: Tensor, record: np.dtype[Any], name: str) -> Tensor:
+    """A field of each record in settings int64 [B, words], a view [B, its entries]."""
+    assert record.fields is not None
+    kind, offset = record.fields[name][:2]
+    dtype = {np.int64: torch.int64, np.int32: torch.int32, np.float32: torch.float32}[kind.base.type]
+    first = offset // dtype.itemsize
+    return settings.view(dtype)[:, first : first + kind.itemsize // dtype.itemsize]
+
+
+def _settings_of(request: DecodeRequest, record: np.dtype[Any]) -> Tensor:
+    """Records of a request's images as int64 [B, words], on the CPU."""
+    config = request.config
+    records = np.zeros(len(request.labels), record)
+    records["seed"] = request.seeds
+    records["condition"] = [
+        config.unconditional_id if label is None else config.vocab_size + label for label in request.labels
+    ]
+    records["temperature"] = request.temperature
+    records["top_p"] = request.top_p
+    # More than V is the whole vocabulary, and may not fit int32.
+    records["top_k"] = [min(k, config.vocab_size) for k in request.top_k]
+    # The n-th token of N has scale 1 + (scale - 1) * n / N, or the scale itself.
+    scale = np.array(request.guidance_scale, np.float32)[:, None]
+    n = np.arange(config.num_tokens, dtype=np.float32)
+    is_linear = np.array([schedule == "linear" for schedule in request.guidance_schedule], np.bool_)[:, None]
+    linear = 1 + (scale - 1) * n / np.float32(config.num_tokens)
+    records["guidance"][:, : config.num_tokens] = np.where(is_linear, linear, scale)
+    return torch.from_numpy(records.view(np.int64).reshape(len(records), record.itemsize // 8))

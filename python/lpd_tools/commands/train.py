@@ -1,0 +1,16 @@
+"""`lpd train`."""
+
+from __future__ import annotations
+
+from lpd_tools.console import say
+from lpd_tools.training.settings import LPDTraining
+
+
+def train(config: LPDTraining) -> None:
+    """Train the LPD transformer on cached tokens.
+
+    Example: lpd train --config recipes/lpd_l_256.toml --out-dir runs/l
+    """
+    from lpd_tools.training import transformer
+
+    say(f"wrote {transformer.train(config)}")

@@ -34,8 +34,8 @@ LAYERS = (
     ("lpd_ext.model", "lpd_ext.tokenizer"),
     ("lpd_ext.linear", "lpd_ext.training_attention", "lpd_ext.orders"),
     ("lpd_ext.ops",),
-    ("lpd_ext.reference",),
-    ("lpd_ext.packing", "lpd_ext.visibility", "lpd_ext.block_attention", "lpd_ext.schedule", "lpd_ext.plan"),
+    ("lpd_ext.reference", "lpd_ext.block_attention"),
+    ("lpd_ext.packing", "lpd_ext.visibility", "lpd_ext.schedule", "lpd_ext.plan"),
     ("lpd_ext.checks", "lpd_ext.class_names", "lpd_ext.state_files", "lpd_ext.memory", "lpd_ext.cuda_graphs"),
     ("lpd_ext._C",),
 )

@@ -53,14 +53,22 @@ def random_case(index: int) -> Arguments:
 
 
 def case_with_ties(height: int, width: int) -> Arguments:
-    """A line of cells, most of a long one known. Squared distances take so many bits of a CUDA kernel's farthest scores
-    that they leave few, on the longest grid none, to tell cells apart; and a large group takes close ones."""
-    cells = height * width
-    known = torch.rand(2, cells, generator=torch.Generator().manual_seed(cells)) < 1 - 150 / cells
-    known[:, ::2] |= cells > 1000  # neighbours of different levels
-    free = (~known).sum(1).tolist()
-    sizes = int_tensor([[count // 20, count // 2, count - count // 20 - count // 2] for count in free])
-    return sizes, height, width, 1.0, 1, torch.tensor([11, -12]), known
+    """A line of cells, of a long one each 128th. Squared distances take so many bits of a CUDA kernel's farthest scores
+    that they leave few, or none, to tell cells apart; a third of the cells in one group comes to equal distances."""
+    cells, known = height * width, None
+    if cells > 1000:
+        known = (torch.arange(cells) % 128 != 0)[None]
+    free = cells if known is None else int((~known).sum())
+    sizes = [free // 3, free // 3, free - 2 * (free // 3)]
+    return (
+        int_tensor(sizes if known is None else [sizes]),
+        height,
+        width,
+        1.0 if known is None else 3.0,
+        1,
+        torch.tensor([11]),
+        known,
+    )
 
 
 def on(device: torch.device, arguments: Arguments) -> Arguments:

@@ -160,6 +160,19 @@ def test_large_vocabulary(backend: torch.device) -> None:
     assert_follows_tree(args.draw(backend), args, args.probabilities())
 
 
+def test_what_matters_comes_late(backend: torch.device) -> None:
+    """Behind the first 32 chunks of 1,024 ids: the largest logit, and nearly all the weight."""
+    logits = torch.randn(1, 40_000, generator=torch.Generator().manual_seed(6))
+    logits[0, 36_000:] += 200.0
+    logits[0, 39_990] = logits[0, 39_999] = 250.0
+    args = arguments(
+        logits, 256, temperature=[30.0] * 255 + [0.0], top_k=[0, 5, 900, 4001] * 64, top_p=[1.0, 0.9] * 128
+    )
+    tokens = args.draw(backend)
+    assert_follows_tree(tokens, args, args.probabilities())
+    assert tokens[-1] == 39_990
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_logits_are_mixed_in_fp32(dtype: torch.dtype, backend: torch.device) -> None:
     for vocab_size in (7, 1000):

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import io
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,19 @@ def test_what_cannot_be_found(hub: Hub, name: str | Path, message: str) -> None:
     hub.files["me/empty"] = {"README.md": b""}
     with pytest.raises(FileNotFoundError, match=message):
         find_model(name)
+
+
+def test_a_folder_that_an_owner_is_called_like_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    with pytest.raises(FileNotFoundError, match="neither a local path nor a hub id"):
+        find_model("weights/lpd_l")
+
+
+def test_the_hub_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match=r"lpd-ext\[hub\]"):
+        find_model("owner/name")
 
 
 def test_several_weight_files_are_not_guessed_among(tmp_path: Path) -> None:

@@ -15,7 +15,10 @@ import pytest
 import torch
 from hub_server import COMMIT, Hub, serving
 from huggingface_hub import HfApi, constants
+from lpd_tools.cli import app
+from PIL import Image
 from safetensors.torch import save
+from typer.testing import CliRunner
 
 from lpd_ext import published
 from lpd_ext.checkpoint import load_model
@@ -118,6 +121,31 @@ def test_a_published_model_in_one_line(
     saved = LPDPipeline.from_pretrained(tmp_path / "saved")
     assert (saved.defaults, saved.class_names) == (pipe.defaults, pipe.class_names)
     assert torch.equal(saved(207, num_inference_steps=2, seeds=1).tokens, drawn.tokens)
+
+
+def test_commands_take_a_published_model(
+    hub: Hub, published_size: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "lpd_l_256.pth" in run("fetch", "lpd_l_256")
+    go_offline(monkeypatch)
+    shown = " ".join(run("info", "--model", "lpd_l_256").split())
+    assert "20 steps, locality order, guidance 4.8 linear" in shown
+    assert "tench, goldfish," in shown
+    assert "(1,000)" in shown
+    picture = tmp_path / "dogs.png"
+    options = ("--steps", "2", "-n", "1", "--dtype", "int8", "--output", str(picture))
+    run("sample", "--model", "lpd_l_256", "golden retriever", *options)
+    with Image.open(picture) as drawn:
+        assert drawn.height > 64
+    wrong = CliRunner().invoke(app, ["sample", "--model", "lpd_l_256", "golden retreiver", "--output", str(picture)])
+    assert wrong.exit_code == 2
+    assert "did you mean 'golden retriever'" in " ".join(wrong.output.split())
+    assert CliRunner().invoke(app, ["fetch", "lpd_xl_256"]).exit_code == 2
 
 
 def test_a_file_takes_the_published_tokenizer(hub: Hub, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from lpd_ext import LPDPipeline, __version__, ops
 from lpd_ext.orders import ORDER_POLICIES
 
 COMMANDS = [
-    *("sample", "orders", "info"),
+    *("sample", "orders", "info", "fetch"),
     *("prepare-icons", "cache-tokens", "check-tokens"),
     *("train-judge", "train-tokenizer", "train", "training-cost", "curves", "replay", "export", "bundle"),
     *("generate", "measure", "evaluate", "int8-quality", "study"),
@@ -216,7 +216,8 @@ class Described:
         (("sample", "cat"), "class_labels: 'cat' is not a class name"),
         (("sample", 10), "must be None or an integer in [0, 10), got 10"),
         (("sample", "--model", "./nowhere"), "neither a local path nor a hub id"),
-        (("info", "--model", "taken"), "tokenizer must be given (a weight file)"),
+        (("info", "--model", "taken"), "path 'taken' is not a readable checkpoint"),
+        (("info", "--dtype", "float8"), "dtype must be one of float32, bfloat16, float16, int8, got 'float8'"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )

@@ -19,7 +19,8 @@ from lpd_tools.evaluation.evaluate import Evaluation
 from lpd_tools.settings import make_config, read_config
 from lpd_tools.training.bundle import Bundling
 from lpd_tools.training.cost import allowed_pairs, cost_row, image_cost
-from lpd_tools.training.tokenizer import TokenizerTraining
+from lpd_tools.training.settings import TokenizerTraining
+from lpd_tools.training.tokenizer import tokenizer_sizes
 from lpd_tools.training.transformer import LPDTraining
 
 from lpd_ext.model import LPDConfig, LPDModel
@@ -57,13 +58,13 @@ def test_the_recipe_of_icons_is_whole_and_small() -> None:
     assert caching.tokenizer == train.tokenizer == bundle.tokenizer == weights
     assert (caching.out, train.out_dir) == (train.tokens, bundle.model)
     assert (icons.placements > 1, caching.mirror, tokenizer.mirror) == (True, False, False)
-    side = caching.image_size // tokenizer.sizes().stride
+    side = caching.image_size // tokenizer_sizes(tokenizer).stride
     assert side == 16
     assert max(train.decoding_steps) == side * side
     assert bundle.num_inference_steps in train.decoding_steps
     sizes = LPDConfig(train.dim, train.depth, train.heads, tokenizer.codebook_size, len(read_classes()), (side, side))
     with torch.device("meta"):
-        networks = (LPDModel(sizes), VQTokenizer(tokenizer.sizes()))
+        networks = (LPDModel(sizes), VQTokenizer(tokenizer_sizes(tokenizer)))
     assert sum(2 * p.numel() for network in networks for p in network.parameters()) <= 8e6
 
 

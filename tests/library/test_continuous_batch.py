@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from test_sampler import random_model, request_for
+from decodes import random_model, request_for
 
 from lpd_ext.continuous_batch import ContinuousBatch, RunningImage
 from lpd_ext.model import LPDModel

@@ -7,10 +7,10 @@ import threading
 
 import pytest
 import torch
+from decodes import random_model, request_for
 from lpd_tools.cli import app
 from steps import Layout, make_step
 from test_cuda_graphs import requests_of_one_layout
-from test_sampler import random_model, request_for
 from typer.testing import CliRunner
 
 from lpd_ext import LPDPipeline, ops

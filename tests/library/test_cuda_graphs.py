@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_sampler import random_model, request_for
+from decodes import random_model, request_for
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from decodes import recorded_logits
 from golden import load_golden
 from safetensors.torch import load_file, save_file
 from test_pipeline import small_pipeline
 from test_quantize import random_linear, rounded
-from test_sampler import recorded_logits
 from torch import Tensor, nn
 
 from lpd_ext import quantize

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from decodes import recorded_logits
 from golden import load_golden
-from test_sampler import recorded_logits
 from torch import Tensor, nn
 
 from lpd_ext.linear import PackedLinear, ResultRows, can_pack, linear_step, mlp_step, pack, replace_linears, unpack

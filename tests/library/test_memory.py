@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_sampler import random_model, request_for
+from decodes import random_model, request_for
 from torch import Tensor
 
 from lpd_ext import _C, memory, ops

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from decodes import random_model, request_for
 from lpd_tools.bench.cases import Shape
 from lpd_tools.bench.decode import PUBLISHED, Decode, check_equal, time_on_cpu
 from lpd_tools.bench.plain_decode import Attention, attend_in_two_calls, attend_with_mask, decode_plain
-from test_sampler import random_model, request_for
 
 from lpd_ext.model import LPDConfig
 from lpd_ext.sampler import generate

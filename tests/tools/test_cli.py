@@ -135,7 +135,7 @@ def test_help_names_what_can_be_chosen() -> None:
 def test_paths_in_tables_are_no_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = LPDPipeline.from_pretrained()
     monkeypatch.setattr(LPDPipeline, "from_pretrained", lambda *_, **__: pipe)
-    assert "a [b] :dog: model: 0." in lpd("info", "--model", "a [b] :dog: model").output
+    assert "a [b] :dog: model: 2.9 M parameters" in lpd("info", "--model", "a [b] :dog: model").output
 
 
 # Markup, a closing tag that closes nothing, an emoji's name, a link and the escape of markup.
@@ -239,7 +239,8 @@ def test_info_describes_build_and_model() -> None:
     assert result.exit_code == 0
     assert f"lpd_ext           {__version__}, built with" in result.output
     assert f"torch             {torch.__version__}" in result.output
-    assert "grid 8x8, V 512, C 10" in result.output
+    assert "bundled: 2.9 M parameters, E 192, L 6, H 6, grid 8x8, V 512, C 10" in result.output
+    assert "0.8 M parameters, stride 4" in result.output
     assert "ankle boot" in result.output
 
 

@@ -17,13 +17,16 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 pytest.importorskip("torchmetrics")
 
-from evaluation_models import DATA, noise, save_images, save_inception
+from evaluation_models import DATA, FASHION, noise, save_images, save_inception
+from lpd_tools.data.sources import open_data
 from lpd_tools.evaluation.features import (
     InceptionFeatures,
 )
 from lpd_tools.evaluation.measure import Measurement, measure, recognition_of
 from lpd_tools.evaluation.metrics import frechet_distance, kernel_distance, precision_recall
 from lpd_tools.evaluation.reference import balanced_sample
+
+JUDGE = str(DATA / "judge.safetensors")
 
 
 def features_of(net: Any, pixels: np.ndarray) -> Tensor:
@@ -130,6 +133,32 @@ def test_repeats_must_be_alike(tmp_path: Path) -> None:
         measure(Measurement(tuple(folders), folders[0]))
 
 
+def folder_of(classes: dict[str, int], folder: Path) -> str:
+    """Folders of real pictures of Fashion-MNIST: by name of the folder, how many of class 8 (bags)."""
+    source = open_data(FASHION).test
+    bags = (source.labels == 8).nonzero().flatten().tolist()
+    for name, count in classes.items():
+        (folder / name).mkdir(parents=True)
+        for i in bags[:count]:
+            source.image(i).save(folder / name / f"{i}.png")
+    return str(folder)
+
+
+@pytest.mark.parametrize(("name", "share"), [("8", 1), ("bag", 1), ("2", 0), ("pullover", 0)])
+def test_a_folder_is_recognised_by_its_name(name: str, share: int, tmp_path: Path) -> None:
+    """Alone it would be the first of all folders, so label 0."""
+    bags = folder_of({name: 12}, tmp_path / "bags")
+    results = measure(Measurement((bags,), FASHION, judge=JUDGE))
+    assert results["recognised"]["generated"]["all"]["mean"] == pytest.approx(share, abs=0.1)
+
+
+def test_classes_that_the_judge_does_not_know_are_not_recognised(tmp_path: Path) -> None:
+    bags = folder_of({"boots": 4, "shoes": 4}, tmp_path / "bags")
+    results = measure(Measurement((bags,), FASHION, judge=JUDGE))
+    assert "generated" not in results["recognised"]
+    assert f"the judge knows none of the classes of {bags}: nothing there is recognised" in results["warnings"]
+
+
 def test_recognition_needs_labels_that_the_judge_knows(tmp_path: Path) -> None:
     """Without labels there are distances alone; each class is counted by itself."""
     logits = torch.eye(10)[torch.tensor([0, 0, 1, 2])]
@@ -137,6 +166,9 @@ def test_recognition_needs_labels_that_the_judge_knows(tmp_path: Path) -> None:
     assert {name: rate["mean"] for name, rate in rates.items()} == {"all": 1 / 2, "T-shirt/top": 1, "trouser": 1 / 3}
     with pytest.raises(ValueError, match="labels up to 10, but the judge knows 10"):
         recognition_of([logits], [torch.tensor([0, 1, 10, 2])])
+    with pytest.raises(ValueError, match="labels up to 10, but the judge knows 10"):
+        measure(Measurement((folder_of({"10": 2}, tmp_path / "ten"),), FASHION, judge=JUDGE, out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
     plain = str(save_images(tmp_path / "plain", noise(4, 32)))
     results = measure(Measurement((plain,), plain, judge=str(DATA / "judge.safetensors")))
     assert "FD-judge" in results["measures"]

@@ -26,12 +26,12 @@ def info(
     from rich.table import Table
 
     from lpd_ext import _C
+    from lpd_ext.linear import count_parameters
 
     build = _C.build_config()
     pipe = load_pipeline(model, tokenizer, dtype)
     config, defaults = pipe.model.config, pipe.defaults
-    parameters = sum(parameter.numel() for parameter in pipe.model.parameters())
-    vq_parameters = sum(parameter.numel() for parameter in pipe.tokenizer.parameters())
+    parameters, vq_parameters = count_parameters(pipe.model), count_parameters(pipe.tokenizer)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     table = Table(show_header=False, box=None)
     table.add_column(style="bold")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 def sample(
     labels: Annotated[
         list[str] | None,
-        typer.Argument(help="Class names or indices, 'none' for unconditional; default: every class (at most 10)."),
+        typer.Argument(
+            help="Class names, else indices, or 'none' for unconditional; default: every class (at most 10)."
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
     tokenizer: Annotated[str | None, typer.Option(help=TOKENIZER_HELP)] = None,
@@ -50,7 +53,8 @@ def sample(
     console = new_console()
     start = time.perf_counter()
     pipe = load_pipeline(model, tokenizer, dtype, where)
-    wanted = [_parse_label(text) for text in labels] if labels else list(range(min(10, pipe.model.config.num_classes)))
+    every = range(min(10, pipe.model.config.num_classes))
+    wanted = [_parse_label(pipe, text) for text in labels] if labels else list(every)
     per_image = [label for label in wanted for _ in range(images_per_label)]
     seeds = check_seeds(seed, len(per_image))
     with Progress(console=console) as progress:
@@ -74,10 +78,13 @@ def sample(
     console.print(written, soft_wrap=True)
 
 
-def _parse_label(text: str) -> int | str | None:
+def _parse_label(pipe: LPDPipeline, text: str) -> int | str | None:
+    """A class of that name, and only if there is none what else the text may mean."""
+    if text in pipe.class_names:
+        return text
     if text.lower() == "none":
         return None
-    return int(text) if text.lstrip("-").isdigit() else text
+    return int(text) if re.fullmatch("-?[0-9]{1,18}", text) else text
 
 
 def _caption(pipe: LPDPipeline, label: int | str | None) -> str:

@@ -16,6 +16,7 @@ from lpd_ext.hub import ModelFiles, find_model, find_tokenizer, published_tokeni
 from lpd_ext.orders import default_repulsion_threshold
 from lpd_ext.pipeline import LPDPipeline, bundled_model
 from lpd_tools.checks import check_seeds
+from lpd_tools.data.names import visible
 from lpd_tools.data.token_cache import check_tokenizer, file_hash
 from lpd_tools.evaluation.images import MANIFEST_FILE
 from lpd_tools.evaluation.provenance import provenance
@@ -140,7 +141,7 @@ def _begin(folder: Path, settings: dict[str, Any], count: int, pipe: LPDPipeline
     if (folder / MANIFEST_FILE).is_file():
         remove_unfinished(folder)
         return
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and visible(folder):
         raise ValueError(f"out: {str(folder)!r} is not empty and holds no {MANIFEST_FILE}: nothing to go on with")
     folder.mkdir(parents=True, exist_ok=True)
     manifest = {

@@ -140,7 +140,8 @@ def _list_files(repository: str, options: HubOptions) -> list[str]:
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
         try:
-            return HfApi().list_repo_files(repository, revision=options.revision, token=options.token)
+            names: list[str] = HfApi().list_repo_files(repository, revision=options.revision, token=options.token)
+            return names
         except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
             raise
         except Exception:

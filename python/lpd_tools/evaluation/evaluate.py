@@ -37,6 +37,7 @@ from lpd_tools.evaluation.measure import (
     manifests,
     write_results,
 )
+from lpd_tools.evaluation.readable import readable_reference
 from lpd_tools.evaluation.reference import Reference, balanced_sample, check_features, open_reference
 from lpd_tools.evaluation.report import picture
 from lpd_tools.evaluation.settings import Evaluation
@@ -66,6 +67,8 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
         check_labels(config, pipe, reference, extractors)
 
         count = config.images_per_class * pipe.model.config.num_classes
+        if group.is_first:  # the only one that measures
+            reference = readable_reference(reference, max(count, config.reconstructed_images), config.seed)
         runs = [repeat_of(config, repeat, count) for repeat in range(config.repeats)]
         folders = [str(generate(run)) for run in runs]
         if not group.is_first:

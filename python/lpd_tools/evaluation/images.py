@@ -26,7 +26,8 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 class ImageSet:
     """Images of one size (height, width), with labels int64 [count] and names of the labels where they are known.
 
-    `read` gives uint8 [B, H, W, 3] for a list of indices.
+    `read` gives uint8 [B, H, W, 3] for a list of indices; where the images are files, UnreadableImageError names the
+    first that cannot be read.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ImageSet:
     count: int
     read: Callable[[Sequence[int]], Tensor]
     class_names: Mapping[int, str] = field(default_factory=dict)
+    from_files: bool = False
 
     def __len__(self) -> int:
         return self.count
@@ -61,13 +63,13 @@ def data_images(source: ImageSource, size: tuple[int, int], name: str) -> ImageS
         try:
             image = to_rgb(source.image(i))
         except UnreadableImageError as error:
-            raise ValueError(f"images: {source.name(i)!r} is not a whole image: {error}") from error
+            raise UnreadableImageError(f"images: {source.name(i)!r} is not a whole image: {error}") from error
         return _at_size(image, size, source.name(i))
 
     def read(index: Sequence[int]) -> Tensor:
         return torch.stack([read_one(i) for i in index])
 
-    return ImageSet(name, size, source.labels, len(source), read, dict(enumerate(source.class_names)))
+    return ImageSet(name, size, source.labels, len(source), read, dict(enumerate(source.class_names)), from_files=True)
 
 
 def open_images(source: str, size: tuple[int, int] | None = None) -> ImageSet:
@@ -129,8 +131,11 @@ def _folder_images(folder: Path, size: tuple[int, int] | None) -> ImageSet:
             f"images: {str(folder)!r} holds {len(found)} images of {announced}: call `lpd generate` again to finish it"
         )
     labels, class_names = _labels_by_folder(folder, found)
-    first = _read_image(found[0])
-    wanted = size or (first.height, first.width)
+    if size is None:
+        first = _read_image(found[0])
+        wanted = (first.height, first.width)
+    else:
+        wanted = size
 
     def read_one(i: int) -> Tensor:
         image = _read_image(found[i])
@@ -144,7 +149,7 @@ def _folder_images(folder: Path, size: tuple[int, int] | None) -> ImageSet:
     def read(index: Sequence[int]) -> Tensor:
         return torch.stack([read_one(i) for i in index])
 
-    return ImageSet(str(folder), wanted, labels, len(found), read, class_names)
+    return ImageSet(str(folder), wanted, labels, len(found), read, class_names, from_files=True)
 
 
 def _labels_by_folder(folder: Path, found: Sequence[Path]) -> tuple[Tensor | None, dict[int, str]]:
@@ -163,7 +168,7 @@ def _read_image(path: Path) -> Image.Image:
     try:
         return to_rgb(open_image(path))
     except UnreadableImageError as error:
-        raise ValueError(f"images: {str(path)!r} is not a whole image: {error}") from error
+        raise UnreadableImageError(f"images: {str(path)!r} is not a whole image: {error}") from error
 
 
 def _at_size(image: Image.Image, size: tuple[int, int], name: str) -> Tensor:
@@ -174,7 +179,7 @@ def _at_size(image: Image.Image, size: tuple[int, int], name: str) -> Tensor:
         try:
             image = centre_crop(image, size[0])
         except UnreadableImageError as error:
-            raise ValueError(f"images: {name!r}: {error}") from error
+            raise UnreadableImageError(f"images: {name!r}: {error}") from error
     return torch.from_numpy(np.array(image))
 
 

@@ -26,6 +26,7 @@ from lpd_tools.evaluation.metrics import (
     precision_recall,
 )
 from lpd_tools.evaluation.provenance import provenance
+from lpd_tools.evaluation.readable import check_readable, readable_reference
 from lpd_tools.evaluation.reference import (
     Reference,
     ReferenceFeatures,
@@ -58,6 +59,9 @@ def measure(config: Measurement) -> dict[str, Any]:
     reference = open_reference(config.reference, config.floor, generated[0].size)
     check_features(extractors, reference, generated[0].size)
     check_judged(extractors, [*generated, reference.images, reference.more])
+    reference = readable_reference(reference, len(generated[0]), config.seed)
+    for images in generated:
+        check_readable(images)  # a set with gaps is not what was to be measured
     results = compare(config, generated, reference, extractors)
     results["generated_with"] = manifests(config.images)
     write_results(results, config.out)
@@ -115,6 +119,7 @@ def compare(
         "size": list(generated[0].size),
         "reference": len(reference.images) if reference.images is not None else "statistics",
     }
+    results["skipped"] = list(reference.skipped)
     results["warnings"] = warnings_for(count, len(generated), reference)
     if any(extractor.name == "judge" for extractor in extractors):
         results["warnings"] += [
@@ -221,6 +226,9 @@ def warnings_for(count: int, repeats: int, reference: Reference) -> list[str]:
         found.append("one run alone has no spread: --repeats 3 gives intervals")
     if reference.images is not None and len(reference.images) < ENOUGH_IMAGES:
         found.append(f"only {len(reference.images)} real images in the reference")
+    if reference.skipped:
+        others = f" and {len(reference.skipped) - 1} more" if len(reference.skipped) > 1 else ""
+        found.append(f"skipped real images that cannot be read: {reference.skipped[0]}{others}")
     return found
 
 

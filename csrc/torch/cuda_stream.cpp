@@ -1,5 +1,5 @@
-// The function lies in libtorch_cuda, which torch's builds for CPUs lack: linking it would break `import lpd_ext` there.
-// It is looked up by name at the first launch, so that one module serves both, and every torch from 2.10 on.
+// The function lies in libtorch_cuda, which torch's builds for CPUs lack: linking it would break `import lpd_ext`
+// there. It is looked up by name at the first launch, so that one module serves both, and every torch from 2.10 on.
 #include "cuda_stream.h"
 
 #include <dlfcn.h>

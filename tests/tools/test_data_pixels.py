@@ -166,7 +166,7 @@ def test_colours_multiplied_by_alpha_are_divided_by_it() -> None:
     assert expected[0, 0, 1] == 127
 
 
-MODES = [*Image.MODES, "La", "RGBa", "RGBX", "HSV", "LAB", "I;16L", "I;16B", "I;16N"]
+MODES = list(dict.fromkeys([*Image.MODES, "La", "RGBa", "RGBX", "HSV", "LAB", "I;16L", "I;16B", "I;16N"]))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -42,22 +42,24 @@ def idx(*shape: int, value: int = 0) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("images", "labels", "problem"),
+    ("images", "labels", "label", "problem"),
     [
-        (idx(3, 28, 28), idx(4), r"must hold \[n, 28, 28\] and \[n\], got \[3, 28, 28\] and \[4\]"),
-        (idx(4, 28, 28), idx(3), r"got \[4, 28, 28\] and \[3\]"),
-        (idx(4, 32, 32), idx(4), r"got \[4, 32, 32\] and \[4\]"),
-        (idx(4, 784), idx(4), r"got \[4, 784\] and \[4\]"),
-        (idx(4, 28, 28), idx(4, 1), r"got \[4, 28, 28\] and \[4, 1\]"),
-        (idx(4, 28, 28), idx(4, 28, 28), r"got \[4, 28, 28\] and \[4, 28, 28\]"),
-        (idx(0, 28, 28), idx(0), r"got \[0, 28, 28\] and \[0\]"),
-        (idx(4, 28, 28), idx(4, value=10), "has the label 10, of 10 classes"),
+        ((3, 28, 28), (4,), 0, r"must hold \[n, 28, 28\] and \[n\], got \[3, 28, 28\] and \[4\]"),
+        ((4, 28, 28), (3,), 0, r"got \[4, 28, 28\] and \[3\]"),
+        ((4, 32, 32), (4,), 0, r"got \[4, 32, 32\] and \[4\]"),
+        ((4, 784), (4,), 0, r"got \[4, 784\] and \[4\]"),
+        ((4, 28, 28), (4, 1), 0, r"got \[4, 28, 28\] and \[4, 1\]"),
+        ((4, 28, 28), (4, 28, 28), 0, r"got \[4, 28, 28\] and \[4, 28, 28\]"),
+        ((0, 28, 28), (0,), 0, r"got \[0, 28, 28\] and \[0\]"),
+        ((4, 28, 28), (4,), 10, "has the label 10, of 10 classes"),
     ],
 )
-def test_idx_files_that_do_not_go_together(images: bytes, labels: bytes, problem: str, tmp_path: Path) -> None:
+def test_idx_files_that_do_not_go_together(
+    images: tuple[int, ...], labels: tuple[int, ...], label: int, problem: str, tmp_path: Path
+) -> None:
     """More labels than images would end half way, more images would silently be cut."""
-    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(images)
-    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(labels)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(idx(*images))
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(idx(*labels, value=label))
     with pytest.raises(ValueError, match=problem):
         load_fashion_mnist("train", tmp_path)
 

@@ -82,7 +82,8 @@ bench-check: setup  ## Fail if a ratio fell a quarter below the committed one (A
 	GOMP_SPINCOUNT=0 $(BIN)/lpd bench-check $(ARGS)
 
 bench-cpp:  ## Time the CPU kernels, of every instruction set, against what the processor does at best (needs libbenchmark-dev)
-	cmake -S . -B build/bench -DLPD_BENCHMARKS=ON -DLPD_CUDA=OFF
+	@command -v cmake > /dev/null || (echo "cmake was not found: install it (Debian: apt install cmake)."; false)
+	cmake -S . -B build/bench -DLPD_BENCHMARKS=ON -DLPD_CUDA=OFF --log-level=WARNING
 	cmake --build build/bench --target lpd_bench_cpu --parallel
 	build/bench/csrc/bench/lpd_bench_cpu --benchmark_min_time=0.05 --benchmark_out=build/bench/cpu.json
 

@@ -12,8 +12,8 @@ import shutil
 import subprocess
 import sys
 
-MINIMUM = (2, 13)
-ANY_NEW_ENOUGH = "torch>=2.13"
+MINIMUM = (2, 10)
+ANY_NEW_ENOUGH = "torch>=2.10"
 WITHOUT_DRIVER = "torch==2.13.0"  # no NVIDIA driver found: the version that the library is tested with
 
 

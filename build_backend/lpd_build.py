@@ -42,10 +42,10 @@ def _check_compiler() -> None:
 def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
     _check_compiler()
     requires = list(_backend.get_requires_for_build_wheel(config_settings))
-    return requires if _torch_is_at_hand() else [*requires, "torch>=2.13"]
+    return requires if _torch_is_at_hand() else [*requires, "torch>=2.10"]
 
 
 def get_requires_for_build_editable(config_settings: dict[str, Any] | None = None) -> list[str]:
     _check_compiler()
     requires = list(_backend.get_requires_for_build_editable(config_settings))
-    return requires if _torch_is_at_hand() else [*requires, "torch>=2.13"]
+    return requires if _torch_is_at_hand() else [*requires, "torch>=2.10"]

@@ -29,4 +29,4 @@ endif()
 set_target_properties(lpd_cuda PROPERTIES
   CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static
   CUDA_ARCHITECTURES "${lpd_architectures}")
-target_link_libraries(lpd_cuda PRIVATE CUDA::cudart_static)
+target_link_libraries(lpd_cuda PRIVATE CUDA::cudart_static lpd_cpu)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from lpd_ext.visibility import visibility_of
+
+_KEPT_BLOCK_MASKS = 32  # training draws one of at most 14 tables per step
 
 
 def block_attention(q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask) -> Tensor:
@@ -19,6 +23,22 @@ def block_attention(q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask) -> T
     else:
         attended = _compiled_flex_attention()(q, k, v, block_mask=block_mask)
     return attended
+
+
+def training_block_mask(group_sizes: Sequence[int], mutual_visibility: bool, device: torch.device) -> BlockMask:
+    """`training_mask` as FlexAttention takes it, for every image and head; kept from call to call."""
+    block_mask: BlockMask = _cached_block_mask(tuple(group_sizes), mutual_visibility, device)
+    return block_mask
+
+
+@lru_cache(_KEPT_BLOCK_MASKS)
+def _block_mask(group_sizes: tuple[int, ...], mutual_visibility: bool, device: torch.device) -> BlockMask:
+    rows = 1 + 2 * sum(group_sizes) - group_sizes[-1]
+    return create_block_mask(visibility_of(group_sizes, device, mutual_visibility), None, None, rows, rows, str(device))
+
+
+# torch.compile would trace through the cache.
+_cached_block_mask: Callable[..., BlockMask] = torch.compiler.disable(_block_mask)
 
 
 @cache

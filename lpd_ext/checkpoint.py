@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,16 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lpd_ext.checks import as_grid
+from lpd_ext.hub import CONFIG_FILE, MODEL_FILE, ModelFiles
 from lpd_ext.linear import DecodingLinear, PackedLinear, can_pack, has_fast_arithmetic, replace_linears
 from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.quantize import SCALE, Int8Linear, use_planes
 from lpd_ext.state_files import complete_file, read_metadata, read_state_dict, write_state_dict
 
-CONFIG_FILE = "config.json"
-MODEL_FILE = "model.safetensors"
-TOKENIZER_FILE = "tokenizer.safetensors"
 _PUBLISHED_HEAD_DIM = 64
-_WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
 ModelDType = torch.dtype | Literal["int8"]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, "int8")
 _BLOCKS = "blocks."
@@ -45,6 +43,7 @@ def load_model(
     dtype: ModelDType | None = None,
     device: torch.device | str = "cpu",
     packed: bool = False,
+    ema: bool = False,
 ) -> LPDModel:
     """Load an LPD transformer in eval mode from a weight file or a directory with config.json.
 
@@ -52,7 +51,8 @@ def load_model(
     linear layers rounded to int8, which is also what a file of int8 weights gives. heads must be given where neither
     config.json, the file's metadata nor a width that is a multiple of 64 (the published head dimension) tells it.
     packed, on the CPU: lay the linear layers out for decoding (`linear.PackedLinear`), layer by layer, so that they are
-    never held twice. int8 and packed models are for inference. Raises FileNotFoundError or ValueError.
+    never held twice. int8 and packed models are for inference. ema takes the averaged weights that a trainer's file
+    holds beside the model's. Raises FileNotFoundError or ValueError.
     """
     if grid is not None:
         grid = as_grid(grid)
@@ -64,10 +64,10 @@ def load_model(
         config = model_config(read_config(path))
         if heads is not None and heads != config.heads:
             raise ValueError(f"heads must be {config.heads} as config.json says, got {heads}")
-        path = path / MODEL_FILE
-        state = read_state_dict(path)
+        path = ModelFiles(path).weights
+        state = read_state_dict(path, ema)
     else:
-        state = read_state_dict(path)
+        state = read_state_dict(path, ema)
         heads, stored_grid, mutual_visibility = _settings_of_file(path, heads)
         config = infer_config(state, heads, stored_grid or grid)
         config = replace(config, mutual_visibility=mutual_visibility)
@@ -80,7 +80,7 @@ def load_model(
     if layers is None:
         return model_from_state_dict(state, config, grid=grid).to(device=device, dtype=float_dtype).eval()
     del state
-    return _load_part_by_part(path, config, grid, layers, float_dtype)
+    return _load_part_by_part(partial(read_state_dict, path, ema), config, grid, layers, float_dtype)
 
 
 def _decoding_layers(
@@ -100,7 +100,7 @@ def _decoding_layers(
 
 
 def _load_part_by_part(
-    path: Path,
+    read: Callable[[], dict[str, Tensor]],
     config: LPDConfig,
     grid: tuple[int, int] | None,
     layers: type[DecodingLinear],
@@ -111,7 +111,7 @@ def _load_part_by_part(
     Each block, and the rest, comes from a mapping of the file of its own, so that no more than one of them is held both
     as it was read and packed.
     """
-    rest = _read_part(path, "", dtype)
+    rest = _read_part(read(), "", dtype)
     model, config = _empty_model(rest, config, grid)
     replace_linears(
         model, nn.Linear, lambda linear: layers(linear.in_features, linear.out_features, linear.bias is not None)
@@ -131,9 +131,9 @@ def _load_part_by_part(
         load(model, "", rest)
         del rest
         for i, block in enumerate(model.blocks):
-            load(block, prefix := f"{_BLOCKS}{i}.", _read_part(path, prefix, dtype))
+            load(block, prefix := f"{_BLOCKS}{i}.", _read_part(read(), prefix, dtype))
         known = tuple(f"{_BLOCKS}{i}." for i in range(config.depth))
-        names = (name for name in read_state_dict(path) if name.startswith(_BLOCKS))
+        names = (name for name in read() if name.startswith(_BLOCKS))
         faults.extend(f"{name} is unexpected" for name in names if not name.startswith(known))
         if faults:
             raise RuntimeError("; ".join(faults))
@@ -142,10 +142,10 @@ def _load_part_by_part(
     return model.requires_grad_(False).eval()
 
 
-def _read_part(path: Path, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
+def _read_part(state: Mapping[str, Tensor], prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """Tensors below a prefix, without it; for "": those of no block. Floats come in dtype, int8 weights as they are."""
     part: dict[str, Tensor] = {}
-    for name, tensor in read_state_dict(path).items():
+    for name, tensor in state.items():
         if name.startswith(prefix) if prefix else not name.startswith(_BLOCKS):
             kept = not tensor.is_floating_point() or name.endswith(_SCALE_SUFFIX)
             # Matrices are copied when they are packed; anything else would keep the whole mapping.
@@ -284,24 +284,3 @@ def save_model(
     text = json.dumps({"model": asdict(model.config), **(extra or {})}, indent=2) + "\n"
     with complete_file(directory / CONFIG_FILE) as file:
         file.write_text(text, encoding="utf-8")
-
-
-def resolve_directory(name: str | Path, revision: str | None = None) -> Path:
-    """A local checkpoint directory as it is, or a hub id ('owner/name') fetched through huggingface_hub.
-
-    Raises FileNotFoundError for neither, ImportError naming the extra when huggingface_hub is missing.
-    """
-    path = Path(name)
-    if path.exists():
-        return path
-    parts = str(name).split("/")
-    is_hub_id = len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~")
-    meant_locally = isinstance(name, Path) or path.suffix in _WEIGHT_SUFFIXES or Path(parts[0]).is_dir()
-    if meant_locally or not is_hub_id:
-        raise FileNotFoundError(f"{str(name)!r} is neither a local path nor a hub id of the form 'owner/name'")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ImportError("loading from the hub needs huggingface_hub: pip install 'lpd-ext[hub]'") from error
-    wanted = [CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE]
-    return Path(snapshot_download(str(name), revision=revision, allow_patterns=wanted))

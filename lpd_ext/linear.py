@@ -161,6 +161,13 @@ def has_fast_arithmetic(dtype: torch.dtype) -> bool:
     return True
 
 
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers the weights of a model are, those of packed layers among them, which are no parameters."""
+    packed = [layer for layer in model.modules() if isinstance(layer, DecodingLinear)]
+    weights = sum(layer.in_features * layer.out_features for layer in packed)
+    return weights + sum(parameter.numel() for parameter in model.parameters())
+
+
 def pack(model: nn.Module) -> nn.Module:
     """Pack every linear layer of the model, in place, for inference; returns it. Nothing to do where none can be."""
     return replace_linears(model, nn.Linear, _packed_from)

@@ -20,8 +20,7 @@ from lpd_ext.checks import as_grid, as_positive_int
 from lpd_ext.linear import DecodingLinear, ResultRows, linear_step, mlp_step
 from lpd_ext.plan import Step
 from lpd_ext.schedule import check_group_sizes
-from lpd_ext.training_attention import attend
-from lpd_ext.visibility import Visibility
+from lpd_ext.training_attention import Visibility, attend
 
 LAYER_NORM_EPS = 1e-6
 _MAX_HEAD_DIM = 256  # of group_attention

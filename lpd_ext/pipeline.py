@@ -13,9 +13,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from lpd_ext.checkpoint import TOKENIZER_FILE, ModelDType, load_model, read_config, resolve_directory, save_model
+from lpd_ext import published
+from lpd_ext.checkpoint import ModelDType, load_model, read_config, save_model
 from lpd_ext.checks import as_int, as_scalar
+from lpd_ext.class_names import find_class
 from lpd_ext.cuda_graphs import DecodeGraphs
+from lpd_ext.hub import TOKENIZER_FILE, HubOptions, find_model, find_tokenizer, published_tokenizer
 from lpd_ext.linear import pack, unpack
 from lpd_ext.model import LPDModel
 from lpd_ext.orders import Cells
@@ -104,23 +107,33 @@ class LPDPipeline:
         dtype: ModelDType | None = None,
         device: torch.device | str = "cpu",
         revision: str | None = None,
+        token: str | bool | None = None,
+        ema: bool = False,
     ) -> LPDPipeline:
-        """Load a pipeline from a directory, a hub id, or a published weight file; no path: the bundled demo model.
+        """Load a pipeline by name; none: the bundled demo model.
 
-        tokenizer is a weight file of its own, needed where path is one; grid resizes the position embedding to (h, w).
-        heads and dtype (None, a float dtype or "int8") are the transformer's, as in `load_model`. On the CPU its linear
-        layers are packed for decoding: `linear.unpack(pipe.model)` makes them torch's again, for training. Raises
-        FileNotFoundError, ImportError (hub without huggingface_hub) or ValueError.
+        path is a published model ("lpd_l_256"), a hub id, a folder, or a weight file. tokenizer, where the model brings
+        none: a weight file, folder or hub id; None takes the published one for a vocabulary of its size. revision and
+        token go to the hub. grid, heads, dtype (None, a float dtype or "int8") and ema are the transformer's, as in
+        `load_model`. Models of published size have the published sampling defaults and ImageNet's class names. On the
+        CPU the linear layers are packed for decoding: `linear.unpack(pipe.model)` makes them torch's again, for
+        training. Raises ValueError, ImportError (hub without huggingface_hub), or an OSError (FileNotFoundError,
+        ConnectionError, PermissionError), see `hub.find_model`.
         """
-        path = bundled_model() if path is None else resolve_directory(path, revision)
-        config: Mapping[str, Any] = read_config(path) if path.is_dir() else {}
-        if tokenizer is None:
-            if not path.is_dir():
-                raise ValueError("tokenizer must be given (a weight file) when path is a single weight file")
-            tokenizer = path / TOKENIZER_FILE
-        model = load_model(path, grid=grid, heads=heads, dtype=dtype, device=device, packed=True)
-        vq = VQTokenizer.from_state_dict(read_state_dict(tokenizer)).float().to(device)
-        return cls(model, vq, _sampling_defaults(config), _class_names(config))
+        options = HubOptions(revision, token)
+        files = find_model(bundled_model() if path is None else path, options)
+        config: Mapping[str, Any] = read_config(files.model) if files.model.is_dir() else {}
+        if tokenizer is not None:
+            tokenizer = find_tokenizer(tokenizer)
+        model = load_model(files.model, grid=grid, heads=heads, dtype=dtype, device=device, packed=True, ema=ema)
+        if tokenizer is None and files.tokenizer is None and model.config.vocab_size != published.TOKENIZER_CODES:
+            raise ValueError(f"tokenizer must be given (a weight file): {str(files.model)!r} comes without one")
+        vq_file = tokenizer or files.tokenizer or published_tokenizer()
+        vq = VQTokenizer.from_state_dict(read_state_dict(vq_file)).float().to(device)
+        defaults, names = _sampling_defaults(config), _class_names(config)
+        if "sampling" not in config:
+            defaults = SamplingDefaults(**published.sampling_settings(model.config))
+        return cls(model, vq, defaults, names or published.class_names(model.config))
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write config.json, model.safetensors and tokenizer.safetensors (floats in dtype, if given)."""
@@ -237,11 +250,8 @@ class LPDPipeline:
         for b, label in enumerate(class_labels):
             if not isinstance(label, str):
                 labels.append(None if label is None else as_int(label, f"class_labels[{b}]"))
-            elif label in self.class_names:
-                labels.append(self.class_names.index(label))
             else:
-                known = ", ".join(self.class_names) or "none: this model has no class names"
-                raise ValueError(f"class_labels: {label!r} is not a class name; known are {known}")
+                labels.append(find_class(label, self.class_names))
         return labels
 
     @torch.no_grad()

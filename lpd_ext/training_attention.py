@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lpd_ext import ops
-from lpd_ext.visibility import Visibility
+from lpd_ext.visibility import training_mask
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Who sees whom in one pass, in the form that `attend` takes it; which one depends on where and how it computes."""
+
+    group_sizes: Tensor | None = None  # int32 [T], for the operator of the CPU
+    mutual_visibility: bool = True
+    block_mask: BlockMask | None = None  # for FlexAttention, on CUDA
+    mask: Tensor | None = None  # bool [rows, rows], True: may see
+    dropout: float = 0.0  # share of the attention probabilities set to zero, the others scaled up; with a mask only
+
+    @classmethod
+    def of(cls, group_sizes: Sequence[int], mutual_visibility: bool, like: Tensor, dropout: float = 0.0) -> Visibility:
+        """For groups of these sizes and activations like the tensor given.
+
+        Dropout, float64 and devices other than the CPU and CUDA take the mask; so does CUDA without gradients, where
+        FlexAttention would be compiled for a few passes over each new table.
+        """
+        if not dropout and like.is_cuda and torch.is_grad_enabled():
+            from lpd_ext.block_attention import training_block_mask
+
+            return cls(block_mask=training_block_mask(group_sizes, mutual_visibility, like.device))
+        if not dropout and like.is_cpu and like.dtype != torch.float64:
+            return cls(torch.tensor(list(group_sizes), dtype=torch.int32), mutual_visibility)
+        return cls(mask=training_mask(group_sizes, like.device, mutual_visibility), dropout=dropout)
 
 
 def attend(qkv: Tensor, visibility: Visibility) -> Tensor:

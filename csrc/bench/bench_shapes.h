@@ -6,6 +6,8 @@
 #include <random>
 #include <vector>
 
+#include "operator_params.h"
+
 namespace lpd::bench {
 
 // The published group sizes of a model, and the repulsion threshold of its orders.
@@ -15,6 +17,7 @@ struct Schedule {
   int32_t repulsion_threshold;
   int32_t steps;            // T
   int32_t group_sizes[48];  // [T]
+  constexpr GridSizes grid() const { return {height, width, steps, repulsion_threshold}; }
 };
 
 constexpr Schedule kSchedules[] = {
@@ -50,17 +53,10 @@ std::vector<T> random_ids(int64_t count, T end) {
   return values;
 }
 
-// Equal segments of a step, context rows first.
-inline std::vector<int32_t> make_segments(const Shape& shape, int32_t sequences) {
-  std::vector<int32_t> segments;
-  for (int32_t s = 0; s < sequences; ++s) {
-    const int32_t query_start = sequences * shape.num_context + s * shape.num_query;
-    for (int32_t value :
-         {s * shape.num_context, shape.num_context, query_start, shape.num_query, shape.cache_length, s}) {
-      segments.push_back(value);
-    }
-  }
-  return segments;
+// Equal segments of a step.
+inline std::vector<Segment> make_segments(const Shape& shape, int32_t sequences) {
+  const SequenceSizes sizes{shape.num_context, shape.num_query, shape.cache_length};
+  return make_segments(std::vector<SequenceSizes>(static_cast<size_t>(sequences), sizes));
 }
 
 }  // namespace lpd::bench

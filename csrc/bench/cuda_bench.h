@@ -13,7 +13,6 @@
 
 #include "bench_shapes.h"
 #include "common/dtype.h"
-#include "common/segment.h"
 
 namespace lpd::bench {
 
@@ -27,14 +26,14 @@ inline void check(cudaError_t error) {
 template <class T>
 class DeviceArray {
  public:
-  explicit DeviceArray(const std::vector<T>& values) {
+  DeviceArray(const std::vector<T>& values) {
     check(cudaMalloc(&data_, values.size() * sizeof(T) + 1));
     check(cudaMemcpy(data_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
   }
   DeviceArray(const DeviceArray&) = delete;
   DeviceArray& operator=(const DeviceArray&) = delete;
   ~DeviceArray() { cudaFree(data_); }
-  T* get() const { return data_; }
+  T* data() const { return data_; }
 
  private:
   T* data_ = nullptr;

@@ -13,21 +13,8 @@ Work embed_rows_work(const Shape& shape, int32_t batch) {
                                           random_floats(contents * kWidth), random_floats(positions * kWidth),
                                           random_floats(kWidth), random_floats(kWidth),
                                           Floats(static_cast<size_t>(rows * kWidth))});
-  EmbedRowsParams p{};
-  p.content_ids = data->content_ids.data();
-  p.positions = data->positions.data();
-  p.content = data->content.data();
-  p.position_embedding = data->position_embedding.data();
-  p.weight = data->weight.data();
-  p.bias = data->bias.data();
+  EmbedRowsParams p = embed_rows_params(*data, rows, contents, positions, kWidth, DType::kFloat32);
   p.x = data->x.data();
-  p.content_stride = p.position_stride = kWidth;
-  p.num_rows = rows;
-  p.num_contents = contents;
-  p.num_positions = positions;
-  p.width = kWidth;
-  p.eps = 1e-6f;
-  p.dtype = DType::kFloat32;
   Work work = make_work(cpu_kernels().embed_rows, p, std::move(data), rows);
   work.bytes = static_cast<double>(rows) * (16 + kWidth * (4 + 4 + 4));
   return work;

@@ -4,34 +4,22 @@ namespace lpd::bench {
 
 Work group_attention_work(const Shape& shape, int32_t batch) {
   const int32_t sequences = 2 * batch;
-  const int64_t rows_per_sequence = shape.num_context + shape.num_query, rows = sequences * rows_per_sequence;
+  const int32_t rows_per_sequence = shape.num_context + shape.num_query;
+  const int64_t rows = int64_t{sequences} * rows_per_sequence;
   const int64_t cache_size = int64_t{sequences} * shape.cache_positions * kWidth;
   struct Data {
     Floats qkv, k_cache, v_cache, output;
-    std::vector<int32_t> segments;
+    std::vector<Segment> segments;
   };
   auto data = std::make_shared<Data>(Data{random_floats(rows * 3 * kWidth), random_floats(cache_size),
                                           random_floats(cache_size), Floats(static_cast<size_t>(rows * kWidth)),
                                           make_segments(shape, sequences)});
-  GroupAttentionParams p{};
-  p.qkv = data->qkv.data();
+  GroupAttentionParams p = group_attention_params(
+      cache_rows(*data, {sequences, kHeads, kHeadDim, shape.cache_positions}, rows_per_sequence, DType::kFloat32),
+      shape.cache_length + rows_per_sequence, 0.125f);
   p.k_cache = data->k_cache.data();
   p.v_cache = data->v_cache.data();
   p.output = data->output.data();
-  p.segments = reinterpret_cast<const Segment*>(data->segments.data());
-  p.qkv_row_stride = 3 * kWidth;
-  p.qkv_part_stride = kWidth;
-  p.qkv_head_stride = kHeadDim;
-  p.cache_slot_stride = int64_t{shape.cache_positions} * kWidth;
-  p.cache_head_stride = int64_t{shape.cache_positions} * kHeadDim;
-  p.cache_position_stride = kHeadDim;
-  p.num_segments = sequences;
-  p.num_heads = kHeads;
-  p.head_dim = kHeadDim;
-  p.max_rows = static_cast<int32_t>(rows_per_sequence);
-  p.max_keys = static_cast<int32_t>(shape.cache_length + rows_per_sequence);
-  p.scale = 0.125f;
-  p.dtype = DType::kFloat32;
   Work work = make_work(cpu_kernels().group_attention, p, std::move(data), group_attention_items(p));
   // Q and output, K and V of this step, K and V appended, K and V of the cache.
   const double moved = 4.0 * rows_per_sequence + 2.0 * shape.num_context + 2.0 * shape.cache_length;

@@ -11,17 +11,9 @@ Work residual_layer_norm_work(const Shape& shape, int32_t batch) {
   auto data = std::make_shared<Data>(Data{random_floats(rows * kWidth), Floats(static_cast<size_t>(rows * kWidth)),
                                           random_floats(kWidth), random_floats(kWidth),
                                           Floats(static_cast<size_t>(rows * kWidth))});
-  ResidualLayerNormParams p{};
+  ResidualLayerNormParams p = residual_layer_norm_params(*data, rows, kWidth, DType::kFloat32);
   p.x = data->x.data();
-  p.delta = data->delta.data();
-  p.weight = data->weight.data();
-  p.bias = data->bias.data();
   p.normed = data->normed.data();
-  p.x_stride = p.delta_stride = kWidth;
-  p.num_rows = rows;
-  p.width = kWidth;
-  p.eps = 1e-6f;
-  p.dtype = DType::kFloat32;
   Work work = make_work(cpu_kernels().residual_layer_norm, p, std::move(data), rows);
   work.bytes = static_cast<double>(rows) * kWidth * (4 + 4 + 4 + 4);
   return work;

@@ -7,20 +7,14 @@ namespace {
 void residual_layer_norm(benchmark::State& state) {
   const Shape& shape = kShapes[state.range(0)];
   const int64_t rows = 2 * state.range(1) * (shape.num_context + shape.num_query);
+  const struct {
+    DeviceArray<uint16_t> delta, weight, bias;
+  } arrays{random_bf16(rows * kWidth), random_bf16(kWidth), random_bf16(kWidth)};
   const DeviceArray<float> x(std::vector<float>(static_cast<size_t>(rows * kWidth)));
-  const DeviceArray<uint16_t> delta(random_bf16(rows * kWidth)), normed(random_bf16(rows * kWidth));
-  const DeviceArray<uint16_t> weight(random_bf16(kWidth)), bias(random_bf16(kWidth));
-  ResidualLayerNormParams p{};
-  p.x = x.get();
-  p.delta = delta.get();
-  p.weight = weight.get();
-  p.bias = bias.get();
-  p.normed = normed.get();
-  p.x_stride = p.delta_stride = kWidth;
-  p.num_rows = rows;
-  p.width = kWidth;
-  p.eps = 1e-6f;
-  p.dtype = DType::kBFloat16;
+  const DeviceArray<uint16_t> normed(random_bf16(rows * kWidth));
+  ResidualLayerNormParams p = residual_layer_norm_params(arrays, rows, kWidth, DType::kBFloat16);
+  p.x = x.data();
+  p.normed = normed.data();
   const double bytes = static_cast<double>(rows) * kWidth * (4 + 4 + 2 + 2);
   measure(state, shape, bytes, [&](cudaStream_t stream) { launch_residual_layer_norm(p, stream); });
 }

@@ -14,31 +14,16 @@ Work make(const Shape& shape, int32_t batch, int32_t top_k, float top_p) {
   };
   auto data = std::make_shared<Data>();
   data->logits = random_floats(2 * tokens * kVocab);
-  for (int32_t m = 0; m < tokens; ++m) {
-    data->conditional_row.push_back(m);
-    data->unconditional_row.push_back(static_cast<int32_t>(tokens) + m);
-    data->seed.push_back(m);
-  }
-  data->cell = data->drawn = data->seed;
+  const SampledRows sampled(static_cast<int32_t>(tokens));
+  data->conditional_row = sampled.conditional_row;
+  data->unconditional_row = sampled.unconditional_row;
+  data->seed = data->cell = data->drawn = sampled.cell;
   data->top_k.assign(count, top_k);
   data->top_p.assign(count, top_p);
   data->guidance.assign(count, 4.8f);
   data->temperature.assign(count, 1.0f);
-  SampleTokensParams p{};
-  p.logits = data->logits.data();
-  p.conditional_row = data->conditional_row.data();
-  p.unconditional_row = data->unconditional_row.data();
-  p.guidance = data->guidance.data();
-  p.temperature = data->temperature.data();
-  p.top_k = top_k > 0 ? data->top_k.data() : nullptr;
-  p.top_p = top_p < 1 ? data->top_p.data() : nullptr;
-  p.seed = data->seed.data();
-  p.cell = data->cell.data();
+  SampleTokensParams p = sample_tokens_params(*data, tokens, kVocab, top_k > 0, top_p < 1, DType::kFloat32);
   p.tokens = data->drawn.data();
-  p.logits_stride = kVocab;
-  p.num_tokens = tokens;
-  p.vocab_size = kVocab;
-  p.dtype = DType::kFloat32;
   Work work = make_work(cpu_kernels().sample_tokens, p, std::move(data), tokens);
   work.bytes = static_cast<double>(tokens) * 2 * 4 * kVocab;
   return work;

@@ -8,34 +8,24 @@ void sample_tokens(benchmark::State& state, int32_t top_k, float top_p) {
   const Shape& shape = kShapes[state.range(0)];
   const int64_t tokens = state.range(1) * shape.num_query;
   const auto count = static_cast<size_t>(tokens);
-  const DeviceArray<uint16_t> logits(random_bf16(2 * tokens * kVocab));
-  std::vector<int32_t> conditional, unconditional;
-  std::vector<int64_t> ids;
-  for (int32_t m = 0; m < tokens; ++m) {
-    conditional.push_back(m);
-    unconditional.push_back(static_cast<int32_t>(tokens) + m);
-    ids.push_back(m);
-  }
-  const DeviceArray<int32_t> conditional_row(conditional), unconditional_row(unconditional);
-  const DeviceArray<int32_t> ks(std::vector<int32_t>(count, top_k));
-  const DeviceArray<float> ps(std::vector<float>(count, top_p));
-  const DeviceArray<float> guidance(std::vector<float>(count, 4.8f)), temperature(std::vector<float>(count, 1.0f));
-  const DeviceArray<int64_t> seed(ids), cell(ids), drawn(ids);
-  SampleTokensParams p{};
-  p.logits = logits.get();
-  p.conditional_row = conditional_row.get();
-  p.unconditional_row = unconditional_row.get();
-  p.guidance = guidance.get();
-  p.temperature = temperature.get();
-  p.top_k = top_k > 0 ? ks.get() : nullptr;
-  p.top_p = top_p < 1 ? ps.get() : nullptr;
-  p.seed = seed.get();
-  p.cell = cell.get();
-  p.tokens = drawn.get();
-  p.logits_stride = kVocab;
-  p.num_tokens = tokens;
-  p.vocab_size = kVocab;
-  p.dtype = DType::kBFloat16;
+  const SampledRows sampled(static_cast<int32_t>(tokens));
+  const struct {
+    DeviceArray<uint16_t> logits;
+    DeviceArray<int32_t> conditional_row, unconditional_row, top_k;
+    DeviceArray<float> top_p, guidance, temperature;
+    DeviceArray<int64_t> seed, cell, drawn;
+  } arrays{random_bf16(2 * tokens * kVocab),
+           sampled.conditional_row,
+           sampled.unconditional_row,
+           std::vector<int32_t>(count, top_k),
+           std::vector<float>(count, top_p),
+           std::vector<float>(count, 4.8f),
+           std::vector<float>(count, 1.0f),
+           sampled.cell,
+           sampled.cell,
+           sampled.cell};
+  SampleTokensParams p = sample_tokens_params(arrays, tokens, kVocab, top_k > 0, top_p < 1, DType::kBFloat16);
+  p.tokens = arrays.drawn.data();
   const double bytes = static_cast<double>(tokens) * 2 * 2 * kVocab;
   measure(state, shape, bytes, [&](cudaStream_t stream) { launch_sample_tokens(p, stream); });
 }

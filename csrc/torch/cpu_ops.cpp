@@ -1,4 +1,4 @@
-// Operators that only the CPU has kernels for: schemas, checks and dispatch, as ops.cpp has them for the others.
+// Operators that only the CPU has kernels for: checks and dispatch, as ops.cpp has them for the others.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -9,14 +9,6 @@
 #include "checks.h"
 #include "common/cpu_kernels.h"
 #include "execute.h"
-
-STABLE_TORCH_LIBRARY_FRAGMENT(lpd_ext, m) {
-  m.def("quantize_rows(Tensor x, int levels, bool rotate, int planes) -> (Tensor, Tensor)");
-  m.def("group_norm_scale_shift(Tensor x, Tensor weight, Tensor bias, int num_groups, float eps) -> Tensor");
-  m.def(
-      "conv3x3(Tensor x, Tensor weight, Tensor bias, Tensor? scale_shift, Tensor(a!) out, bool upsample, "
-      "bool accumulate, bool bfloat16) -> ()");
-}
 
 namespace {
 

@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cuda_stream.h"
+
 #if defined(LPD_EMULATED_OPERATORS)
 #define LPD_OPERATOR_NAMESPACE lpd_emulated
 #else
@@ -54,7 +56,7 @@ void execute([[maybe_unused]] const Tensor& on, const Params& params, [[maybe_un
   if (on_cuda_kernels(on)) {
     const auto device = on.get_device_index();
     const torch::stable::accelerator::DeviceGuard guard(device);
-    return launch(params, torch::stable::accelerator::getCurrentStream(device).nativeHandle());
+    return launch(params, current_cuda_stream(device));
   }
 #endif
   execute_on_cpu(params, kernel, items, cost);

@@ -1,4 +1,4 @@
-// Linear layers of packed weights, on the CPU: schemas, checks and dispatch, as ops.cpp has them for the others.
+// Linear layers of packed weights, on the CPU: checks and dispatch, as ops.cpp has them for the others.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -11,13 +11,6 @@
 #include "checks.h"
 #include "common/cpu_kernels.h"
 #include "execute.h"
-
-STABLE_TORCH_LIBRARY_FRAGMENT(lpd_ext, m) {
-  m.def("packed_linear(Tensor x, Tensor weight, Tensor? bias, int out_features, bool gelu, Tensor(a!) out) -> ()");
-  m.def(
-      "packed_linear_int8(Tensor quantized, Tensor quantization, Tensor weight, Tensor scale, Tensor column_sum, "
-      "Tensor? bias, int planes, bool gelu, Tensor(a!) out) -> ()");
-}
 
 namespace {
 

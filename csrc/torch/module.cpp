@@ -1,4 +1,4 @@
-// The extension module: loading it registers the operators (ops.cpp); what it offers itself is about the build.
+// The extension module: loading it registers the operators (schemas.cpp); what it offers itself is about the build.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

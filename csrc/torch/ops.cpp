@@ -1,5 +1,5 @@
-// Every operator's schema, checks and dispatch, on torch's stable ABI. Kernels know nothing of torch; this folder is
-// all they share with it.
+// Checks and dispatch of the operators of decoding, on torch's stable ABI (schemas.cpp has what they are called with).
+// Kernels know nothing of torch; this folder is all they share with it.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -14,25 +14,7 @@
 #include "execute.h"
 
 // A macro of our own, so that the namespace is expanded before torch's macros make names of it.
-#define LPD_LIBRARY(library, m) STABLE_TORCH_LIBRARY(library, m)
 #define LPD_LIBRARY_IMPL(library, key, m) STABLE_TORCH_LIBRARY_IMPL(library, key, m)
-
-LPD_LIBRARY(LPD_OPERATOR_NAMESPACE, m) {
-  m.def(
-      "group_attention(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor segments, int max_rows, "
-      "int max_keys, int first_output_row, float scale, Tensor(c!)? workspace=None) -> Tensor");
-  m.def("append_kv(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor segments, int max_rows) -> ()");
-  m.def(
-      "embed_rows(Tensor content_ids, Tensor positions, Tensor content, Tensor position_embedding, Tensor weight, "
-      "Tensor bias, float eps) -> Tensor");
-  m.def("residual_layer_norm(Tensor(a!) x, Tensor? delta, Tensor weight, Tensor bias, float eps) -> Tensor");
-  m.def(
-      "sample_tokens(Tensor logits, Tensor conditional_row, Tensor unconditional_row, Tensor guidance, "
-      "Tensor temperature, Tensor? top_k, Tensor? top_p, Tensor seed, Tensor cell) -> Tensor");
-  m.def(
-      "locality_order(Tensor group_sizes, int height, int width, float proximity_threshold, int repulsion_threshold, "
-      "Tensor seeds, Tensor? known) -> Tensor");
-}
 
 namespace {
 
@@ -94,10 +76,9 @@ CacheShape check_cache_arguments(const Tensor& qkv, const Tensor& k_cache, const
   return {qkv.size(0), heads, head_dim, k_cache.size(0), k_cache.size(2), segments.size(0)};
 }
 
-template <class Params>
-Params cache_params(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, const Tensor& segments,
-                    const CacheShape& shape, int64_t max_rows) {
-  Params p{};
+lpd::CacheRows cache_rows(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, const Tensor& segments,
+                          const CacheShape& shape, int64_t max_rows) {
+  lpd::CacheRows p{};
   p.qkv = qkv.const_data_ptr();
   p.k_cache = k_cache.mutable_data_ptr();
   p.v_cache = v_cache.mutable_data_ptr();
@@ -137,7 +118,8 @@ Tensor group_attention(const Tensor& qkv, const Tensor& k_cache, const Tensor& v
     check(reinterpret_cast<uintptr_t>(workspace->const_data_ptr()) % 16 == 0,
           "workspace must begin at a multiple of 16 bytes");
   }
-  auto params = cache_params<lpd::GroupAttentionParams>(qkv, k_cache, v_cache, segments, shape, max_rows);
+  lpd::GroupAttentionParams params{};
+  static_cast<lpd::CacheRows&>(params) = cache_rows(qkv, k_cache, v_cache, segments, shape, max_rows);
   check_segment_values(params.segments, segments, shape,
                        {shape.rows, shape.slots, shape.positions, max_rows, max_keys, first_output_row});
 
@@ -160,7 +142,7 @@ void append_kv(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, 
                int64_t max_rows) {
   const CacheShape shape = check_cache_arguments(qkv, k_cache, v_cache, segments);
   check_bound(max_rows, "max_rows");
-  const auto params = cache_params<lpd::AppendKvParams>(qkv, k_cache, v_cache, segments, shape, max_rows);
+  const lpd::AppendKvParams params = cache_rows(qkv, k_cache, v_cache, segments, shape, max_rows);
   check_segment_values(params.segments, segments, shape,
                        {shape.rows, shape.slots, shape.positions, max_rows, shape.positions + max_rows, shape.rows});
   execute(qkv, params, LPD_LAUNCHER(launch_append_kv), lpd::cpu_kernels().append_kv, lpd::append_kv_items(params),

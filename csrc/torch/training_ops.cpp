@@ -1,5 +1,5 @@
-// training_attention and its gradient, which only the CPU has kernels for: schemas, checks and dispatch, as ops.cpp has
-// them for the operators of decoding.
+// training_attention and its gradient, which only the CPU has kernels for: checks and dispatch, as ops.cpp has them for
+// the operators of decoding.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -11,13 +11,6 @@
 #include "checks.h"
 #include "common/cpu_kernels.h"
 #include "execute.h"
-
-STABLE_TORCH_LIBRARY_FRAGMENT(lpd_ext, m) {
-  m.def("training_attention(Tensor qkv, Tensor group_sizes, bool mutual_visibility, float scale) -> (Tensor, Tensor)");
-  m.def(
-      "training_attention_backward(Tensor grad_output, Tensor qkv, Tensor output, Tensor logsumexp, "
-      "Tensor group_sizes, bool mutual_visibility, float scale) -> Tensor");
-}
 
 namespace {
 

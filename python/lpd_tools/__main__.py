@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from io import TextIOWrapper
+
 from lpd_tools.extras import missing_from_tools
 
 
@@ -13,6 +16,8 @@ def main() -> None:
         if (sentence := missing_from_tools(error)) is None:
             raise
         raise SystemExit(sentence) from error
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a path may hold what cannot be encoded
     app()
 
 

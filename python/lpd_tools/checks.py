@@ -1,4 +1,4 @@
-"""Checks of command-line arguments, made before any work."""
+"""Checks of command-line arguments, made before any work, and of numbers before they are computed with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 
 def check_output(path: Path, suffix: str) -> None:
@@ -33,3 +34,10 @@ def check_device(name: str) -> torch.device:
     if name and name not in allowed:
         raise ValueError(f"device must be one of {', '.join(allowed)} here, got {name!r}")
     return torch.device(name or allowed[0])
+
+
+def check_finite(values: Tensor, name: str) -> None:
+    """ValueError unless every number of values [n, ...] is finite, naming the first row that has another."""
+    strange = (~values.isfinite()).flatten(1).any(1).nonzero()
+    if len(strange):
+        raise ValueError(f"{name} must be finite, but row {int(strange[0])} of {len(values)} has NaN or inf")

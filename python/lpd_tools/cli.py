@@ -19,6 +19,7 @@ from lpd_tools.commands.check_tokens import check_tokens
 from lpd_tools.commands.curves import curves
 from lpd_tools.commands.evaluate import evaluate
 from lpd_tools.commands.export import export
+from lpd_tools.commands.fetch import fetch
 from lpd_tools.commands.generate import generate
 from lpd_tools.commands.growth import growth
 from lpd_tools.commands.info import info
@@ -39,7 +40,7 @@ from lpd_tools.options import add_command
 from lpd_tools.training.stopping import TrainingStopped
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Draw": (sample, orders, info),
+    "Draw": (sample, orders, info, fetch),
     "Data": (prepare_icons, cache_tokens, check_tokens),
     "Train": (train_judge, train_tokenizer, train, training_cost, curves, replay, export, bundle),
     "Measure quality": (generate, measure, evaluate, int8_quality, study),

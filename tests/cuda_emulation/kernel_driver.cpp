@@ -1,9 +1,9 @@
 // Runs the CUDA kernels of one operator on random small inputs, without torch, so that sanitizers can watch: each case
 // in three thread orders, whose outputs must be the same bits, and against the CPU kernel.
 //
-// Usage: kernel_driver OPERATOR [once | few]. For sanitizers, which are slow and do not depend on the order: with
-// `once` one order, for the address sanitizer; with `few` one order and fewer cases, for the thread sanitizer. Exit
-// status 1: outputs differ; 86: the emulator stopped a kernel.
+// Usage: kernel_driver OPERATOR [once | few], or kernel_driver unknown_dtype, for what all do with one. For sanitizers,
+// which are slow and do not depend on the order: with `once` one order, for the address sanitizer; with `few` one order
+// and fewer cases, for the thread sanitizer. Exit status 1: outputs differ; 86: the emulator stopped a kernel.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -18,6 +18,7 @@
 
 #include "common/cpu_kernels.h"
 #include "emulator.h"
+#include "operator_params.h"
 
 namespace lpd {
 namespace {
@@ -48,32 +49,28 @@ template <class T>
 using Array = std::vector<T, DeviceAllocator<T>>;
 using Bytes = Array<uint8_t>;
 
-template <class Use>
-auto with_type(DType dtype, const Use& use) {
-  switch (dtype) {
-    case DType::kFloat32: return use(float{});
-    case DType::kBFloat16: return use(BFloat16{});
-    default: return use(Float16{});
-  }
-}
-
 size_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 float element(const Bytes& array, DType dtype, size_t i) {
-  return with_type(dtype,
-                   [&](auto type) { return to_float(reinterpret_cast<const decltype(type)*>(array.data())[i]); });
+  return dispatch_dtype(dtype,
+                        [&](auto type) { return to_float(reinterpret_cast<const decltype(type)*>(array.data())[i]); });
 }
 
 Bytes zeros(int64_t count, DType dtype) { return Bytes(static_cast<size_t>(count) * size_of(dtype)); }
 
 Bytes random_elements(int64_t count, DType dtype) {
   Bytes array = zeros(count, dtype);
-  with_type(dtype, [&](auto type) {
+  dispatch_dtype(dtype, [&](auto type) {
     using T = decltype(type);
     std::normal_distribution<float> normal;
     for (int64_t i = 0; i < count; ++i) reinterpret_cast<T*>(array.data())[i] = from_float<T>(normal(generator));
   });
   return array;
+}
+
+template <class T>
+Array<T> on_device(const std::vector<T>& values) {
+  return Array<T>(values.begin(), values.end());
 }
 
 template <class T>
@@ -130,23 +127,16 @@ void check(void (*on_cpu)(const Params&, int64_t, int64_t), int64_t items, void 
 
 // A decoding step of ragged sequences, for group_attention and append_kv.
 struct Step {
-  struct Sizes {
-    int32_t num_context, num_query, cache_length;
-  };
-
-  Step(const std::vector<Sizes>& sizes, DType dtype_, int32_t head_dim_)
-      : dtype(dtype_), head_dim(head_dim_), segments(sizes.size()) {
-    int32_t context = 1, slot = static_cast<int32_t>(sizes.size());
-    for (const Sizes& size : sizes) first_query += size.num_context;
-    rows = first_query;
-    for (size_t i = 0; i < sizes.size(); ++i) {
-      const Sizes& size = sizes[i];
-      segments[i] = {context, size.num_context, rows, size.num_query, size.cache_length, slot--};
-      context += size.num_context;
-      rows += size.num_query;
-      max_rows = std::max(max_rows, size.num_context + size.num_query);
-      max_keys = std::max(max_keys, size.num_context + size.num_query + size.cache_length);
-      positions = std::max(positions, size.num_context + size.cache_length);
+  Step(const std::vector<bench::SequenceSizes>& sizes, DType dtype_, int32_t head_dim_)
+      : dtype(dtype_), head_dim(head_dim_), segments(on_device(bench::make_segments(sizes, 1))) {
+    for (Segment& segment : segments) {
+      segment.cache_slot = static_cast<int32_t>(sizes.size()) - segment.cache_slot;
+      const int32_t step_rows = segment.num_context + segment.num_query;
+      first_query += segment.num_context;
+      rows = segment.query_start + segment.num_query;
+      max_rows = std::max(max_rows, step_rows);
+      max_keys = std::max(max_keys, step_rows + segment.cache_length);
+      positions = std::max(positions, segment.num_context + segment.cache_length);
     }
     const auto slots = static_cast<int64_t>(sizes.size()) + 1;
     qkv = random_elements(rows * row_stride(), dtype);
@@ -164,23 +154,9 @@ struct Step {
     }
   }
 
-  template <class Params>
-  Params params() const {
-    Params p{};
-    p.qkv = qkv.data();
-    p.segments = segments.data();
-    p.qkv_row_stride = row_stride();
-    p.qkv_part_stride = kHeads * head_dim;
-    p.qkv_head_stride = head_dim;
-    p.cache_slot_stride = slot_stride();
-    p.cache_head_stride = int64_t{positions} * (head_dim + kPadding);
-    p.cache_position_stride = head_dim + kPadding;
-    p.num_segments = static_cast<int32_t>(segments.size());
-    p.num_heads = kHeads;
-    p.head_dim = head_dim;
-    p.max_rows = max_rows;
-    p.dtype = dtype;
-    return p;
+  CacheRows params() const {
+    return bench::cache_rows(*this, {static_cast<int32_t>(segments.size()), kHeads, head_dim, positions}, max_rows,
+                             dtype, kPadding);
   }
 
   static constexpr int32_t kHeads = 2;
@@ -194,19 +170,18 @@ struct Step {
   int64_t slot_stride() const { return int64_t{kHeads} * positions * (head_dim + kPadding); }
 };
 
-const std::vector<Step::Sizes> kManyKinds = {{3, 5, 7}, {4, 0, 0}, {0, 6, 9}, {0, 0, 5}, {16, 17, 80}, {1, 33, 0}};
-const std::vector<Step::Sizes> kManyTiles = {{70, 9, 40}, {3, 64, 130}};
-const std::vector<Step::Sizes> kManyKeys = {{5, 3, 300}, {2, 0, 5}, {0, 7, 64}};  // split over blocks
-const std::vector<Step::Sizes> kTileEdges = {{3, 2, 63}, {2, 1, 127}, {1, 5, 159}};
-const std::vector<Step::Sizes> kTwoTiles = {{3, 20, 70}, {2, 0, 5}};
+const std::vector<bench::SequenceSizes> kManyKinds = {{3, 5, 7}, {4, 0, 0},    {0, 6, 9},
+                                                      {0, 0, 5}, {16, 17, 80}, {1, 33, 0}};
+const std::vector<bench::SequenceSizes> kManyTiles = {{70, 9, 40}, {3, 64, 130}};
+const std::vector<bench::SequenceSizes> kManyKeys = {{5, 3, 300}, {2, 0, 5}, {0, 7, 64}};  // split over blocks
+const std::vector<bench::SequenceSizes> kTileEdges = {{3, 2, 63}, {2, 1, 127}, {1, 5, 159}};
+const std::vector<bench::SequenceSizes> kTwoTiles = {{3, 20, 70}, {2, 0, 5}};
 
 enum class Splits { kNone, kInWorkspace, kInClusters };
 
 void attend(const Step& step, int32_t first_output_row, Splits splits) {
-  auto p = step.params<GroupAttentionParams>();
+  GroupAttentionParams p = bench::group_attention_params(step.params(), step.max_keys, 0.2f);
   p.first_output_row = first_output_row;
-  p.max_keys = step.max_keys;
-  p.scale = 0.2f;
   const bool clusters = splits == Splits::kInClusters;
   const int32_t multiprocessors = clusters ? 132 : 108;
   emulator::settings().multiprocessors = multiprocessors;
@@ -259,7 +234,7 @@ void append_kv() {
   for (DType dtype : kDTypes) {
     for (int32_t head_dim : {32, 128}) {
       const Step step(few ? kTwoTiles : head_dim == 32 ? kManyTiles : kManyKinds, dtype, head_dim);
-      auto p = step.params<AppendKvParams>();
+      AppendKvParams p = step.params();
       check(cpu_kernels().append_kv, append_kv_items(p), launch_append_kv, p, [&](const auto& run) -> Outputs {
         Bytes k = step.k_cache, v = step.v_cache;
         p.k_cache = k.data();
@@ -275,28 +250,15 @@ void embed_rows() {
   constexpr int64_t kRows = 3, kContents = 11, kPositions = 7;
   for (DType dtype : kDTypes) {
     for (int32_t width : {8, 100, 272, 1024}) {
-      EmbedRowsParams p{};
-      p.content_stride = p.position_stride = width + kPadding;
-      const Bytes content = random_elements(kContents * p.content_stride, dtype);
-      const Bytes position_embedding = random_elements(kPositions * p.position_stride, dtype);
-      const Bytes weight = random_elements(width, dtype), bias = random_elements(width, dtype);
-      Array<int64_t> content_ids(kRows), positions(kRows);
-      for (size_t row = 0; row < kRows; ++row) {
-        content_ids[row] = any_of(0, kContents - 1);
-        positions[row] = any_of(0, kPositions - 1);
-      }
-      p.content_ids = content_ids.data();
-      p.positions = positions.data();
-      p.content = content.data();
-      p.position_embedding = position_embedding.data();
-      p.weight = weight.data();
-      p.bias = bias.data();
-      p.num_rows = kRows;
-      p.num_contents = kContents;
-      p.num_positions = kPositions;
-      p.width = width;
-      p.eps = 1e-6f;
-      p.dtype = dtype;
+      const int64_t stride = width + kPadding;
+      struct {
+        Bytes content, position_embedding, weight, bias;
+        Array<int64_t> content_ids = Array<int64_t>(kRows), positions = content_ids;
+      } arrays{random_elements(kContents * stride, dtype), random_elements(kPositions * stride, dtype),
+               random_elements(width, dtype), random_elements(width, dtype)};
+      for (int64_t& id : arrays.content_ids) id = any_of(0, kContents - 1);
+      for (int64_t& position : arrays.positions) position = any_of(0, kPositions - 1);
+      EmbedRowsParams p = bench::embed_rows_params(arrays, kRows, kContents, kPositions, width, dtype, kPadding);
       check(cpu_kernels().embed_rows, kRows, launch_embed_rows, p, [&](const auto& run) -> Outputs {
         Bytes x = zeros(kRows * width, DType::kFloat32);
         p.x = reinterpret_cast<float*>(x.data());
@@ -312,18 +274,13 @@ void residual_layer_norm() {
   for (DType dtype : kDTypes) {
     for (int32_t width : {8, 100, 272, 1024}) {
       for (bool has_delta : {false, true}) {
-        ResidualLayerNormParams p{};
-        p.x_stride = p.delta_stride = width + kPadding;
-        const Bytes x_before = random_elements(kRows * p.x_stride, DType::kFloat32);
-        const Bytes delta = random_elements(kRows * p.delta_stride, dtype);
-        const Bytes weight = random_elements(width, dtype), bias = random_elements(width, dtype);
-        p.delta = has_delta ? delta.data() : nullptr;
-        p.weight = weight.data();
-        p.bias = bias.data();
-        p.num_rows = kRows;
-        p.width = width;
-        p.eps = 1e-6f;
-        p.dtype = dtype;
+        const int64_t stride = width + kPadding;
+        const Bytes x_before = random_elements(kRows * stride, DType::kFloat32);
+        const struct {
+          Bytes delta, weight, bias;
+        } arrays{random_elements(kRows * stride, dtype), random_elements(width, dtype), random_elements(width, dtype)};
+        ResidualLayerNormParams p = bench::residual_layer_norm_params(arrays, kRows, width, dtype, kPadding);
+        if (!has_delta) p.delta = nullptr;
         check(cpu_kernels().residual_layer_norm, kRows, launch_residual_layer_norm, p, [&](const auto& run) -> Outputs {
           Bytes x = x_before, normed = zeros(kRows * width, dtype);
           p.x = reinterpret_cast<float*>(x.data());
@@ -343,35 +300,21 @@ void sample_tokens() {
     // A row in registers; in shared memory and, where some of it is filtered out, beyond.
     for (int32_t vocab : {1, 50, 1000, 16384, 26000}) {
       if (few && (vocab == 1 || (vocab > 1000 && dtype != DType::kBFloat16))) continue;
-      SampleTokensParams p{};
-      p.logits_stride = vocab + kPadding;
-      const Bytes logits = random_elements(2 * kTokens * p.logits_stride, dtype);
-      Array<int32_t> conditional_row(kTokens), unconditional_row(kTokens), top_k(kTokens);
-      Array<float> guidance(kTokens, 3.0f), temperature(kTokens, 0.7f), top_p(kTokens);
-      Array<int64_t> seed(kTokens), cell(kTokens);
-      for (int32_t m = 0; m < kTokens; ++m) {
-        const auto i = static_cast<size_t>(m);
-        conditional_row[i] = m;
-        unconditional_row[i] = m == 1 ? -1 : kTokens + m;
-        top_k[i] = m == 0 ? 0 : 20;
-        top_p[i] = m >= 3 ? 0.8f : 1.0f;
-        seed[i] = any_of(0, 1 << 30);
-        cell[i] = m;
-      }
-      temperature[2] = 0.0f;
-      p.logits = logits.data();
-      p.conditional_row = conditional_row.data();
-      p.unconditional_row = unconditional_row.data();
-      p.guidance = guidance.data();
-      p.temperature = temperature.data();
-      p.seed = seed.data();
-      p.cell = cell.data();
-      p.num_tokens = kTokens;
-      p.vocab_size = vocab;
-      p.dtype = dtype;
+      const bench::SampledRows sampled(kTokens);
+      struct {
+        Bytes logits;
+        Array<int32_t> conditional_row, unconditional_row;
+        Array<int64_t> cell, seed = cell;
+        Array<float> guidance = Array<float>(kTokens, 3.0f), temperature = Array<float>(kTokens, 0.7f);
+        Array<int32_t> top_k = {0, 20, 20, 20, 20, 20};
+        Array<float> top_p = {1.0f, 1.0f, 1.0f, 0.8f, 0.8f, 0.8f};
+      } arrays{random_elements(2 * kTokens * (vocab + kPadding), dtype), on_device(sampled.conditional_row),
+               on_device(sampled.unconditional_row), on_device(sampled.cell)};
+      for (int64_t& seed : arrays.seed) seed = any_of(0, 1 << 30);
+      arrays.unconditional_row[1] = -1;
+      arrays.temperature[2] = 0.0f;
       for (bool filtered : {false, true}) {
-        p.top_k = filtered ? top_k.data() : nullptr;
-        p.top_p = filtered ? top_p.data() : nullptr;
+        SampleTokensParams p = bench::sample_tokens_params(arrays, kTokens, vocab, filtered, filtered, dtype, kPadding);
         check(cpu_kernels().sample_tokens, kTokens, launch_sample_tokens, p, [&](const auto& run) -> Outputs {
           Array<int64_t> tokens(kTokens);
           p.tokens = tokens.data();
@@ -385,40 +328,32 @@ void sample_tokens() {
 
 void locality_order() {
   constexpr int32_t kBatch = 3, kKnown = 10;
-  struct Grid {
-    int32_t height, width, steps, repulsion;
+  struct Grid : bench::GridSizes {
     bool known;
     int32_t idle = 0;  // steps that draw nothing, so that no barrier comes between them
   };
   // On the long ones many cells are tied: for one warp, up to 256 cells, and for several.
-  for (const Grid& grid : {Grid{8, 8, 6, 1, false}, Grid{1, 13, 4, 2, false}, Grid{6, 9, 5, 1, true},
-                           Grid{16, 17, 40, 2, false}, Grid{1, 256, 5, 1, false}, Grid{256, 1, 5, 1, false},
-                           Grid{1, 300, 5, 1, false}, Grid{300, 1, 5, 1, false}, Grid{16, 17, 40, 2, false, 34}}) {
+  for (const Grid& grid :
+       {Grid{{8, 8, 6, 1}, false}, Grid{{1, 13, 4, 2}, false}, Grid{{6, 9, 5, 1}, true}, Grid{{16, 17, 40, 2}, false},
+        Grid{{1, 256, 5, 1}, false}, Grid{{256, 1, 5, 1}, false}, Grid{{1, 300, 5, 1}, false},
+        Grid{{300, 1, 5, 1}, false}, Grid{{16, 17, 40, 2}, false, 34}}) {
     const int32_t cells = grid.height * grid.width, free = cells - (grid.known ? kKnown : 0);
     const auto drawn_before = [&](int32_t t) {
       const int32_t step = std::max(t - grid.idle, 0), steps = grid.steps - grid.idle;
       return free * step * (step + 1) / (steps * (steps + 1));
     };
-    Array<int32_t> group_sizes(static_cast<size_t>(grid.steps));  // ever larger
-    for (int32_t t = 0; t < grid.steps; ++t) {
-      group_sizes[static_cast<size_t>(t)] = drawn_before(t + 1) - drawn_before(t);
-    }
+    struct {
+      Array<int32_t> group_sizes;  // ever larger
+      Array<int64_t> seeds = Array<int64_t>(kBatch);
+    } arrays;
+    for (int32_t t = 0; t < grid.steps; ++t) arrays.group_sizes.push_back(drawn_before(t + 1) - drawn_before(t));
     Array<uint8_t> known(static_cast<size_t>(kBatch * cells));
-    Array<int64_t> seeds(kBatch);
     for (int32_t image = 0; image < kBatch; ++image) {
-      seeds[static_cast<size_t>(image)] = any_of(0, 1 << 30);
+      arrays.seeds[static_cast<size_t>(image)] = any_of(0, 1 << 30);
       for (int32_t i = 0; i < cells - free; ++i) known[static_cast<size_t>(image * cells + 3 * i + image)] = 1;
     }
-    LocalityOrderParams p{};
-    p.group_sizes = group_sizes.data();
-    p.seeds = seeds.data();
+    LocalityOrderParams p = bench::locality_order_params(arrays, kBatch, grid);
     p.known = grid.known ? known.data() : nullptr;
-    p.batch = kBatch;
-    p.steps = grid.steps;
-    p.height = grid.height;
-    p.width = grid.width;
-    p.repulsion_threshold = grid.repulsion;
-    set_proximity_threshold(p, 1.0);
     check(cpu_kernels().locality_order, kBatch, launch_locality_order, p, [&](const auto& run) -> Outputs {
       Array<int64_t> order(static_cast<size_t>(kBatch * cells));
       p.order = order.data();
@@ -426,6 +361,46 @@ void locality_order() {
       return {{"order", bytes_of(order)}};
     });
   }
+}
+
+// Every kernel that is made for several dtypes refuses another, before it looks at an array.
+void unknown_dtype() {
+  const auto set = [](auto p) {
+    p.dtype = static_cast<DType>(7);
+    return p;
+  };
+  const auto require = [](const char* kernel, const auto& run) {
+    try {
+      run();
+    } catch (const std::runtime_error& error) {
+      if (std::string(error.what()) == "unknown dtype 7") return;
+    }
+    std::fprintf(stderr, "%s takes an unknown dtype\n", kernel);
+    std::exit(1);
+  };
+  const auto on_cpu = [&](const char* name, auto kernel, const auto& p) { require(name, [&] { kernel(p, 0, 0); }); };
+  const auto on_cuda = [&](const char* name, auto launch, const auto& p) {
+    require(name, [&] { launch(p, nullptr); });
+  };
+  const CpuKernels& cpu = cpu_kernels();
+  on_cpu("quantize_rows", cpu.quantize_rows, set(QuantizeRowsParams{}));
+  on_cpu("training_attention", cpu.training_attention, set(TrainingAttentionParams{}));
+  GroupAttentionParams attention{};
+  attention.num_segments = attention.num_heads = attention.max_rows = 1;
+  on_cpu("group_attention", cpu.group_attention, set(attention));
+  on_cuda("group_attention on CUDA", launch_group_attention, set(attention));
+  EmbedRowsParams embedding{};
+  embedding.num_rows = embedding.width = 1;
+  on_cpu("embed_rows", cpu.embed_rows, set(embedding));
+  on_cuda("embed_rows on CUDA", launch_embed_rows, set(embedding));
+  ResidualLayerNormParams norm{};
+  norm.num_rows = norm.width = 1;
+  on_cpu("residual_layer_norm", cpu.residual_layer_norm, set(norm));
+  on_cuda("residual_layer_norm on CUDA", launch_residual_layer_norm, set(norm));
+  SampleTokensParams sampling{};
+  sampling.num_tokens = sampling.vocab_size = 1;
+  on_cpu("sample_tokens", cpu.sample_tokens, set(sampling));
+  on_cuda("sample_tokens on CUDA", launch_sample_tokens, set(sampling));
 }
 
 }  // namespace
@@ -439,7 +414,8 @@ int main(int count, char** arguments) {
   const Operator operators[] = {
       {"group_attention", lpd::group_attention}, {"append_kv", lpd::append_kv},
       {"embed_rows", lpd::embed_rows},           {"residual_layer_norm", lpd::residual_layer_norm},
-      {"sample_tokens", lpd::sample_tokens},     {"locality_order", lpd::locality_order}};
+      {"sample_tokens", lpd::sample_tokens},     {"locality_order", lpd::locality_order},
+      {"unknown_dtype", lpd::unknown_dtype}};
   for (const Operator& each : operators) {
     if (count < 2 || std::strcmp(arguments[1], each.name) != 0) continue;
     lpd::few = count > 2 && std::strcmp(arguments[2], "few") == 0;

@@ -17,8 +17,6 @@
 namespace lpd {
 namespace {
 
-constexpr unsigned kAllLanes = 0xffffffffu;
-
 __device__ int thread_of_block() { return static_cast<int>(threadIdx.x); }
 
 __device__ float warp_sum(float value) {

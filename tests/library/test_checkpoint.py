@@ -19,7 +19,6 @@ from lpd_ext.checkpoint import (
     load_model,
     model_from_state_dict,
     resize_position_embedding,
-    resolve_directory,
     save_model,
 )
 from lpd_ext.model import LPDConfig, LPDModel
@@ -241,33 +240,3 @@ def test_writing_replaces_a_file_only_when_complete(tmp_path: Path) -> None:
         write_state_dict({"a": torch.zeros(3).to_sparse()}, path)
     assert torch.equal(read_state_dict(path)["a"], torch.ones(3))
     assert [file.name for file in tmp_path.iterdir()] == ["weights.safetensors"]
-
-
-def test_resolve_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve_directory(tmp_path) == tmp_path
-    for name in ("no/such/thing", "nothing", "./nothing"):
-        with pytest.raises(FileNotFoundError, match="neither a local path nor a hub id"):
-            resolve_directory(name)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "weights").mkdir()
-    for name in ("owner/model.pth", "owner/model.pt", "owner/model.safetensors", "weights/lpd_l"):
-        with pytest.raises(FileNotFoundError, match="neither a local path nor a hub id"):
-            resolve_directory(name)
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
-    with pytest.raises(ImportError, match=r"lpd-ext\[hub\]"):
-        resolve_directory("owner/name")
-
-
-def test_hub_ids_go_through_huggingface_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_model(load_golden().model(), tmp_path)
-    asked: list[object] = []
-
-    class Hub:
-        @staticmethod
-        def snapshot_download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
-            asked.append((name, revision, allow_patterns))
-            return str(tmp_path)
-
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", Hub)
-    assert resolve_directory("owner/name", "v1") == tmp_path
-    assert asked == [("owner/name", "v1", ["config.json", "model.safetensors", "tokenizer.safetensors"])]

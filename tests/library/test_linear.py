@@ -13,8 +13,19 @@ from decodes import recorded_logits
 from golden import load_golden
 from torch import Tensor, nn
 
-from lpd_ext.linear import PackedLinear, ResultRows, can_pack, linear_step, mlp_step, pack, replace_linears, unpack
-from lpd_ext.model import LPDModel
+from lpd_ext.linear import (
+    PackedLinear,
+    ResultRows,
+    can_pack,
+    count_parameters,
+    linear_step,
+    mlp_step,
+    pack,
+    replace_linears,
+    unpack,
+)
+from lpd_ext.model import LPDConfig, LPDModel
+from lpd_ext.quantize import quantize
 
 CPU = torch.device("cpu")
 DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if can_pack(CPU, dtype)]
@@ -239,6 +250,15 @@ def test_weights_of_another_shape_are_refused() -> None:
     layer = packed(random_linear(8, 5))
     with pytest.raises(ValueError, match=r"weight must have shape \[5, 8\], got \[3, 8\]"):
         layer.pack(weight=torch.zeros(3, 8))
+
+
+@pytest.mark.parametrize("make", [pack, quantize])
+def test_packed_weights_are_counted(make: Callable[[LPDModel], LPDModel]) -> None:
+    model = LPDModel(LPDConfig(32, depth=2, heads=2, vocab_size=40, num_classes=3, grid=(4, 4))).eval()
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count_parameters(model) == count
+    assert count_parameters(make(model)) == count
+    assert sum(parameter.numel() for parameter in model.parameters()) < count / 2
 
 
 def test_only_layers_of_exactly_the_kind_are_replaced() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,18 @@ def test_every_entry_is_found() -> None:
     assert entries(r"L-\d+-\d+").keys() == GRIDS.keys()
     steps = {"L-256-20": (1, 8, 15, 19), "L-512-48": (30,)}
     assert list(entries(r"[^\"]+ step \d+")) == [f"{name} step {t}" for name in steps for t in steps[name]]
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
+def test_without_its_library_the_build_says_what_to_install(tmp_path: Path) -> None:
+    """In one sentence, and not in a page of CMake's search for it."""
+    command = ["cmake", "-S", HEADER.parents[2], "-B", tmp_path, "--log-level=WARNING", "-DLPD_BENCHMARKS=ON",
+               "-DLPD_CUDA=OFF", "-DCMAKE_DISABLE_FIND_PACKAGE_benchmark=ON"]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode != 0
+    told = " ".join(result.stderr.split())
+    assert "need Google Benchmark: install it (Debian: apt install libbenchmark-dev)." in told
+    assert len(result.stderr.splitlines()) < 10
 
 
 @pytest.mark.parametrize("name", GRIDS)

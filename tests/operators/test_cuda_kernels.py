@@ -21,8 +21,14 @@ pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="no C++ compiler"),
 ]
 
+BENCH = KERNELS.parent / "bench"  # for operator_params.h
 CUDA_SOURCES = {source.stem.removesuffix("_cuda"): source for source in sorted(KERNELS.glob("*/*_cuda.cu"))}
-OTHER_SOURCES = ("common/cpu_dispatch.cpp", "common/segment.cpp", "locality_order/proximity_table.cpp")
+OTHER_SOURCES = (
+    "common/cpu_dispatch.cpp",
+    "common/dtype.cpp",
+    "common/segment.cpp",
+    "locality_order/proximity_table.cpp",
+)
 UNOPTIMISED = ["-O0", "-w"]  # kernels: compiled in a third of the time
 FLAVOURS = ("plain", "address", "thread")
 # "stopped": by the emulator; "differs": outputs, between thread orders or from the CPU kernel's.
@@ -228,7 +234,7 @@ class Programs:
             kernel_flags, runtime_flags, _, _ = PROGRAMS[flavour]
             units |= {(flavour, name): (source, [*UNOPTIMISED, *kernel_flags]) for name, source in CUDA_SOURCES.items()}
             for name in (*RUNTIME, "kernel_driver"):
-                units[flavour, name] = (EMULATION / f"{name}.cpp", runtime_flags)
+                units[flavour, name] = (EMULATION / f"{name}.cpp", [*runtime_flags, f"-I{BENCH}"])
         slow_first = sorted(units, key=lambda unit: (unit[0] != "address", unit[1] != "group_attention"))
         compiled = pool.map(lambda unit: self.compile("_".join(unit), *units[unit]), slow_first)
         self.objects = dict(zip(slow_first, compiled, strict=True))
@@ -295,6 +301,10 @@ def reports(
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_kernels_are_clean(programs: Programs, flavour: str, operator: str) -> None:
     assert who_reports(programs.clean[flavour], operator, flavour) == (None, "")
+
+
+def test_an_unknown_dtype_is_named(programs: Programs) -> None:
+    assert who_reports(programs.clean["plain"], "unknown_dtype", "plain") == (None, "")
 
 
 @pytest.mark.parametrize("name", MISTAKES)

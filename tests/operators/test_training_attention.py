@@ -14,10 +14,11 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
 from lpd_ext import block_attention, ops, reference
+from lpd_ext.block_attention import training_block_mask
 from lpd_ext.model import Block, LPDConfig
 from lpd_ext.schedule import group_sizes
-from lpd_ext.training_attention import attend
-from lpd_ext.visibility import Visibility, training_block_mask, training_mask
+from lpd_ext.training_attention import Visibility, attend
+from lpd_ext.visibility import training_mask
 
 # Tiles have 96 rows, spans 128 keys: steps that share a tile, groups that need several of each, and last groups smaller
 # than the one before.

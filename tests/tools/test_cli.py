@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import builtins
 import errno
+import io
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -23,17 +25,24 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 from lpd_tools import __main__ as entry
+from lpd_tools import console as says
+from lpd_tools import progress
 from lpd_tools.bench import timing as bench_timing
 from lpd_tools.bench.cases import SHAPES
 from lpd_tools.bench.decode import BASELINES
 from lpd_tools.cli import FriendlyGroup, app
+from lpd_tools.console import new_console
+from lpd_tools.evaluation import report
+from lpd_tools.progress import track
+from rich.console import Console
+from training_runs import LPD
 from typer.testing import CliRunner, Result
 
 from lpd_ext import LPDPipeline, __version__, ops
 from lpd_ext.orders import ORDER_POLICIES
 
 COMMANDS = [
-    *("sample", "orders", "info"),
+    *("sample", "orders", "info", "fetch"),
     *("prepare-icons", "cache-tokens", "check-tokens"),
     *("train-judge", "train-tokenizer", "train", "training-cost", "curves", "replay", "export", "bundle"),
     *("generate", "measure", "evaluate", "int8-quality", "study"),
@@ -126,7 +135,59 @@ def test_help_names_what_can_be_chosen() -> None:
 def test_paths_in_tables_are_no_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = LPDPipeline.from_pretrained()
     monkeypatch.setattr(LPDPipeline, "from_pretrained", lambda *_, **__: pipe)
-    assert "a [b] :dog: model: 0." in lpd("info", "--model", "a [b] :dog: model").output
+    assert "a [b] :dog: model: 2.9 M parameters" in lpd("info", "--model", "a [b] :dog: model").output
+
+
+# Markup, a closing tag that closes nothing, an emoji's name, a link and the escape of markup.
+STRANGE = "[closed] a[/b] :dog: [link=x] \\[y]"
+
+
+def test_class_names_are_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = LPDPipeline.from_pretrained()
+    pipe.class_names = [STRANGE, "[closed]", "a[/b]"]
+    monkeypatch.setattr(LPDPipeline, "from_pretrained", lambda *_, **__: pipe)
+    assert f"{STRANGE}, [closed], a[/b]" in lpd("info").output
+    assert lpd("sample", STRANGE, "-n", 1, "--output", f"{STRANGE.replace('/', '')}.png").exit_code == 0
+    assert f"'c[/d]' is not a class name; known are {STRANGE}, [closed], a[/b]" in lpd("sample", "c[/d]").stderr
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_progress_and_results_say_is_no_markup(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+
+    def console(stderr: bool = False) -> Console:
+        made = new_console(stderr)
+        return Console(file=written, force_terminal=terminal, width=200, markup=made._markup, emoji=made._emoji)
+
+    for module in (progress, report, says):
+        monkeypatch.setattr(module, "new_console", console)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    assert list(track(range(2), STRANGE, figures={"[/x]": 1.0})) == [0, 1]
+    measures = {"measures": {STRANGE: {STRANGE: {"mean": 1.0}}}, "warnings": [STRANGE]}
+    images = {"generated": 1, "repeats": 1, "reference": 1}
+    report.show_results({**measures, "images": images, "recognised": {STRANGE: {STRANGE: {"mean": 1.0}}}}, STRANGE)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\]8;[^\\]*\\", "", written.getvalue())
+    assert "[/x] 1" in plain
+    assert f"note: {STRANGE}" in plain
+    assert f"wrote {STRANGE}" in plain
+    assert plain.count(STRANGE) >= 7
+
+
+def test_no_module_makes_a_console_of_its_own() -> None:
+    """Or it would read markup in paths, names and errors."""
+    folder = Path(says.__file__).parent
+    sources = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*.py")}
+    found = [name for name, text in sources.items() if re.search(r"\bConsole\(|rich import print|markup=True", text)]
+    assert found == ["console.py"]
+
+
+def test_a_path_that_cannot_be_encoded_is_shown_escaped(tmp_path: Path) -> None:
+    output = os.fsencode(tmp_path) + b"/\xff.png"
+    command = [LPD.encode(), *b"orders raster --height 2 --width 2 --steps 2 -n 1 --output".split(), output]
+    for encoding in ("ascii:strict", "utf-8:strict"):
+        result = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding})
+        assert result.returncode == 0, result.stderr
+        assert b"/\\udcff.png" in result.stdout
 
 
 def test_sample_without_options_draws_where_it_is_called(elsewhere: Path) -> None:
@@ -137,6 +198,20 @@ def test_sample_without_options_draws_where_it_is_called(elsewhere: Path) -> Non
         assert image.height == 2 * (64 + 4) + 4
         assert image.width > 64
         assert len(image.convert("L").getcolors() or []) > 20
+
+
+def test_sample_takes_names_before_indices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes called 1 to 10 are no indices, and one called none is no picture without a class."""
+    pipe = LPDPipeline.from_pretrained()
+    pipe.class_names = [*map(str, range(1, 10)), "none"]
+    monkeypatch.setattr(LPDPipeline, "from_pretrained", lambda *_, **__: pipe)
+    drawn: list[Any] = []
+    monkeypatch.setattr(LPDPipeline, "__call__", lambda self, labels, **_: drawn.extend(self._labels(labels)))
+    for text in ("1", "9", "none", "None", "0"):
+        lpd("sample", "-n", 1, text)
+    assert drawn == [0, 8, 9, None, 0]
+    for text in ("²", "--1", "1_0", "1" * 30):
+        assert "is not a class name" in lpd("sample", "--", text).stderr, text
 
 
 def test_sample_draws_every_class_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +239,8 @@ def test_info_describes_build_and_model() -> None:
     assert result.exit_code == 0
     assert f"lpd_ext           {__version__}, built with" in result.output
     assert f"torch             {torch.__version__}" in result.output
-    assert "grid 8x8, V 512, C 10" in result.output
+    assert "bundled: 2.9 M parameters, E 192, L 6, H 6, grid 8x8, V 512, C 10" in result.output
+    assert "0.8 M parameters, stride 4" in result.output
     assert "ankle boot" in result.output
 
 
@@ -216,7 +292,8 @@ class Described:
         (("sample", "cat"), "class_labels: 'cat' is not a class name"),
         (("sample", 10), "must be None or an integer in [0, 10), got 10"),
         (("sample", "--model", "./nowhere"), "neither a local path nor a hub id"),
-        (("info", "--model", "taken"), "tokenizer must be given (a weight file)"),
+        (("info", "--model", "taken"), "path 'taken' is not a readable checkpoint"),
+        (("info", "--dtype", "float8"), "dtype must be one of float32, bfloat16, float16, int8, got 'float8'"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )

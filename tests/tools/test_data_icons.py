@@ -127,6 +127,9 @@ def test_classes_sides_and_variants(config: IconFolder, tmp_path: Path) -> None:
     # Two of the farmers in the first package, the only one in the other; all of one base, so none is held out.
     farmers = sorted(path.name for path in (tmp_path / "out/train/farmer").iterdir())
     assert len(farmers) == 9
+    (tmp_path / "empty" / ".ipynb_checkpoints").mkdir(parents=True)
+    again = dataclasses.replace(config, variants=2, placements=3, out=str(tmp_path / "empty"))
+    assert prepare_icons(again) == counts
     assert {name.split(".")[1] for name in farmers} == {"emoji-datasource-made-up", "maker-files"}
     with pytest.raises(ValueError, match="exists and is no empty folder"):
         prepare_icons(config)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +107,86 @@ def test_other_modes_become_rgb() -> None:
     assert np.asarray(to_rgb(Image.new("CMYK", (1, 1), (255, 0, 0, 0)))).tolist() == [[[0, 255, 255]]]
     with pytest.raises(UnreadableImageError, match="floating-point pixels"):
         to_rgb(Image.new("F", (1, 1)))
+
+
+def stored(image: Image.Image, kind: str, **options: Any) -> Image.Image:
+    """The picture as a file of that kind has it."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return open_image(file.getvalue())
+
+
+def value_of(image: Image.Image) -> list[int]:
+    return np.asarray(to_rgb(image))[0, :, 0].tolist()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("brightest", [255, 100, 0])
+def test_dark_pictures_of_16_bits_stay_dark(kind: str, brightest: int) -> None:
+    """Whose brightest value is one of 8 bits too: what white is, the file says."""
+    image = stored(Image.fromarray(np.array([[0, brightest]], dtype=np.uint16)), kind)
+    assert image.mode == "I;16"
+    assert value_of(image) == [0, round(brightest / 257)]
+
+
+def test_white_is_what_the_format_says() -> None:
+    assert value_of(open_image(b"P5 2 1 65535\n\x00\x10\x80\x00")) == [0, 128]
+    assert value_of(open_image(b"P5 3 1 300\n\x00\x00\x00\x96\x01\x2c")) == [0, 128, 255]
+    grey = Image.fromarray(np.array([[0, 257, 65535]], dtype=np.uint16))
+    assert value_of(stored(grey, "TIFF", tiffinfo={262: 0})) == [255, 254, 0]  # white is zero
+    twelve = tiff(bits=12, photometric=1, extra=(), data=b"\x00\x08\x00\xff\xf0")  # 0x000, 0x800, 0xfff
+    assert value_of(twelve) == [0, 128, 255]
+    clear = stored(grey, "PNG", transparency=257)
+    assert np.asarray(to_rgb(clear, (9, 8, 7)))[0].tolist() == [[0, 0, 0], [9, 8, 7], [255, 255, 255]]
+
+
+def tiff(
+    bits: int, photometric: int, extra: tuple[int, ...], data: bytes, samples: int = 1, width: int = 3
+) -> Image.Image:
+    """A TIFF of one row, written by hand."""
+    entries = [(256, 3, 1, width), (257, 3, 1, 1), (259, 3, 1, 1), (262, 3, 1, photometric), (277, 3, 1, samples),
+               (278, 3, 1, 1), (279, 4, 1, len(data))]  # fmt: skip
+    entries.append((258, 3, samples, bits if samples == 1 else bits | bits << 16))
+    entries += [(338, 3, 1, value) for value in extra]
+    start = 8 + 2 + 12 * (len(entries) + 1) + 4
+    entries.append((273, 4, 1, start))
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
+    return open_image(b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4) + data)
+
+
+def test_colours_multiplied_by_alpha_are_divided_by_it() -> None:
+    """TIFF's associated alpha: grey 100 at half, on black, lies there as 50."""
+    image = tiff(bits=8, photometric=1, extra=(1,), data=bytes([50, 128, 100, 255, 0, 0]), samples=2)
+    assert image.mode == "La"
+    assert np.asarray(to_rgb(image, (0, 0, 0)))[0, :, 0].tolist() == [50, 100, 0]
+    assert np.asarray(to_rgb(image, (255, 0, 0)))[0].tolist() == [[177, 50, 50], [100, 100, 100], [255, 0, 0]]
+    colours = Image.new("RGBA", (1, 1), (100, 0, 200, 128)).convert("RGBa")
+    expected = np.asarray(to_rgb(colours.convert("RGBA"), (0, 255, 0)))
+    assert np.array_equal(np.asarray(to_rgb(colours, (0, 255, 0))), expected)
+    assert expected[0, 0, 1] == 127
+
+
+MODES = list(dict.fromkeys([*Image.MODES, "La", "RGBa", "RGBX", "HSV", "LAB", "I;16L", "I;16B", "I;16N"]))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_becomes_rgb_or_is_an_unreadable_picture(mode: str) -> None:
+    """None of Pillow's modes stops a program with an error that names no picture."""
+    image = Image.new(mode, (4, 4))
+    if mode in ("I", "F"):
+        with pytest.raises(UnreadableImageError, match="whose range nothing tells"):
+            square_pixels(image, 4, WHITE)
+    else:
+        assert square_pixels(image, 4, WHITE).shape == (3, 4, 4)
+
+
+def test_what_cannot_be_converted_is_an_unreadable_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("conversion from XYZ to RGB not supported")
+
+    monkeypatch.setattr(Image.Image, "convert", refuse)
+    with pytest.raises(UnreadableImageError, match="pixels of mode CMYK: conversion from XYZ to RGB not supported"):
+        square_pixels(Image.new("CMYK", (4, 4)), 4, WHITE)
 
 
 def test_background_colours() -> None:

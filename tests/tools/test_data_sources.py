@@ -19,6 +19,7 @@ pytest.importorskip("rich")
 from lpd_tools.data.fashion_mnist import load_fashion_mnist, to_images
 from lpd_tools.data.image_reader import ImageReader
 from lpd_tools.data.image_source import held_out
+from lpd_tools.data.names import in_order, whole_numbers
 from lpd_tools.data.pixels import UnreadableImageError
 from lpd_tools.data.sources import open_data
 
@@ -73,6 +74,59 @@ def test_given_splits(root: Path) -> None:
     assert np.asarray(data.test.image(1).convert("RGB"))[0, 0].tolist() == [len("val/b/1.bmp"), 0, 0]
     (root / "val").rename(root / "test")
     assert names(root)[1] == [("test/a/1.png", 0), ("test/b/1.bmp", 1)]
+
+
+def test_class_names_that_are_numbers_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    """As text 10 would come before 2, and label 1 would be the class called 10."""
+    for number in range(12):
+        picture(tmp_path / "set" / "train" / str(number) / "1.png")
+        picture(tmp_path / "set" / "val" / str(number) / "1.png")
+    data = open_data(f"folder:{tmp_path / 'set'}")
+    assert data.class_names == tuple(map(str, range(12)))
+    assert all(data.train.name(i) == f"train/{int(data.train.labels[i])}/1.png" for i in range(12))
+    picture(tmp_path / "set" / "train" / "x" / "1.png")
+    picture(tmp_path / "set" / "val" / "x" / "1.png")
+    assert open_data(f"folder:{tmp_path / 'set'}").class_names[:3] == ("0", "1", "10")  # text, as the last is
+
+
+@pytest.mark.parametrize(
+    ("names", "order", "numbers"),
+    [
+        (["10", "9", "007"], ["007", "9", "10"], [7, 9, 10]),
+        (["1", "01"], ["01", "1"], None),  # one number, two classes
+        (["1", "-2"], ["-2", "1"], None),
+        (["²", "1"], ["1", "²"], None),
+        (["20240101", "99999999999"], ["20240101", "99999999999"], None),
+        ([], [], []),
+    ],
+)
+def test_names_that_are_numbers(names: list[str], order: list[str], numbers: list[int] | None) -> None:
+    assert in_order(names) == order
+    assert whole_numbers(order) == numbers
+
+
+HIDDEN = (".ipynb_checkpoints", ".git", "__MACOSX", "@eaDir")
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_hidden_folders_are_no_data(root: Path, hidden: str) -> None:
+    """Beside the splits, as a class, in a class and below: nothing changes."""
+    before, fingerprint = names(root), open_data(f"folder:{root}").fingerprint()
+    for where in ("", "train", "val", "train/a", "train/a/deep"):
+        picture(root / where / hidden / "1-checkpoint.png")
+    assert names(root) == before
+    assert open_data(f"folder:{root}").fingerprint() == fingerprint
+    flat = root.parent / "flat"
+    for i in range(30):
+        picture(flat / "a" / f"{i}.png")
+    split = names(flat)
+    picture(flat / hidden / "1.png")
+    picture(flat / "a" / hidden / "1.png")
+    picture(flat / "train" / hidden / "1.png")  # not a folder of classes: a class without pictures
+    with pytest.raises(ValueError, match="no images in 'train' of"):
+        names(flat)
+    shutil.rmtree(flat / "train")
+    assert names(flat) == split
 
 
 def test_links_that_lead_back_give_no_picture_twice(root: Path) -> None:
@@ -235,6 +289,51 @@ def test_labels_that_are_text_or_plain_numbers(saved: Path) -> None:
     assert data.train.labels.tolist() == [i % 2 for i in range(10) if not held_out(f"train[{i}]", 0.4)]
     with pytest.raises(ValueError, match=r"has no train images of '1', '2'"):
         open_data(f"hf:{saved / 'text'}?held_out=0.4&label=n")
+
+
+def test_text_labels_that_are_numbers_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    picture(tmp_path / "1.png")
+    files = [{"bytes": (tmp_path / "1.png").read_bytes(), "path": None}] * 24
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    table = {"image": files, "label": [str(i % 12) for i in range(24)]}
+    datasets.Dataset.from_dict(table, features=features).save_to_disk(tmp_path / "set")
+    data = open_data(f"hf:{tmp_path / 'set'}?held_out=0.3")
+    assert data.class_names == tuple(map(str, range(12)))
+    for source in (data.train, data.test):
+        rows = [int(source.name(i).removeprefix("train[")[:-1]) for i in range(len(source))]
+        assert source.labels.tolist() == [row % 12 for row in rows]
+
+
+@pytest.fixture(scope="module")
+def competition(saved: Path) -> Path:
+    """The saved parts with the labels of some splits withheld."""
+    datasets = pytest.importorskip("datasets")
+    parts = datasets.load_from_disk(saved / "parts")
+    features = parts["train"].features
+
+    def withheld(split: str) -> Any:
+        return parts[split].map(lambda row: {"kind": -1}, features=features)
+
+    splits = {"train": parts["train"], "test": withheld("validation"), "validation": parts["validation"]}
+    datasets.DatasetDict(splits).save_to_disk(saved / "competition")
+    datasets.DatasetDict({**splits, "validation": splits["test"]}).save_to_disk(saved / "train only")
+    datasets.DatasetDict({**splits, "train": withheld("train")}).save_to_disk(saved / "no train")
+    return saved
+
+
+def test_a_split_without_labels_is_no_test_split(competition: Path) -> None:
+    data = open_data(f"hf:{competition / 'competition'}")
+    assert (data.test.name(0), data.test.labels.tolist()) == ("validation[0]", [0, 1, 0, 1])
+    held = open_data(f"hf:{competition / 'train only'}?held_out=0.4")
+    assert held.test.name(0).startswith("train[")
+    for name, option, others in (
+        ("competition?test=test", "test='test'", "'train', 'validation'"),
+        ("train only?test=validation", "test='validation'", "'train'"),
+        ("no train", "train='train'", "'validation'"),
+    ):
+        with pytest.raises(ValueError, match=rf"{option} of '.*' has no labels .* splits with labels: {others}$"):
+            open_data(f"hf:{competition / name}")
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,30 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(tmp_path: P
         assert not (tmp_path / "out").exists(), message
 
 
+def test_the_reference_is_read_before_anything_is_drawn(tmp_path: Path) -> None:
+    """What cannot be read of it is skipped, by every measure; if nothing can, nothing is drawn."""
+    model, data = save_small_model(tmp_path / "model"), tmp_path / "data"
+    for split, seed in (("train", 1), ("val", 2)):
+        for label in range(3):
+            folder = save_images(data / split / f"class {label}", noise(6, seed=seed + 10 * label))
+            (folder / "000.png").write_bytes(b"")
+            (folder / "004.png").write_text("no picture")
+    config = Evaluation(str(tmp_path / "out"), str(model), images_per_class=4, reference=f"folder:{data}",
+                        nats_images=7, self_images=0, nats_steps=(4,), nats_orders=("raster",),
+                        reconstructed_images=9)  # fmt: skip
+    results = evaluate(config)
+    assert results is not None
+    assert results["images"]["reference"] == 12
+    assert len(results["skipped"]) == 12
+    assert "real (the floor)" in results["measures"]["FD-efficientnet"]
+    assert results["nats_per_reference_image"]["raster"]["4"]["mean"] > 0
+    for path in data.rglob("val/*/*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none of the 18 images of folder:.* \(test\) can be read"):
+        evaluate(replace(config, out=str(tmp_path / "other")))
+    assert not (tmp_path / "other").exists()
+
+
 def test_each_process_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only to draw: model and feature networks of eight processes would fill the first one's memory."""
     asked = []

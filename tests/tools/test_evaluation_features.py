@@ -23,6 +23,7 @@ from lpd_tools.evaluation.features import (
     extract,
 )
 from lpd_tools.evaluation.images import data_images, in_memory
+from lpd_tools.training.judge import judge_features, load_judge, predict
 
 
 def test_efficientnet_reads_photographs_as_it_was_trained_to() -> None:
@@ -45,6 +46,34 @@ def test_efficientnet_reads_photographs_as_it_was_trained_to() -> None:
     with torch.no_grad():
         see.net(see.network_input(pixels))
     assert torch.allclose(maps[0].mean((2, 3)), values, atol=1e-4)
+
+
+def test_features_that_are_not_finite_name_their_image() -> None:
+    """Of values and of logits, in whichever batch; the judge's own functions too, where NaN would count as a class."""
+    images = in_memory(torch.from_numpy(noise(5)), None, "drawn")
+
+    class Broken:
+        name = "broken"
+
+        def __init__(self, logits: bool) -> None:
+            self.logits = logits
+
+        def __call__(self, pixels: Tensor) -> Features:
+            values = pixels.float().flatten(1)
+            odd = values.clone()
+            odd[(pixels == images.read([3])).flatten(1).all(1), 0] = torch.nan
+            return Features(values, odd) if self.logits else Features(odd)
+
+    with pytest.raises(ValueError, match="broken features of drawn must be finite, but row 3 of 5 has NaN or inf"):
+        extract(Broken(logits=False), images, 2)
+    with pytest.raises(ValueError, match="broken logits of drawn must be finite, but row 3 of 5"):
+        extract(Broken(logits=True), images, 2)
+    judge = load_judge(DATA / "judge.safetensors")
+    assert judge.fc.bias is not None
+    judge.fc.bias[0] = torch.nan
+    for function in (predict, judge_features):
+        with pytest.raises(ValueError, match=r"the judge's .* must be finite, but row 0 of 2"):
+            function(judge, torch.zeros(2, 1, 28, 28))
 
 
 def test_judge_reads_the_grey_centre() -> None:

@@ -89,6 +89,20 @@ def test_npz_file_holds_the_same_images(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "npz"])
+def test_labels_of_generated_images_have_the_names_of_the_model(kind: str, model: Path, tmp_path: Path) -> None:
+    images = open_images(str(generate(generation(model, tmp_path / "run", format=kind))))
+    assert images.labels is not None
+    assert sorted(images.labels.tolist()) == [0] * 4 + [1] * 4 + [2] * 4
+    assert images.class_names == {0: "class 0", 1: "class 1", 2: "class 2"}
+
+
+@pytest.mark.parametrize("hidden", [".DS_Store", ".ipynb_checkpoints", "__MACOSX"])
+def test_a_folder_that_looks_empty_is_empty(hidden: str, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / hidden).mkdir(parents=True)
+    assert len(open_images(str(generate(generation(model, tmp_path / "run"))))) == 12
+
+
+@pytest.mark.parametrize("kind", ["png", "npz"])
 def test_only_what_is_missing_is_drawn(kind: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted after two of three batches, a run draws one batch more, and ends as an unbroken one."""
     whole = generate(generation(model, tmp_path / "whole", format=kind))

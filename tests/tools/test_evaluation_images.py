@@ -18,7 +18,8 @@ pytest.importorskip("torchmetrics")
 
 from evaluation_models import DATA, FASHION, noise, save_images
 from lpd_tools.data.fashion_mnist import load_fashion_mnist
-from lpd_tools.evaluation.images import open_images
+from lpd_tools.evaluation.images import ImageSet, in_memory, open_images
+from lpd_tools.evaluation.labels import labels_among
 from lpd_tools.evaluation.reference import balanced_sample, open_reference
 
 
@@ -33,6 +34,73 @@ def test_folder_of_classes_and_plain_folder(tmp_path: Path) -> None:
     plain = open_images(str(tmp_path / "set" / "bags"))
     assert (plain.labels, len(plain), plain.size) == (None, 3, (8, 8))
     assert [len(batch) for batch in plain.batches(2)] == [2, 1]
+
+
+def labels_of(folder: Path) -> list[int]:
+    images = open_images(str(folder))
+    assert images.labels is not None
+    return images.labels.tolist()
+
+
+def test_folders_called_by_numbers_are_labels(tmp_path: Path) -> None:
+    """Also when some are missing, when they are written with zeros, and beyond nine, where text sorts otherwise."""
+    save_images(tmp_path / "one" / "7", noise(2))
+    assert labels_of(tmp_path / "one") == [7, 7]
+    for number in (0, 2, 10, 11):
+        save_images(tmp_path / "some" / str(number), noise(1))
+        save_images(tmp_path / "zeros" / f"{number:03}", noise(1))
+    assert sorted(labels_of(tmp_path / "some")) == labels_of(tmp_path / "zeros") == [0, 2, 10, 11]
+    images = open_images(str(tmp_path / "some"))
+    assert [images.class_names[label] for label in labels_of(tmp_path / "some")] == ["0", "10", "11", "2"]
+    save_images(tmp_path / "some" / "x", noise(1))
+    assert sorted(labels_of(tmp_path / "some")) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", ".git", "__MACOSX", "@eaDir"])
+def test_hidden_folders_are_no_images(hidden: str, tmp_path: Path) -> None:
+    """They would shift the labels, and a folder that `lpd generate` wrote would not hold the announced number."""
+    for name in ("boots", "shoes"):
+        save_images(tmp_path / "set" / name, noise(2))
+    before = labels_of(tmp_path / "set")
+    for where in ("", "boots"):
+        save_images(tmp_path / "set" / where / hidden, noise(1))
+    assert labels_of(tmp_path / "set") == before == [0, 0, 1, 1]
+    (tmp_path / "set" / "manifest.json").write_text('{"settings": {}, "images": 4}')
+    assert len(open_images(str(tmp_path / "set"))) == 4
+    save_images(tmp_path / "only" / hidden, noise(1))
+    with pytest.raises(ValueError, match="only' holds no images"):
+        open_images(str(tmp_path / "only"))
+
+
+def shown(names: dict[int, str], labels: list[int]) -> ImageSet:
+    return in_memory(torch.empty(len(labels), 1, 1, 3), torch.tensor(labels), "drawn", names)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "known", "wanted"),
+    [
+        ({0: "bag", 1: "coat"}, [0, 1, 0], ["hat", "coat", "bag"], [2, 1, 2]),  # by name
+        ({0: "10", 1: "2"}, [0, 1], ["1", "2", "10"], [2, 1]),  # names, though they are numbers
+        ({7: "7"}, [7, 7], ["hat", "coat"], [7, 7]),  # numbers that are no names
+        ({0: "T-shirt_top"}, [0], ["bag", "T-shirt/top"], [1]),
+        ({}, [3, 1], ["hat", "coat"], [3, 1]),  # labels without names
+        ({0: "a", 1: "b"}, [0, 1], ["hat", "coat"], [0, 1]),  # as many, by other names
+        ({0: "a", 1: "b"}, [0, 1], [], [0, 1]),
+        ({0: "a"}, [0], ["hat", "coat"], None),  # any of the two
+        ({0: "bag", 1: "x"}, [0, 0], ["hat", "bag"], [1, 1]),  # no image of the unknown one
+    ],
+)
+def test_labels_by_name_first(
+    names: dict[int, str], labels: list[int], known: list[str], wanted: list[int] | None
+) -> None:
+    found = labels_among(shown(names, labels), known, len(known) or 2)
+    assert (None if found is None else found.tolist()) == wanted
+
+
+def test_classes_of_which_only_some_are_known_are_refused() -> None:
+    with pytest.raises(ValueError, match="'drawn' has the classes 'boot', which are not of 'bag', 'hat'"):
+        labels_among(shown({0: "bag", 1: "boot"}, [0, 1]), ["bag", "hat"], 2)
+    assert labels_among(in_memory(torch.empty(1, 1, 1, 3), None, "x"), ["bag"], 1) is None
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -89,6 +157,10 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "labels.npz", noise(2), np.zeros(3))
     with pytest.raises(ValueError, match="must hold 2 labels, got"):
         open_images(str(tmp_path / "labels.npz"))
+    for wrong in (np.zeros(2), np.array([0, -1]), np.array(["bag", "coat"])):
+        np.savez(tmp_path / "labels.npz", noise(2), wrong)
+        with pytest.raises(ValueError, match=r"arr_1 of .*labels\.npz' must hold whole numbers from 0 on, got"):
+            open_images(str(tmp_path / "labels.npz"))
     np.savez(tmp_path / "other.npz", images=noise(2))
     with pytest.raises(ValueError, match="no images under arr_0"):
         open_images(str(tmp_path / "other.npz"))

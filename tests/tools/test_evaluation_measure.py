@@ -17,13 +17,20 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 pytest.importorskip("torchmetrics")
 
-from evaluation_models import DATA, noise, save_images, save_inception
+from evaluation_models import DATA, FASHION, noise, save_images, save_inception
+from lpd_tools.data.pixels import UnreadableImageError
+from lpd_tools.data.sources import open_data
 from lpd_tools.evaluation.features import (
     InceptionFeatures,
 )
+from lpd_tools.evaluation.images import ImageSet, open_images
 from lpd_tools.evaluation.measure import Measurement, measure, recognition_of
 from lpd_tools.evaluation.metrics import frechet_distance, kernel_distance, precision_recall
+from lpd_tools.evaluation.readable import without_unreadable
 from lpd_tools.evaluation.reference import balanced_sample
+from PIL import Image
+
+JUDGE = str(DATA / "judge.safetensors")
 
 
 def features_of(net: Any, pixels: np.ndarray) -> Tensor:
@@ -130,6 +137,81 @@ def test_repeats_must_be_alike(tmp_path: Path) -> None:
         measure(Measurement(tuple(folders), folders[0]))
 
 
+def folder_of(classes: dict[str, int], folder: Path) -> str:
+    """Folders of real pictures of Fashion-MNIST: by name of the folder, how many of class 8 (bags)."""
+    source = open_data(FASHION).test
+    bags = (source.labels == 8).nonzero().flatten().tolist()
+    for name, count in classes.items():
+        (folder / name).mkdir(parents=True)
+        for i in bags[:count]:
+            source.image(i).save(folder / name / f"{i}.png")
+    return str(folder)
+
+
+@pytest.mark.parametrize(("name", "share"), [("8", 1), ("bag", 1), ("2", 0), ("pullover", 0)])
+def test_a_folder_is_recognised_by_its_name(name: str, share: int, tmp_path: Path) -> None:
+    """Alone it would be the first of all folders, so label 0."""
+    bags = folder_of({name: 12}, tmp_path / "bags")
+    results = measure(Measurement((bags,), FASHION, judge=JUDGE))
+    assert results["recognised"]["generated"]["all"]["mean"] == pytest.approx(share, abs=0.1)
+
+
+def test_classes_that_the_judge_does_not_know_are_not_recognised(tmp_path: Path) -> None:
+    bags = folder_of({"boots": 4, "shoes": 4}, tmp_path / "bags")
+    results = measure(Measurement((bags,), FASHION, judge=JUDGE))
+    assert "generated" not in results["recognised"]
+    assert f"the judge knows none of the classes of {bags}: nothing there is recognised" in results["warnings"]
+
+
+def damage(folder: Path) -> None:
+    """Adds pictures that training and caching skip: one cut short, one that is none, one that is too thin."""
+    whole = next(iter(sorted(folder.glob("*.png")))).read_bytes()
+    (folder / "000a.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "001a.png").write_text("no picture")
+    Image.new("RGB", (200, 2)).save(folder / "002a.png")
+
+
+def test_real_images_that_cannot_be_read_are_skipped_as_in_training(tmp_path: Path) -> None:
+    """In the reference and in what the floor is drawn from: the figures are those without them."""
+    names = {"real": noise(30, 16, 1), "more": noise(25, 16, 2), "drawn": noise(20, 16, 3, high=200)}
+    whole = {name: str(save_images(tmp_path / name, pixels)) for name, pixels in names.items()}
+    inception = str(save_inception(tmp_path / "inception.pt"))
+    config = Measurement((whole["drawn"],), whole["real"], floor=whole["more"], inception=inception)
+    expected = measure(config)
+    assert expected["skipped"] == []
+    for name in ("real", "more"):
+        damage(tmp_path / name)
+    results = measure(config)
+    assert results["measures"] == expected["measures"]
+    assert [Path(text.split("'")[1]).name for text in results["skipped"][:3]] == ["000a.png", "001a.png", "002a.png"]
+    assert any("skipped real images that cannot be read: images: '" in note for note in results["warnings"])
+    (tmp_path / "drawn" / "000a.png").write_bytes(b"")
+    with pytest.raises(UnreadableImageError, match=r"drawn/000a\.png' is not a whole image"):
+        measure(config)
+    for path in (tmp_path / "real").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none of the 33 images of .*real can be read: .*000\.png"):
+        measure(config)
+
+
+def test_images_that_take_the_place_of_skipped_ones_are_read_too(tmp_path: Path) -> None:
+    """A sample without the unreadable ones is another sample, which may hold other unreadable ones."""
+    folder = save_images(tmp_path / "more", noise(60, 8))
+    for i in range(0, 60, 3):
+        (folder / f"{i:03}.png").write_bytes(b"")
+    images = open_images(str(folder), (8, 8))
+
+    def sample(left: ImageSet) -> list[int]:
+        return balanced_sample(left.labels, len(left), 20, seed=1).tolist()
+
+    left, errors = without_unreadable(images, sample)
+    left.read(sample(left))
+    assert 60 - len(left) == len(errors) <= 20
+    assert len(errors) > 3
+    whole = open_images(str(save_images(tmp_path / "whole", noise(5))), (8, 8))
+    assert without_unreadable(whole, lambda left: range(len(left))) == (whole, [])
+
+
 def test_recognition_needs_labels_that_the_judge_knows(tmp_path: Path) -> None:
     """Without labels there are distances alone; each class is counted by itself."""
     logits = torch.eye(10)[torch.tensor([0, 0, 1, 2])]
@@ -137,6 +219,9 @@ def test_recognition_needs_labels_that_the_judge_knows(tmp_path: Path) -> None:
     assert {name: rate["mean"] for name, rate in rates.items()} == {"all": 1 / 2, "T-shirt/top": 1, "trouser": 1 / 3}
     with pytest.raises(ValueError, match="labels up to 10, but the judge knows 10"):
         recognition_of([logits], [torch.tensor([0, 1, 10, 2])])
+    with pytest.raises(ValueError, match="labels up to 10, but the judge knows 10"):
+        measure(Measurement((folder_of({"10": 2}, tmp_path / "ten"),), FASHION, judge=JUDGE, out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
     plain = str(save_images(tmp_path / "plain", noise(4, 32)))
     results = measure(Measurement((plain,), plain, judge=str(DATA / "judge.safetensors")))
     assert "FD-judge" in results["measures"]

@@ -62,6 +62,30 @@ def test_frechet_distance_refuses() -> None:
         frechet_distance(a, a[:, :2])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
+def test_no_measure_is_taken_of_features_that_are_not_finite(value: float) -> None:
+    """LAPACK crashes on NaN, and on covariances that overflow; comparisons with NaN make plausible shares."""
+    good, bad = features(12, 3, seed=1), features(12, 3, seed=2)
+    bad[5, 1] = value
+    which = "5 of 12 has NaN or inf" if value != 1e300 else r"at most 3.4e\+38, got 1e\+300"
+    for measure in (frechet_distance, kernel_distance, precision_recall):
+        with pytest.raises(ValueError, match=f"^features must be .*{which}"):
+            measure(bad, good)
+        with pytest.raises(ValueError, match=f"reference features must be .*{which}"):
+            measure(good, bad)
+    with pytest.raises(ValueError, match=f"logits must be .*{which}"):
+        inception_score(bad)
+    for mean, covariance in ((bad[5], torch.eye(3)), (good[5], value * torch.eye(3))):
+        with pytest.raises(ValueError, match="statistics must hold finite values"):
+            frechet_distance(good, Statistics(mean, covariance))
+
+
+def test_the_largest_features_still_have_distances() -> None:
+    """The bound is float32's: what networks give never meets it."""
+    large = features(12, 3, seed=1) * 1e37
+    assert np.isfinite(frechet_distance(large, large.flip(1)))
+
+
 def test_kernel_distance_by_hand() -> None:
     """All of both sets fit one subset: the unbiased estimate with the cubic kernel, summed in plain loops."""
     a, b = features(9, 4, seed=4) / 5, features(9, 4, seed=5) / 5

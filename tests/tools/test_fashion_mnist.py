@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import math
+import struct
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,35 @@ def test_images_are_padded_grey_and_in_range() -> None:
     assert (images[:, :, :2] == -1).all()
     assert (images[..., -2:] == -1).all()
     assert torch.equal(((centre_grey(images).squeeze(1) + 1) * 127.5).round().to(torch.uint8), pixels)
+
+
+def idx(*shape: int, value: int = 0) -> bytes:
+    return gzip.compress(
+        struct.pack(f">4B{len(shape)}I", 0, 0, 8, len(shape), *shape) + bytes([value]) * math.prod(shape)
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "label", "problem"),
+    [
+        ((3, 28, 28), (4,), 0, r"must hold \[n, 28, 28\] and \[n\], got \[3, 28, 28\] and \[4\]"),
+        ((4, 28, 28), (3,), 0, r"got \[4, 28, 28\] and \[3\]"),
+        ((4, 32, 32), (4,), 0, r"got \[4, 32, 32\] and \[4\]"),
+        ((4, 784), (4,), 0, r"got \[4, 784\] and \[4\]"),
+        ((4, 28, 28), (4, 1), 0, r"got \[4, 28, 28\] and \[4, 1\]"),
+        ((4, 28, 28), (4, 28, 28), 0, r"got \[4, 28, 28\] and \[4, 28, 28\]"),
+        ((0, 28, 28), (0,), 0, r"got \[0, 28, 28\] and \[0\]"),
+        ((4, 28, 28), (4,), 10, "has the label 10, of 10 classes"),
+    ],
+)
+def test_idx_files_that_do_not_go_together(
+    images: tuple[int, ...], labels: tuple[int, ...], label: int, problem: str, tmp_path: Path
+) -> None:
+    """More labels than images would end half way, more images would silently be cut."""
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(idx(*images))
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(idx(*labels, value=label))
+    with pytest.raises(ValueError, match=problem):
+        load_fashion_mnist("train", tmp_path)
 
 
 def test_damaged_idx_file(tmp_path: Path) -> None:

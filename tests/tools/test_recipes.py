@@ -13,25 +13,59 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
+from lpd_tools.data.icons import IconFolder, read_classes
 from lpd_tools.data.token_caching import TokenCaching
 from lpd_tools.evaluation.evaluate import Evaluation
 from lpd_tools.settings import make_config, read_config
 from lpd_tools.training.bundle import Bundling
 from lpd_tools.training.cost import allowed_pairs, cost_row, image_cost
+from lpd_tools.training.settings import TokenizerTraining
+from lpd_tools.training.tokenizer import tokenizer_sizes
 from lpd_tools.training.transformer import LPDTraining
 
 from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.schedule import group_sizes
+from lpd_ext.tokenizer import VQTokenizer
 from lpd_ext.visibility import training_mask
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+RECIPES = sorted((ROOT / "recipes").glob("lpd_*.toml"))
 COMMANDS = {"cache-tokens": TokenCaching, "train": LPDTraining, "bundle": Bundling, "evaluate": Evaluation}
+ICONS = ROOT / "recipes" / "icons.toml"
+ICON_COMMANDS = {
+    "prepare-icons": IconFolder,
+    "train-tokenizer": TokenizerTraining,
+    "cache-tokens": TokenCaching,
+    "train": LPDTraining,
+    "bundle": Bundling,
+}
 IMAGENET = 1_281_167
 
 
 def test_all_published_sizes_have_a_recipe() -> None:
     assert [path.stem for path in RECIPES] == ["lpd_l_256", "lpd_l_512", "lpd_xl_256", "lpd_xl_512", "lpd_xxl_256"]
+
+
+def test_the_recipe_of_icons_is_whole_and_small() -> None:
+    """Outputs meet inputs, 16x16 tokens, at most 8 MB in half precision."""
+    icons, tokenizer, caching, train, bundle = (
+        make_config(kind, read_config(ICONS, name, ICON_COMMANDS), {}, str(ICONS), name)
+        for name, kind in ICON_COMMANDS.items()
+    )
+    weights = f"{tokenizer.out_dir}/tokenizer.safetensors"
+    assert tokenizer.data == caching.data == f"folder:{icons.out}"
+    assert tokenizer.image_size == caching.image_size == icons.size
+    assert caching.tokenizer == train.tokenizer == bundle.tokenizer == weights
+    assert (caching.out, train.out_dir) == (train.tokens, bundle.model)
+    assert (icons.placements > 1, caching.mirror, tokenizer.mirror) == (True, False, False)
+    side = caching.image_size // tokenizer_sizes(tokenizer).stride
+    assert side == 16
+    assert max(train.decoding_steps) == side * side
+    assert bundle.num_inference_steps in train.decoding_steps
+    sizes = LPDConfig(train.dim, train.depth, train.heads, tokenizer.codebook_size, len(read_classes()), (side, side))
+    with torch.device("meta"):
+        networks = (LPDModel(sizes), VQTokenizer(tokenizer_sizes(tokenizer)))
+    assert sum(2 * p.numel() for network in networks for p in network.parameters()) <= 8e6
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

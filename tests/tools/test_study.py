@@ -28,7 +28,7 @@ from lpd_tools.study.study import Study, run_study
 from lpd_tools.study.times import read_times
 from lpd_tools.training.judge import load_judge
 
-from lpd_ext.checkpoint import CONFIG_FILE, TOKENIZER_FILE
+from lpd_ext.hub import CONFIG_FILE, TOKENIZER_FILE
 from lpd_ext.pipeline import LPDPipeline, bundled_model
 from lpd_ext.schedule import group_sizes
 

@@ -25,7 +25,16 @@ from lpd_tools.data.fashion_mnist import load_fashion_mnist, to_images
 from lpd_tools.data.token_cache import TokenSplit, file_hash, load_token_cache
 from lpd_tools.data.token_caching import TokenCaching, cache_tokens, run_caching
 from lpd_tools.data.token_check import TokenCheck, check_tokens
-from lpd_tools.data.token_shards import Shard, ShardEntry, narrow_type, read_index, write_index, write_shard
+from lpd_tools.data.token_shards import (
+    Shard,
+    ShardEntry,
+    narrow_type,
+    read_index,
+    read_notes,
+    read_shard,
+    write_index,
+    write_shard,
+)
 
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
 
@@ -59,7 +68,7 @@ def copied(cache_path: Path, tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def test_cached_tokens_are_those_of_the_images(cache_path: Path, tokenizer_path: Path) -> None:
@@ -252,6 +261,29 @@ def test_damaged_caches_are_refused(copied: Path, cache_path: Path, tokenizer_pa
             load_token_cache(copied)
 
 
+@pytest.mark.parametrize("label", [-1, 10])
+def test_labels_that_are_no_classes_are_refused(copied: Path, label: int) -> None:
+    """All of -1 would train silently as images without a class."""
+
+    def rewritten(**changes: Tensor) -> None:
+        path = copied / "train-00001.safetensors"
+        settings, skipped, _ = read_notes(path)
+        write_shard(path, dataclasses.replace(read_shard(path), **changes), settings, skipped)
+        index = json.loads((copied / "index.json").read_text())
+        index["shards"]["train"][1]["bytes"] = path.stat().st_size
+        (copied / "index.json").write_text(json.dumps(index))
+
+    rewritten(labels=torch.full((64,), label).int())
+    with pytest.raises(ValueError, match=r"train-00001.safetensors' has labels outside \[0, 10\)"):
+        load_token_cache(copied)
+    rewritten(labels=torch.zeros(64).int())
+    load_token_cache(copied)
+    for name in ("labels", "index"):
+        rewritten(**{"labels": torch.zeros(64).int(), "index": torch.arange(64).int(), name: torch.zeros(63).int()})
+        with pytest.raises(ValueError, match=r"train-00001.safetensors' holds tokens .* but"):
+            load_token_cache(copied)
+
+
 def test_a_changed_byte_is_found_by_the_full_check(copied: Path, tokenizer_path: Path) -> None:
     assert check_tokens(TokenCheck(str(copied), str(tokenizer_path))) == 500
     shard = copied / "test-00004.safetensors"
@@ -285,6 +317,10 @@ def test_foreign_places_are_refused(cache_path: Path, tokenizer_path: Path, tmp_
         load_token_cache(tokenizer_path)
     with pytest.raises(ValueError, match="is a file; token caches are folders"):
         cache_tokens(caching(tokenizer_path, tokenizer_path))
+    for hidden in (".DS_Store", "__MACOSX"):  # a folder that looks empty is
+        (tmp_path / "fresh" / hidden).mkdir(parents=True)
+    assert contents(cache_tokens(caching(tokenizer_path, tmp_path / "fresh"))).keys() >= contents(cache_path).keys()
+    shutil.rmtree(tmp_path / "fresh")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"is no token cache, it holds 'notes.txt'"):
         cache_tokens(caching(tokenizer_path, tmp_path))

@@ -66,6 +66,25 @@ def test_tokenizer_training_depends_on_its_seed(tmp_path: Path) -> None:
     assert not torch.equal(a["quantize.embedding.weight"], b["quantize.embedding.weight"])
 
 
+def test_tokenizer_training_starts_from_another(tmp_path: Path) -> None:
+    config = tokenizer_config(tmp_path / "first", steps=40, warmup_steps=10, learning_rate=2e-3, evaluate_images=20)
+    start = train_tokenizer(config)
+    again = dataclasses.replace(config, out_dir=str(tmp_path / "again"), init_from=str(start), steps=2, warmup_steps=2)
+    end = train_tokenizer(dataclasses.replace(again, out_dir=str(tmp_path / "still"), learning_rate=0.0))
+    before, after = load_file(start), load_file(end)
+    for name, value in before.items():
+        if name != "quantize.embedding.weight":
+            assert torch.equal(after[name], value), name
+    codes = [torch.nn.functional.normalize(state["quantize.embedding.weight"].float()) for state in (before, after)]
+    assert 0.95 < (codes[0] * codes[1]).sum(1).mean() < 1 - 1e-6  # still those, moved by two steps
+    train_tokenizer(again)
+    losses = [read_log(tmp_path / folder / "steps.csv")["mse"] for folder in ("first", "again")]
+    assert losses[1][0] < 0.7 * losses[0][0]
+    assert read_log(tmp_path / "again" / "steps.csv")["commitment"][0] > 0  # quantised though in the warm-up
+    with pytest.raises(ValueError, match=r"init_from: .* has codebook_dim 8, but the settings ask for 4"):
+        train_tokenizer(dataclasses.replace(again, out_dir=str(tmp_path / "other"), codebook_dim=4))
+
+
 def test_tokenizer_learns_and_reports_its_codebook(tmp_path: Path) -> None:
     config = tokenizer_config(tmp_path, steps=60, warmup_steps=10, decay_steps=20, learning_rate=2e-3)
     train_tokenizer(dataclasses.replace(config, evaluate_every=20, evaluate_images=20, sample_every=60))

@@ -83,3 +83,12 @@ bool can_form_clusters(void (*kernel)(Parameters...)) {
 
 }  // namespace lpd
 #endif
+
+namespace lpd {
+namespace {
+
+constexpr int kWarpSize = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+}  // namespace
+}  // namespace lpd

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/host_device.h"
+
 namespace lpd {
 
 enum class DType : int32_t { kFloat32, kBFloat16, kFloat16 };
@@ -16,15 +18,29 @@ struct Float16 {
   uint16_t bits;
 };
 
+// Throws std::runtime_error: "unknown `what` `value`". Not inline: a throw adds weak symbols to a unit.
+[[noreturn]] void throw_unknown(const char* what, int value);
+
 namespace {  // internal linkage: units built for different instruction sets must not share code
 
-inline float bits_to_float(uint32_t bits) {
+// Calls use(T{}) with the element type T that dtype names.
+template <class Use>
+auto dispatch_dtype(DType dtype, const Use& use) {
+  switch (dtype) {
+    case DType::kFloat32: return use(float{});
+    case DType::kBFloat16: return use(BFloat16{});
+    case DType::kFloat16: return use(Float16{});
+    default: throw_unknown("dtype", static_cast<int>(dtype));
+  }
+}
+
+LPD_HOST_DEVICE inline float bits_to_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof(value));
   return value;
 }
 
-inline uint32_t float_to_bits(float value) {
+LPD_HOST_DEVICE inline uint32_t float_to_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
   return bits;

@@ -10,8 +10,6 @@
 namespace lpd {
 namespace {
 
-constexpr int kWarpSize = 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kPerThread = 8;        // elements of a row; of a 16-bit row they are one 128-bit access
 constexpr int kMaxRowThreads = 768;  // leaves 80 registers to each, which ScalarSlice needs
 constexpr int kMaxRowWidth = kPerThread * kMaxRowThreads;

@@ -2,14 +2,12 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 
 #include "common/simd.h"
+#include "common/softmax_reference.h"
 
 namespace lpd {
 namespace {
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // to[0, n) = from * scale, padded with zeros up to a whole vector.
 template <class T>
@@ -25,10 +23,10 @@ void copy_row(const T* from, float scale, int n, float* to) {
 inline float finish_scores(float* scores, int n) {
   constexpr int kWidth = Vec::kWidth;
   const int full = n / kWidth * kWidth;
-  Vec top = broadcast(-kInfinity);
+  Vec top = broadcast(kMinusInfinity);
   for (int i = 0; i < full; i += kWidth) top = max(top, load(scores + i));
   if (full < n) {
-    const Vec tail = keep_first(load(scores + full), n - full, -kInfinity);
+    const Vec tail = keep_first(load(scores + full), n - full, kMinusInfinity);
     store(scores + full, tail);
     top = max(top, tail);
   }

@@ -9,8 +9,7 @@
 #include <type_traits>
 
 #include "common/cpu_kernels.h"
-#include "common/register_block.h"
-#include "common/simd.h"
+#include "common/register_product.h"
 
 namespace lpd::LPD_ISA {
 namespace {
@@ -24,11 +23,17 @@ enum class Operands { kFloat32, kRounded, kBFloat16 };
 template <Operands>
 struct Element {
   using Type = float;
+  using Word = float;
+  using Words = Floats;
 };
+#if defined(LPD_ISA_AVX512)
 template <>
 struct Element<Operands::kBFloat16> {
   using Type = BFloat16;
+  using Word = uint32_t;
+  using Words = NativeBFloat16Words;
 };
+#endif
 
 inline Vec rounded(Vec a) {
   BFloat16 bits[kWidth];
@@ -208,74 +213,22 @@ void transform_block(const Conv3x3Params& p, const Block& block, typename Elemen
   }
 }
 
-// c[Rows, kBlockVecs * kWidth] = a[Rows, depth] b[depth, kBlockVecs * kWidth]; rows of b and c are kConvPanel long.
-template <int Rows>
-void multiply_block(const float* a, int64_t a_stride, const float* b, int depth, float* c) {
-  Vec sum[Rows][kBlockVecs];
-  LPD_UNROLL for (int r = 0; r < Rows; ++r) {
-    LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) sum[r][v] = broadcast(0.0f);
-  }
-  for (int k = 0; k < depth; ++k) {
-    Vec right[kBlockVecs];
-    LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) right[v] = load(b + int64_t{k} * kConvPanel + v * kWidth);
-    LPD_UNROLL for (int r = 0; r < Rows; ++r) {
-      const Vec left = broadcast(a[r * a_stride + k]);
-      LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) sum[r][v] = fma(left, right[v], sum[r][v]);
-    }
-  }
-  LPD_UNROLL for (int r = 0; r < Rows; ++r) {
-    LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) store(c + r * kConvPanel + v * kWidth, sum[r][v]);
-  }
-}
-
-#if defined(LPD_ISA_AVX512)
-// The same for a [Rows, depth] and b [depth / 2, kConvPanel, 2] of bfloat16, for processors with such instructions.
-template <int Rows>
-__attribute__((target("avx512bf16"))) void multiply_block(const BFloat16* a, int64_t a_stride, const BFloat16* b,
-                                                          int depth, float* c) {
-  __m512 sum[Rows][kBlockVecs];
-  LPD_UNROLL for (int r = 0; r < Rows; ++r) {
-    LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) sum[r][v] = _mm512_setzero_ps();
-  }
-  for (int k = 0; k < depth; k += 2) {
-    __m512bh right[kBlockVecs];
-    LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) {
-      right[v] = (__m512bh)_mm512_loadu_si512(b + int64_t{k} * kConvPanel + v * 2 * kWidth);
-    }
-    LPD_UNROLL for (int r = 0; r < Rows; ++r) {
-      int32_t pair;
-      std::memcpy(&pair, a + r * a_stride + k, sizeof(pair));
-      const __m512bh left = (__m512bh)_mm512_set1_epi32(pair);
-      LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], left, right[v]);
-    }
-  }
-  LPD_UNROLL for (int r = 0; r < Rows; ++r) {
-    LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) _mm512_storeu_ps(c + r * kConvPanel + v * kWidth, sum[r][v]);
-  }
-}
-#endif
-
-template <int Rows, class T>
-void multiply_rows(int rows, const T* a, int64_t a_stride, const T* b, int depth, float* c) {
-  if (rows == Rows) return multiply_block<Rows>(a, a_stride, b, depth, c);
-  if constexpr (Rows > 1) multiply_rows<Rows - 1>(rows, a, a_stride, b, depth, c);
-}
-
-template <class T>
-void multiply_panel(const Conv3x3Params& p, int tiles, const T* points, const T* weights, float* products) {
-  constexpr int kPerChannel = sizeof(T) == 2 ? 2 : 1;  // channels come in pairs
-  const int blocks = (tiles + kBlockRows - 1) / kBlockRows, block_rows = (tiles + blocks - 1) / blocks;
-  const int64_t a_stride = p.in_channels + kConvPad;
+// products[tiles, kConvPanel] of a point = its pixels [tiles, C] times its weights [C, kConvPanel].
+template <Operands kind>
+void multiply_panel(const Conv3x3Params& p, int tiles, const typename Element<kind>::Type* points,
+                    const typename Element<kind>::Type* weights, float* products) {
+  using Words = typename Element<kind>::Words;
+  using Word = typename Element<kind>::Word;
+  constexpr int kPerWord = sizeof(Word) / sizeof(*points);  // input channels
+  const int depth = p.in_channels / kPerWord;
+  FetchNothing nothing;
   for (int point = 0; point < kConvPoints; ++point) {
-    const T* a = points + point * conv3x3_point_floats(p);
-    const T* b = weights + int64_t{point} * p.in_channels * kConvPanel;
-    float* c = products + point * conv3x3_product_floats(p);
-    for (int column = 0; column < kConvPanel; column += kBlockVecs * kWidth) {
-      for (int r = 0; r < tiles; r += block_rows) {
-        multiply_rows<kBlockRows>(std::min(block_rows, tiles - r), a + r * a_stride, a_stride, b + kPerChannel * column,
-                                  p.in_channels, c + int64_t{r} * kConvPanel + column);
-      }
-    }
+    const auto* pixels = reinterpret_cast<const Word*>(points + point * conv3x3_point_floats(p));
+    const auto* panel = reinterpret_cast<const Word*>(weights) + int64_t{point} * depth * kConvPanel;
+    multiply<Words>(tiles, kConvPanel / kWidth, Matrix{pixels, int64_t{p.in_channels + kConvPad} / kPerWord},
+                    Matrix{panel, Fixed<kConvPanel>()}, depth,
+                    Matrix{products + point * conv3x3_product_floats(p), Fixed<kConvPanel>()}, std::false_type(),
+                    nothing);
   }
 }
 
@@ -360,7 +313,7 @@ void work(const Conv3x3Params& p, int64_t begin, int64_t end) {
           transform_panel<kind>(p, panel, own_weights);
           weights = own_weights;
         }
-        multiply_panel<T>(p, block.rows * block.columns, points, reinterpret_cast<const T*>(weights), products);
+        multiply_panel<kind>(p, block.rows * block.columns, points, reinterpret_cast<const T*>(weights), products);
         write_panel(p, block, panel, products);
       }
     }

@@ -65,12 +65,12 @@ class FmaWarp {
 #pragma unroll
       for (int r = 0; r < kLaneRows; ++r) scores[r][k] = seen ? scores[r][k] * scale_ : kMinusInfinity;
     }
-    float shrink[kLaneRows];
-    softmax_.template update<kLaneKeys>([&](int r, int k) -> float& { return scores[r][k]; }, shrink);
+    float rescale[kLaneRows];
+    softmax_.template update<kLaneKeys>([&](int r, int k) -> float& { return scores[r][k]; }, rescale);
 #pragma unroll
     for (int r = 0; r < kLaneRows; ++r) {
 #pragma unroll
-      for (int c = 0; c < kLaneColumns; ++c) sums_[r][c] *= shrink[r];
+      for (int c = 0; c < kLaneColumns; ++c) sums_[r][c] *= rescale[r];
       float* to = weights_ + row(r) * kKeys + lane_ % 8 * kLaneKeys;
       if constexpr (kLaneKeys == 4) {
         store_vector(to, make_float4(scores[r][0], scores[r][1], scores[r][2], scores[r][3]));
@@ -113,7 +113,7 @@ class FmaWarp {
   __device__ __forceinline__ void write(T* output, int64_t row_stride, int rows, T*) const {
 #pragma unroll
     for (int r = 0; r < kLaneRows; ++r) {
-      const float factor = 1.0f / softmax_.total(r);
+      const float factor = 1.0f / softmax_.row_sum(r);
       if (row(r) < rows) store_row(factor, r, [&](int column) { return output + row(r) * row_stride + column; });
     }
   }
@@ -122,9 +122,9 @@ class FmaWarp {
 #pragma unroll
     for (int r = 0; r < kLaneRows; ++r) {
       const int warp_row = warp * kSlabRows + row(r);
-      const float total = softmax_.total(r);
+      const float row_sum = softmax_.row_sum(r);
       if (row(r) >= rows) continue;
-      if (lane_ % 8 == 0) store_vector(partial.row_statistics(warp_row), make_float2(softmax_.top[r], total));
+      if (lane_ % 8 == 0) store_vector(partial.row_statistics(warp_row), make_float2(softmax_.row_max[r], row_sum));
       store_row(1.0f, r, [&](int column) { return partial.at(warp_row, column); });
     }
   }

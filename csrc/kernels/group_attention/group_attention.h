@@ -5,37 +5,21 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "common/dtype.h"
-#include "common/segment.h"
+#include "kv_cache/cache_rows.h"
 
 namespace lpd {
 
-// All strides are in elements. The innermost dimension (D) is contiguous everywhere.
-struct GroupAttentionParams {
-  const void* qkv;  // [R, 3, H, D]
-  void* k_cache;    // [S, H, P, D], written at [cache_length, cache_length + num_context) of each segment's slot
-  void* v_cache;    // [S, H, P, D], same strides as k_cache
-  void* output;     // [R - first_output_row, H * D], contiguous
-  const Segment* segments;
+// K and V of the context rows are appended first; all rows of `qkv` that segments name are attended with.
+struct GroupAttentionParams : CacheRows {
+  void* output;  // [R - first_output_row, H * D], contiguous
   // CUDA: scratch memory that lets blocks share keys, for one launch at a time. Zeroed once by its owner; a launch
   // leaves its counters at zero. If it is nullptr or too small, one block walks over all keys of a tile of rows. Blocks
   // that form clusters leave it alone, but only if it is given do they share keys.
   void* workspace;
   int64_t workspace_bytes;
-  int64_t qkv_row_stride;
-  int64_t qkv_part_stride;  // from q to k to v
-  int64_t qkv_head_stride;
-  int64_t cache_slot_stride;
-  int64_t cache_head_stride;
-  int64_t cache_position_stride;
-  int32_t num_segments;
-  int32_t num_heads;
-  int32_t head_dim;
   int32_t first_output_row;  // rows before it leave K and V only
-  int32_t max_rows;
-  int32_t max_keys;
+  int32_t max_keys;          // of a segment
   float scale;
-  DType dtype;
 };
 
 // CPU work items: (segment, head) pairs, item = segment * num_heads + head.

@@ -5,13 +5,15 @@
 #include <initializer_list>
 
 #include "common/cpu_kernels.h"
+#include "common/register_product.h"
 #include "common/softmax_row.h"
-#include "group_attention/block_product.h"
 
 namespace lpd::LPD_ISA {
 namespace {
 
 constexpr int kWidth = Vec::kWidth;
+// Row stride of every scratch matrix; the odd number of cache lines (17) spreads rows over the sets of L1.
+constexpr int kScratchStride = 256 + 16;
 constexpr int kKeyBlock = kBlockVecs * kWidth;  // keys transposed at a time
 constexpr int kMaxHeadDim = 256;
 constexpr int kMaxRows = 48;     // rows that share one pass over the keys
@@ -30,6 +32,8 @@ struct Scratch {
   float row_max[kMaxRows];
   float row_sum[kMaxRows];
 };
+
+Matrix<float, Fixed<kScratchStride>> scratch_matrix(float* data) { return {data, {}}; }
 
 enum Part { kQ, kK, kV };
 
@@ -77,9 +81,9 @@ Item<T> make_item(const GroupAttentionParams& p, int64_t index) {
 
 // Everything an item reads, and what it writes to: the rows of qkv, then K, V and the output.
 template <class T>
-FetchAhead fetch_item(const Item<T>& item) {
+FetchRows fetch_item(const Item<T>& item) {
   constexpr int64_t kSize = sizeof(T);
-  FetchAhead ahead(item.qkv, item.head_dim * kSize);
+  FetchRows ahead(item.qkv, item.head_dim * kSize);
   if (item.query_start >= item.first_output_row) {
     ahead.add(item.output + (item.query_start - item.first_output_row) * item.output_stride, item.output_stride * kSize,
               item.num_query);
@@ -130,15 +134,15 @@ void update_softmax(int rows, bool first_tile, const Visible& visible, int head_
   for (int r = 0; r < rows; ++r) {
     if (visible(r) <= 0) continue;
     const float row_max = !first_tile && scratch.row_max[r] > tile_max[r] ? scratch.row_max[r] : tile_max[r];
-    const float reference = row_max == -kInfinity ? 0.0f : row_max;  // -inf - -inf would be NaN
+    const float reference = softmax_reference(row_max);
     const float tile_sum = exponentiate(scratch.scores + r * kScratchStride, visible(r), reference);
     if (first_tile) {
       scratch.row_sum[r] = tile_sum;
     } else {
-      const Vec correction = exp_nonpositive(broadcast(scratch.row_max[r] - reference));
-      scratch.row_sum[r] = scratch.row_sum[r] * reduce_max(correction) + tile_sum;
+      const Vec rescale = exp_nonpositive(broadcast(scratch.row_max[r] - reference));
+      scratch.row_sum[r] = scratch.row_sum[r] * reduce_max(rescale) + tile_sum;
       float* sums = scratch.sums + r * kScratchStride;
-      for (int d = 0; d < head_dim; d += kWidth) store(sums + d, load(sums + d) * correction);
+      for (int d = 0; d < head_dim; d += kWidth) store(sums + d, load(sums + d) * rescale);
     }
     scratch.row_max[r] = row_max;
   }
@@ -147,7 +151,7 @@ void update_softmax(int rows, bool first_tile, const Visible& visible, int head_
 // sums of rows [row, row + rows) (+)= probabilities of keys [first, last) times their V; the tile starts at key `tile`.
 template <class T>
 void add_values(const Item<T>& item, int tile, int first, int last, int row, int rows, bool accumulate,
-                Scratch& scratch, FetchAhead& ahead) {
+                Scratch& scratch, FetchRows& ahead) {
   if (rows <= 0) return;
   const int vecs = (item.head_dim + kWidth - 1) / kWidth;
   for (int key = first; key < last; key += kValueChunk) {
@@ -165,15 +169,15 @@ void add_values(const Item<T>& item, int tile, int first, int last, int row, int
     for (int i = 0; !in_place && i < n; ++i) {
       copy_row(item.key_row(kV, key + i), 1.0f, item.head_dim, scratch.values + i * kScratchStride);
     }
-    multiply(rows, vecs, scratch.scores + row * kScratchStride + (key - tile), values, stride, n,
-             scratch.sums + row * kScratchStride, accumulate, ahead);
+    multiply<Floats>(rows, vecs, scratch_matrix(scratch.scores).from(row, key - tile), Matrix{values, stride}, n,
+                     scratch_matrix(scratch.sums).from(row, 0), accumulate, ahead);
     accumulate = true;
   }
 }
 
 // Attention of scratch.q's rows, num_context context rows before the query rows, into scratch.sums and row_sum.
 template <class T>
-void attend(const Item<T>& item, int rows, int num_context, Scratch& scratch, FetchAhead& ahead) {
+void attend(const Item<T>& item, int rows, int num_context, Scratch& scratch, FetchRows& ahead) {
   const int num_keys = item.shared + (num_context < rows ? item.num_query : 0);
   for (int tile = 0; tile < num_keys; tile += kMaxKeys) {
     const int tile_end = num_keys - tile < kMaxKeys ? num_keys : tile + kMaxKeys;
@@ -182,8 +186,9 @@ void attend(const Item<T>& item, int rows, int num_context, Scratch& scratch, Fe
       const int n = tile_end - key < kKeyBlock ? tile_end - key : kKeyBlock;
       transpose_keys(item, key, n, scratch);
       const int row = key < shared_end ? 0 : num_context;
-      multiply(rows - row, (n + kWidth - 1) / kWidth, scratch.q + row * kScratchStride, scratch.keys, kKeyBlock,
-               item.head_dim, scratch.scores + row * kScratchStride + (key - tile), false, ahead);
+      multiply<Floats>(rows - row, (n + kWidth - 1) / kWidth, scratch_matrix(scratch.q).from(row, 0),
+                       Matrix{scratch.keys, Fixed<kKeyBlock>()}, item.head_dim,
+                       scratch_matrix(scratch.scores).from(row, key - tile), std::false_type(), ahead);
     }
     const auto visible = [&](int r) { return (r < num_context ? shared_end : tile_end) - tile; };
     update_softmax(rows, tile == 0, visible, item.head_dim, scratch);
@@ -193,7 +198,7 @@ void attend(const Item<T>& item, int rows, int num_context, Scratch& scratch, Fe
 }
 
 template <class T>
-void attend_item(const Item<T>& item, float scale, Scratch& scratch, FetchAhead& ahead) {
+void attend_item(const Item<T>& item, float scale, Scratch& scratch, FetchRows& ahead) {
   // Rows with an output: context first, then query rows.
   const auto skipped = [&](int start, int count) {
     const int before = item.first_output_row - start;
@@ -230,26 +235,11 @@ void attend_item(const Item<T>& item, float scale, Scratch& scratch, FetchAhead&
 
 template <class T>
 void run_items(const GroupAttentionParams& p, int64_t begin, int64_t end) {
-  const AppendKvParams append{p.qkv,
-                              p.k_cache,
-                              p.v_cache,
-                              p.segments,
-                              p.qkv_row_stride,
-                              p.qkv_part_stride,
-                              p.qkv_head_stride,
-                              p.cache_slot_stride,
-                              p.cache_head_stride,
-                              p.cache_position_stride,
-                              p.num_segments,
-                              p.num_heads,
-                              p.head_dim,
-                              p.max_rows,
-                              p.dtype};
   Scratch scratch;
   for (int64_t index = begin; index < end; ++index) {
-    append_kv(append, index, index + 1);
+    append_kv(p, index, index + 1);
     const Item<T> item = make_item<T>(p, index);
-    FetchAhead ahead = index + 1 < end ? fetch_item(make_item<T>(p, index + 1)) : FetchAhead(p.qkv, 1);
+    FetchRows ahead = index + 1 < end ? fetch_item(make_item<T>(p, index + 1)) : FetchRows(p.qkv, 1);
     attend_item(item, p.scale, scratch, ahead);
   }
 }
@@ -257,11 +247,7 @@ void run_items(const GroupAttentionParams& p, int64_t begin, int64_t end) {
 }  // namespace
 
 void group_attention(const GroupAttentionParams& p, int64_t begin, int64_t end) {
-  switch (p.dtype) {
-    case DType::kFloat32: return run_items<float>(p, begin, end);
-    case DType::kBFloat16: return run_items<BFloat16>(p, begin, end);
-    case DType::kFloat16: return run_items<Float16>(p, begin, end);
-  }
+  dispatch_dtype(p.dtype, [&](auto element) { run_items<decltype(element)>(p, begin, end); });
 }
 
 }  // namespace lpd::LPD_ISA

@@ -42,7 +42,8 @@ __device__ __forceinline__ void attend(const GroupAttentionParams& p, const KeyS
 
   T* const elements = reinterpret_cast<T*>(smem);
   KeyRing<T, kHeadDim> ring(p, work, elements);
-  const unsigned warp_index = __shfl_sync(~0u, threadIdx.x / 32, 0);  // so the compiler knows that it is the warp's
+  const unsigned warp_index =
+      __shfl_sync(kAllLanes, threadIdx.x / 32, 0);  // so the compiler knows that it is the warp's
   const int slab_in_tile = warp_index % kRowWarps, key_warp = warp_index / kRowWarps;
   const bool active = slab_in_tile < work.num_slabs;
   const Slab slab = work.slab(slab_in_tile);
@@ -149,11 +150,7 @@ void launch_for_type(const GroupAttentionParams& p, void* stream) {
 
 void launch_group_attention(const GroupAttentionParams& p, void* stream) {
   if (p.num_segments == 0 || p.num_heads == 0 || p.max_rows == 0) return;
-  switch (p.dtype) {
-    case DType::kFloat32: return launch_for_type<float>(p, stream);
-    case DType::kBFloat16: return launch_for_type<BFloat16>(p, stream);
-    case DType::kFloat16: return launch_for_type<Float16>(p, stream);
-  }
+  dispatch_dtype(p.dtype, [&](auto element) { launch_for_type<decltype(element)>(p, stream); });
 }
 
 }  // namespace lpd

@@ -8,7 +8,7 @@
 namespace lpd {
 namespace {
 
-// Of one block: a slab of [16, D] sums per warp, then a (maximum, sum of weights) pair per row.
+// Of one block: a slab of [16, D] sums per warp, then a pair of row_max and row_sum per row.
 template <int kHeadDim>
 struct Partial {
   static constexpr int kSums = kTileRows * kHeadDim;
@@ -45,24 +45,24 @@ __device__ __forceinline__ void combine(const GroupAttentionParams& p, const Blo
     const int row = i / kChunks, column = i % kChunks * kColumns, in_slab = row % kSlabRows;
     const Slab slab = work.slab(row / kSlabRows);
     if (in_slab >= slab.count) continue;
-    float top = kMinusInfinity, total = 0.0f;
+    float row_max = kMinusInfinity, row_sum = 0.0f;
     float4 sums = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll 4  // partials come from far: as many are under way at a time
     for (int part = 0; part < num_blocks * key_warps; ++part) {
       const Partial<kHeadDim> partial = partial_of(part / key_warps);
       const int warp_row = part % key_warps * warp_rows + row;
       const float2 statistics = load_vector<float2>(partial.row_statistics(warp_row));
-      const float new_top = fmaxf(top, statistics.x), reference = softmax_reference(new_top);
-      const float shrink = ptx::exp2_approx(top - reference), weight = ptx::exp2_approx(statistics.x - reference);
-      top = new_top;
-      total = total * shrink + weight * statistics.y;
+      const float new_max = fmaxf(row_max, statistics.x), reference = softmax_reference(new_max);
+      const float rescale = ptx::exp2_approx(row_max - reference), weight = ptx::exp2_approx(statistics.x - reference);
+      row_max = new_max;
+      row_sum = row_sum * rescale + weight * statistics.y;
       const float4 part_sums = load_vector<float4>(partial.at(warp_row, column));
-      sums.x = sums.x * shrink + weight * part_sums.x;
-      sums.y = sums.y * shrink + weight * part_sums.y;
-      sums.z = sums.z * shrink + weight * part_sums.z;
-      sums.w = sums.w * shrink + weight * part_sums.w;
+      sums.x = sums.x * rescale + weight * part_sums.x;
+      sums.y = sums.y * rescale + weight * part_sums.y;
+      sums.z = sums.z * rescale + weight * part_sums.z;
+      sums.w = sums.w * rescale + weight * part_sums.w;
     }
-    const float factor = 1.0f / total;
+    const float factor = 1.0f / row_sum;
     T* output = static_cast<T*>(p.output) +
                 (int64_t{slab.first} + in_slab - p.first_output_row) * p.num_heads * kHeadDim + work.head * kHeadDim;
     if constexpr (sizeof(T) == 2) {

@@ -45,13 +45,13 @@ class TensorCoreWarp {
     } else {
       score_seen(slot, first_key);
     }
-    float shrink[2];
+    float rescale[2];
     softmax_.template update<kKeys / 4>(
-        [&](int r, int column) -> float& { return weights_[column / 2][2 * r + column % 2]; }, shrink);
+        [&](int r, int column) -> float& { return weights_[column / 2][2 * r + column % 2]; }, rescale);
 #pragma unroll
     for (int n = 0; n < kHeadDim / 8; ++n) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) sums_[n][e] *= shrink[e / 2];
+      for (int e = 0; e < 4; ++e) sums_[n][e] *= rescale[e / 2];
     }
   }
 
@@ -76,7 +76,7 @@ class TensorCoreWarp {
 
   // Rows go through `staging` [64, D], of which this warp uses its own rows, so that 16 bytes at a time are written.
   __device__ __forceinline__ void write(T* output, int64_t row_stride, int rows, T* staging) const {
-    const float factors[2] = {1.0f / softmax_.total(0), 1.0f / softmax_.total(1)};
+    const float factors[2] = {1.0f / softmax_.row_sum(0), 1.0f / softmax_.row_sum(1)};
 #pragma unroll
     for (int n = 0; n < kHeadDim / 8; ++n) {
 #pragma unroll
@@ -100,9 +100,9 @@ class TensorCoreWarp {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int warp_row = warp * kSlabRows + lane_ / 4 + 8 * r;
-      const float total = softmax_.total(r);
+      const float row_sum = softmax_.row_sum(r);
       if (lane_ / 4 + 8 * r >= rows) continue;
-      if (lane_ % 4 == 0) store_vector(partial.row_statistics(warp_row), make_float2(softmax_.top[r], total));
+      if (lane_ % 4 == 0) store_vector(partial.row_statistics(warp_row), make_float2(softmax_.row_max[r], row_sum));
 #pragma unroll
       for (int n = 0; n < kHeadDim / 8; ++n) {
         store_vector(partial.at(warp_row, 8 * n + lane_ % 4 * 2), make_float2(sums_[n][2 * r], sums_[n][2 * r + 1]));

@@ -2,8 +2,7 @@
 #pragma once
 
 #include "common/cuda.cuh"
-#include "common/dtype.h"
-#include "common/segment.h"
+#include "kv_cache/cache_rows.h"
 
 namespace lpd {
 namespace {
@@ -20,15 +19,14 @@ __device__ __forceinline__ Segment read_segment(const Segment* segments, int ind
 }
 
 // Elements from the start of a cache to position 0 of this segment and head.
-template <class Params>
-__device__ __forceinline__ int64_t cache_offset(const Params& p, const Segment& segment, int head) {
+__device__ __forceinline__ int64_t cache_offset(const CacheRows& p, const Segment& segment, int head) {
   return segment.cache_slot * p.cache_slot_stride + head * p.cache_head_stride;
 }
 
 // Copies K and V of context rows [first, last) of one segment and head into the cache, 16 bytes per thread and access;
-// for a block of kThreads. Params: AppendKvParams or GroupAttentionParams.
-template <int kThreads, class Params>
-__device__ __forceinline__ void append_rows(const Params& p, const Segment& segment, int head, int first, int last) {
+// for a block of kThreads.
+template <int kThreads>
+__device__ __forceinline__ void append_rows(const CacheRows& p, const Segment& segment, int head, int first, int last) {
   const int64_t size = p.dtype == DType::kFloat32 ? 4 : 2;
   const int chunks = static_cast<int>(p.head_dim * size) / 16;  // per row
   const char* k_rows = static_cast<const char*>(p.qkv) +

@@ -5,6 +5,12 @@
 
 namespace lpd {
 
+constexpr int kProximityRanks = 25;  // of 0 to 4 neighbours by an edge and 0 to 4 by a corner
+
+// Words of the Philox output of (cell, step).
+constexpr int kTieWord = 0;    // orders cells of equal proximity
+constexpr int kStartWord = 1;  // picks a uniformly random cell
+
 struct LocalityOrderParams {
   const int32_t* group_sizes;  // [T] or [B, T], zero padded at the end
   const int64_t* seeds;        // [B], Philox key

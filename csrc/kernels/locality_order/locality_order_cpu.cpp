@@ -11,13 +11,8 @@
 namespace lpd::LPD_ISA {
 namespace {
 
-constexpr int kNumRanks = 25;
 constexpr int kCellBits = 16;      // a grid has at most 65536 cells
 constexpr int64_t kKeyBlock = 16;  // random numbers computed at a time, for the compiler to make vectors of them
-
-// Words of the Philox output of (cell, step).
-constexpr int kTieWord = 0;    // orders cells of equal proximity
-constexpr int kStartWord = 1;  // picks a uniformly random cell
 
 // In Scratch::state, beside the neighbour counts.
 constexpr uint8_t kDrawn = 0x80;
@@ -234,13 +229,13 @@ class OrderBuilder {
   // is nearly proportional to them: distribute, then let an insertion sort repair the few cells that share a bucket.
   void sort_by_rank(uint32_t* cells, int64_t count) {
     compute_keys<kTieWord>(cells, count);
-    uint32_t start[kNumRanks] = {}, size[kNumRanks] = {};
+    uint32_t start[kProximityRanks] = {}, size[kProximityRanks] = {};
     for (int64_t i = 0; i < count; ++i) {
       const uint64_t rank = rank_key(cells[i]);
       s_.keys[i] |= rank;
       ++size[rank >> kRankShift];
     }
-    for (int i = 1; i < kNumRanks; ++i) start[i] = start[i - 1] + size[i - 1];
+    for (int i = 1; i < kProximityRanks; ++i) start[i] = start[i - 1] + size[i - 1];
     const auto bucket_of = [&](uint64_t key) {
       const uint64_t tie = key >> kCellBits & 0xffffffff, rank = key >> kRankShift;
       return start[rank] + (tie * size[rank] >> 32);
@@ -307,7 +302,7 @@ class OrderBuilder {
 
   // Sorts before the random number: the closest cells come first.
   uint64_t rank_key(uint32_t cell) const {
-    return static_cast<uint64_t>(kNumRanks - 1 - rank_of_[s_.state[cell] & ~kDrawn]) << kRankShift;
+    return static_cast<uint64_t>(kProximityRanks - 1 - rank_of_[s_.state[cell] & ~kDrawn]) << kRankShift;
   }
 
   static uint32_t cell_of(uint64_t key) { return static_cast<uint32_t>(key & ((1 << kCellBits) - 1)); }
@@ -317,8 +312,8 @@ class OrderBuilder {
   const LocalityOrderParams& p_;
   Scratch& s_;
   const int64_t num_cells_;
-  uint8_t rank_of_[kNumRanks];  // by 5 * edge + corner neighbours
-  bool is_near_[kNumRanks];
+  uint8_t rank_of_[kProximityRanks];  // by 5 * edge + corner neighbours
+  bool is_near_[kProximityRanks];
   uint64_t seed_ = 0;
   int64_t* order_ = nullptr;  // [N] row of this image; its first num_taken_ entries are written
   int64_t num_taken_ = 0;

@@ -11,14 +11,8 @@
 namespace lpd {
 namespace {
 
-constexpr int kWarpSize = 32;
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxOneWarpCells = 256;
-constexpr unsigned kAllLanes = 0xffffffffu;
-
-// Words of the Philox output of (cell, step).
-constexpr int kTieWord = 0;    // orders cells of equal proximity
-constexpr int kStartWord = 1;  // picks a uniformly random cell
 
 // A score is 0 for a cell that cannot be taken. Otherwise it is one of
 //   list score:      level (6 bits), then the first 26 bits of the inverted tie key;
@@ -28,10 +22,9 @@ constexpr int kStartWord = 1;  // picks a uniformly random cell
 // far, 26 to n + 25 if it is near. A near cell that is refused falls by 25, to 1 to n, which is behind the far ones.
 // Cells of equal score are told apart by their exact keys: the bits left out, then the cell.
 enum class ScoreKind { kList, kStart };
-constexpr int kNumRanks = 25;
 constexpr int kListTieBits = 26;
-constexpr uint32_t kFirstNearScore = uint32_t{kNumRanks + 1} << kListTieBits;
-constexpr uint32_t kRefusal = uint32_t{kNumRanks} << kListTieBits;
+constexpr uint32_t kFirstNearScore = uint32_t{kProximityRanks + 1} << kListTieBits;
+constexpr uint32_t kRefusal = uint32_t{kProximityRanks} << kListTieBits;
 constexpr uint32_t kStartFlag = 0x80000000u;
 
 // What the cell taken last does to the scores of the others.
@@ -305,7 +298,7 @@ class OrderBuilder {
     const PhiloxWords random = random_words(cell);
     const uint64_t last = 0xffff - cell;
     if (score_kind_ == ScoreKind::kStart) return uint64_t{~random.word[kStartWord]} << 16 | last;
-    const uint32_t list_level = level(cell) > kNumRanks ? level(cell) - kNumRanks : level(cell);
+    const uint32_t list_level = level(cell) > kProximityRanks ? level(cell) - kProximityRanks : level(cell);
     return uint64_t{list_level} << 48 | uint64_t{~random.word[kTieWord]} << 16 | last;
   }
 

@@ -8,8 +8,7 @@
 
 #include "common/cpu_kernels.h"
 #include "common/gelu.h"
-#include "common/register_block.h"
-#include "packed_linear/operands.h"
+#include "common/register_product.h"
 
 namespace lpd::LPD_ISA {
 namespace {
@@ -31,49 +30,6 @@ struct RowBlock {
   uint32_t* packed;
 };
 
-// What of the next panel is fetched meanwhile: a row of it with every `words_per_row` words.
-struct FetchAhead {
-  const char* next;
-  int words_per_row;
-};
-
-// products[Rows, kBlockVecs * kWidth] = the rows at `packed`, `stride` words apart, times the channels at `weight`.
-template <class Words, int Rows>
-void multiply_block(const uint32_t* packed, int stride, const uint32_t* weight, int words, FetchAhead ahead,
-                    float* products) {
-  typename Words::Sum sum[Rows][kBlockVecs];
-  LPD_UNROLL for (int r = 0; r < Rows; ++r) {
-    LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) sum[r][v] = Words::zero();
-  }
-  for (int k = 0; k < words;) {
-    constexpr int kLine = 64;
-    __builtin_prefetch(ahead.next, 0, 2);
-    __builtin_prefetch(ahead.next + kLine, 0, 2);
-    ahead.next += kLinearPanel * sizeof(uint32_t);
-    const int stop = k + ahead.words_per_row < words ? k + ahead.words_per_row : words;
-    for (; k < stop; ++k, packed += stride, weight += kLinearPanel) {
-      typename Words::Columns columns[kBlockVecs];
-      LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) columns[v] = Words::columns(weight + v * kWidth);
-      LPD_UNROLL for (int r = 0; r < Rows; ++r) {
-        const typename Words::Row row = Words::row(packed + r);
-        LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) sum[r][v] = Words::add(sum[r][v], row, columns[v]);
-      }
-    }
-  }
-  LPD_UNROLL for (int r = 0; r < Rows; ++r) {
-    LPD_UNROLL for (int v = 0; v < kBlockVecs; ++v) {
-      store(products + r * kLinearPanel + v * kWidth, Words::value(sum[r][v]));
-    }
-  }
-}
-
-template <class Words, int Rows>
-void multiply_rows(int rows, const uint32_t* packed, int stride, const uint32_t* weight, int words, FetchAhead ahead,
-                   float* products) {
-  if (rows == Rows) return multiply_block<Words, Rows>(packed, stride, weight, words, ahead, products);
-  if constexpr (Rows > 1) multiply_rows<Words, Rows - 1>(rows, packed, stride, weight, words, ahead, products);
-}
-
 const uint32_t* linear_panel(const PackedLinearParams& p, int64_t panel, int word) {
   return p.weight + (panel * linear_words(p) + word) * kLinearPanel;
 }
@@ -87,14 +43,10 @@ struct WordRun {
 // `weight`.
 template <class Words>
 void multiply_panel(const RowBlock& block, const uint32_t* packed, const uint32_t* weight, WordRun run,
-                    FetchAhead ahead, float* products) {
-  const int parts = (block.rows + kBlockRows - 1) / kBlockRows, part_rows = (block.rows + parts - 1) / parts;
-  for (int column = 0; column < kLinearPanel; column += kBlockVecs * kWidth) {
-    for (int r = 0; r < block.rows; r += part_rows) {
-      multiply_rows<Words, kBlockRows>(std::min(part_rows, block.rows - r), packed + r, block.rows, weight + column,
-                                       run.end - run.first, ahead, products + r * kLinearPanel + column);
-    }
-  }
+                    FetchPairs ahead, float* products) {
+  const Matrix rows{packed, Fixed<1>(), int64_t{block.rows}};
+  multiply<Words>(block.rows, kLinearPanel / kWidth, rows, Matrix{weight, Fixed<kLinearPanel>()}, run.end - run.first,
+                  Matrix{products, Fixed<kLinearPanel>()}, std::false_type(), ahead);
 }
 
 // Lanes [0, lanes) of values, zeros behind.
@@ -186,7 +138,7 @@ void multiply_item(const PackedLinearParams& p, const Item& item, const Item& ne
         const uint32_t* following = run.end < p.last_word
                                         ? linear_panel(p, panel, run.end)
                                         : linear_panel(p, panel - item.first_panel + next.first_panel, p.first_word);
-        const FetchAhead ahead{reinterpret_cast<const char*>(following + fetched * kLinearPanel),
+        const FetchPairs ahead{reinterpret_cast<const char*>(following + fetched * kLinearPanel),
                                static_cast<int>(blocks)};
         multiply_panel<Words>(block, packed, linear_panel(p, panel, run.first), run, ahead, products);
         write_block<Meaning>(p, block, panel, run, products);
@@ -196,7 +148,7 @@ void multiply_item(const PackedLinearParams& p, const Item& item, const Item& ne
 }
 
 template <class Words, class Meaning>
-void multiply(const PackedLinearParams& p) {
+void multiply_items(const PackedLinearParams& p) {
   const int64_t items = linear_items(p);
   for (int64_t index = (*p.next_item)++; index < items;) {
     const int64_t next = (*p.next_item)++;
@@ -243,15 +195,16 @@ void pack_linear_rows(const PackedLinearParams& p, int64_t begin, int64_t end) {
 
 void packed_linear(const PackedLinearParams& p, int64_t, int64_t) {
 #if defined(LPD_ISA_AVX512)
-  if (p.operands == LinearOperands::kInt8 && cpu_has_vnni()) return multiply<VnniByteWords, OfBytes>(p);
+  if (p.operands == LinearOperands::kInt8 && cpu_has_vnni()) return multiply_items<VnniByteWords, OfBytes>(p);
   if (p.operands == LinearOperands::kBFloat16 && cpu_has_bfloat16()) {
-    return multiply<NativeBFloat16Words, OfBFloat16s>(p);
+    return multiply_items<NativeBFloat16Words, OfBFloat16s>(p);
   }
 #endif
   switch (p.operands) {
-    case LinearOperands::kFloat32: return multiply<FloatWords, OfFloats>(p);
-    case LinearOperands::kBFloat16: return multiply<BFloat16Words, OfBFloat16s>(p);
-    case LinearOperands::kInt8: return multiply<ByteWords, OfBytes>(p);
+    case LinearOperands::kFloat32: return multiply_items<FloatWords, OfFloats>(p);
+    case LinearOperands::kBFloat16: return multiply_items<BFloat16Words, OfBFloat16s>(p);
+    case LinearOperands::kInt8: return multiply_items<ByteWords, OfBytes>(p);
+    default: throw_unknown("operands", static_cast<int>(p.operands));
   }
 }
 

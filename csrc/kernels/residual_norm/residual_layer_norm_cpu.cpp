@@ -23,11 +23,7 @@ void residual_layer_norm_rows(const ResidualLayerNormParams& p, int64_t begin, i
 }  // namespace
 
 void residual_layer_norm(const ResidualLayerNormParams& p, int64_t begin, int64_t end) {
-  switch (p.dtype) {
-    case DType::kFloat32: return residual_layer_norm_rows<float>(p, begin, end);
-    case DType::kBFloat16: return residual_layer_norm_rows<BFloat16>(p, begin, end);
-    case DType::kFloat16: return residual_layer_norm_rows<Float16>(p, begin, end);
-  }
+  dispatch_dtype(p.dtype, [&](auto element) { residual_layer_norm_rows<decltype(element)>(p, begin, end); });
 }
 
 }  // namespace lpd::LPD_ISA

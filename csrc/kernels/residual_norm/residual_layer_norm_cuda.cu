@@ -49,11 +49,7 @@ void launch_rows(const ResidualLayerNormParams& p, void* stream) {
 
 void launch_residual_layer_norm(const ResidualLayerNormParams& p, void* stream) {
   if (p.num_rows == 0 || p.width == 0) return;
-  switch (p.dtype) {
-    case DType::kFloat32: return launch_rows<float>(p, stream);
-    case DType::kBFloat16: return launch_rows<BFloat16>(p, stream);
-    case DType::kFloat16: return launch_rows<Float16>(p, stream);
-  }
+  dispatch_dtype(p.dtype, [&](auto element) { launch_rows<decltype(element)>(p, stream); });
 }
 
 }  // namespace lpd

@@ -21,11 +21,7 @@ void embed_row_range(const EmbedRowsParams& p, int64_t begin, int64_t end) {
 }  // namespace
 
 void embed_rows(const EmbedRowsParams& p, int64_t begin, int64_t end) {
-  switch (p.dtype) {
-    case DType::kFloat32: return embed_row_range<float>(p, begin, end);
-    case DType::kBFloat16: return embed_row_range<BFloat16>(p, begin, end);
-    case DType::kFloat16: return embed_row_range<Float16>(p, begin, end);
-  }
+  dispatch_dtype(p.dtype, [&](auto element) { embed_row_range<decltype(element)>(p, begin, end); });
 }
 
 }  // namespace lpd::LPD_ISA

@@ -23,11 +23,7 @@ void quantize_row_range(const QuantizeRowsParams& p, int64_t begin, int64_t end)
 }  // namespace
 
 void quantize_rows(const QuantizeRowsParams& p, int64_t begin, int64_t end) {
-  switch (p.dtype) {
-    case DType::kFloat32: return quantize_row_range<float>(p, begin, end);
-    case DType::kBFloat16: return quantize_row_range<BFloat16>(p, begin, end);
-    case DType::kFloat16: return quantize_row_range<Float16>(p, begin, end);
-  }
+  dispatch_dtype(p.dtype, [&](auto element) { quantize_row_range<decltype(element)>(p, begin, end); });
 }
 
 }  // namespace lpd::LPD_ISA

@@ -7,14 +7,14 @@
 #include <new>
 
 #include "common/cpu_kernels.h"
+#include "common/order_key.h"
 #include "common/philox.h"
 #include "common/simd.h"
 
 namespace lpd::LPD_ISA {
 namespace {
 
-constexpr int kBlock = 512;                   // weights per partial sum, a multiple of every kWidth
-constexpr uint32_t kLowestKey = 0x007fffffu;  // order_key(-inf)
+constexpr int kBlock = 512;  // weights per partial sum, a multiple of every kWidth
 
 // Tokens that may still be drawn, in the order of their ids. Logits and weights are padded with -inf and 0 to whole
 // vectors.
@@ -119,14 +119,6 @@ void drop_below(float threshold, Candidates& c) {
   c.count = kept;
   pad(c);
 }
-
-// Integers in the order of the floats; adding 0 turns -0 into +0, its equal.
-uint32_t order_key(float x) {
-  const uint32_t bits = float_to_bits(x + 0.0f);
-  return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
-}
-
-float from_order_key(uint32_t key) { return bits_to_float(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu)); }
 
 // Number and weight of the candidates from a threshold on.
 struct Tail {
@@ -302,11 +294,7 @@ void sample_token_range(const SampleTokensParams& p, int64_t begin, int64_t end)
 }  // namespace
 
 void sample_tokens(const SampleTokensParams& p, int64_t begin, int64_t end) {
-  switch (p.dtype) {
-    case DType::kFloat32: return sample_token_range<float>(p, begin, end);
-    case DType::kBFloat16: return sample_token_range<BFloat16>(p, begin, end);
-    case DType::kFloat16: return sample_token_range<Float16>(p, begin, end);
-  }
+  dispatch_dtype(p.dtype, [&](auto element) { sample_token_range<decltype(element)>(p, begin, end); });
 }
 
 }  // namespace lpd::LPD_ISA

@@ -5,10 +5,9 @@
 // with one barrier. Limited by reading the logits, at few tokens by the latency of that read and of the phases after
 // it.
 #include <cmath>
-#include <stdexcept>
-#include <string>
 
 #include "common/cuda.cuh"
+#include "common/order_key.h"
 #include "common/philox.h"
 #include "common/ptx.cuh"
 #include "token_sampling/mixed_row.cuh"
@@ -274,12 +273,7 @@ void launch_dtype(const SampleTokensParams& p, void* stream) {
 
 void launch_sample_tokens(const SampleTokensParams& params, void* stream) {
   if (params.num_tokens == 0) return;
-  switch (params.dtype) {
-    case DType::kFloat32: return launch_dtype<float>(params, stream);
-    case DType::kBFloat16: return launch_dtype<BFloat16>(params, stream);
-    case DType::kFloat16: return launch_dtype<Float16>(params, stream);
-  }
-  throw std::runtime_error("sample_tokens: unknown dtype " + std::to_string(static_cast<int>(params.dtype)));
+  dispatch_dtype(params.dtype, [&](auto element) { launch_dtype<decltype(element)>(params, stream); });
 }
 
 }  // namespace lpd

@@ -7,23 +7,11 @@
 #include <cmath>
 
 #include "common/cuda.cuh"
-#include "common/dtype.h"
+#include "common/order_key.h"
 #include "token_sampling/warp_sums.cuh"
 
 namespace lpd {
 namespace {
-
-constexpr uint32_t kLowestKey = 0x007fffffu;  // order_key(-inf)
-
-// Integers in the order of the floats; adding 0 turns -0 into +0, its equal.
-__device__ __forceinline__ uint32_t order_key(float x) {
-  const uint32_t bits = __float_as_uint(__fadd_rn(x, 0.0f));
-  return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
-}
-
-__device__ __forceinline__ float from_order_key(uint32_t key) {
-  return __uint_as_float(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu));
-}
 
 // Low bits of an order key that a number of type T does not need.
 template <class T>
@@ -76,9 +64,9 @@ struct Bracket {
   }
 
   // Raises low to the largest threshold that leaves more than `target`: of the logits or of their weight; row_key is
-  // that of the largest logit. Ends early
-  // where a single logit is left between low and high. visit(bottom, f) calls f(logit, weight) for this thread's share
-  // of the row, at least for what is not below bottom; `exchange` is shared memory for two passes.
+  // that of the largest logit. Ends early where a single logit is left between low and high. visit(bottom, f) calls
+  // f(logit, weight) for this thread's share of the row, at least for what is not below bottom; `exchange` is shared
+  // memory for two passes.
   template <class Visit>
   __device__ __forceinline__ void narrow(uint32_t row_key, bool by_weight, float target, const Visit& visit,
                                          Exchange* exchange) {

@@ -6,7 +6,6 @@
 namespace lpd {
 namespace {
 
-constexpr uint32_t kAllLanes = 0xffffffffu;
 constexpr int kMaxWarps = 16;  // of a block
 
 __device__ __forceinline__ float warp_sum(float x) {

@@ -37,7 +37,7 @@ struct TrainingAttentionParams {
 
 constexpr int32_t kTrainingAttentionMaxHeadDim = 256;
 constexpr int32_t kTrainingTileRows = 96;     // rows that share one pass over the keys
-constexpr int32_t kTrainingTileStride = 272;  // of every tile's rows: see kScratchStride of block_product.h
+constexpr int32_t kTrainingTileStride = 272;  // of every tile's rows: see kScratchStride of group_attention_cpu.cpp
 constexpr int32_t kTrainingAlignment = 16;    // floats: a cache line, and the longest vector
 
 inline int64_t training_attention_padded(int64_t count) {

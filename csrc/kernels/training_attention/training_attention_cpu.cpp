@@ -128,16 +128,16 @@ void update_softmax(const KeySpan& span, int head_dim, ForwardTile& t) {
   for (int r = span.begin; r < span.end; ++r) {
     float* scores = t.scores + r * kTileStride;
     const float row_max = t.row_max[r] > span_max[r] ? t.row_max[r] : span_max[r];
-    const float reference = row_max == -kInfinity ? 0.0f : row_max;  // -inf - -inf would be NaN
+    const float reference = softmax_reference(row_max);
     const float span_sum = exponentiate(scores, span.count[r], reference);
     clear_unseen(scores, span.count[r], span.num_keys);
     if (t.row_max[r] == row_max) {
       t.row_sum[r] += span_sum;
     } else {
-      const Vec correction = exp_nonpositive(broadcast(t.row_max[r] - reference));
-      t.row_sum[r] = t.row_sum[r] * reduce_max(correction) + span_sum;
+      const Vec rescale = exp_nonpositive(broadcast(t.row_max[r] - reference));
+      t.row_sum[r] = t.row_sum[r] * reduce_max(rescale) + span_sum;
       float* sums = t.sums + r * kTileStride;
-      for (int d = 0; d < head_dim; d += kWidth) store(sums + d, load(sums + d) * correction);
+      for (int d = 0; d < head_dim; d += kWidth) store(sums + d, load(sums + d) * rescale);
     }
     t.row_max[r] = row_max;
   }
@@ -157,7 +157,7 @@ void attend_head(const TrainingAttentionParams& p, const Head<T>& head, Workspac
     for (int r = 0; r < t.tile.rows; ++r) {
       copy_row(head.row_of(kQ, t.tile.row[r]), head.scale, head.head_dim, t.q + r * kTileStride);
       fill(t.sums + r * kTileStride, head.matrix_stride, 0.0f);
-      t.row_max[r] = -kInfinity;
+      t.row_max[r] = kMinusInfinity;
       t.row_sum[r] = 0.0f;
     }
     for_each_span(t.tile, [&](const KeySpan& span) {
@@ -277,11 +277,7 @@ void run_items(const TrainingAttentionParams& p, int64_t begin, int64_t end) {
 }  // namespace
 
 void training_attention(const TrainingAttentionParams& p, int64_t begin, int64_t end) {
-  switch (p.dtype) {
-    case DType::kFloat32: return run_items<float>(p, begin, end);
-    case DType::kBFloat16: return run_items<BFloat16>(p, begin, end);
-    case DType::kFloat16: return run_items<Float16>(p, begin, end);
-  }
+  dispatch_dtype(p.dtype, [&](auto element) { run_items<decltype(element)>(p, begin, end); });
 }
 
 }  // namespace lpd::LPD_ISA

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lpd_ext.model import Block
-from lpd_ext.training_attention import attend
-from lpd_ext.visibility import Visibility, training_mask
+from lpd_ext.training_attention import Visibility, attend
+from lpd_ext.visibility import training_mask
 from lpd_tools.bench.cases import Shape
 from lpd_tools.bench.result import Result
 from lpd_tools.bench.timing import Times, interleaved

@@ -7,28 +7,31 @@ from typing import Annotated
 
 import typer
 
+from lpd_tools.commands.model_options import DTYPE_HELP, MODEL_HELP, TOKENIZER_HELP, load_pipeline
 from lpd_tools.console import new_console
+
+_SHOWN_CLASSES = 20
 
 
 def info(
-    model: Annotated[
-        str | None, typer.Option(help="Checkpoint directory or hub id; default: the bundled model.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    tokenizer: Annotated[str | None, typer.Option(help=TOKENIZER_HELP)] = None,
+    dtype: Annotated[str, typer.Option(help=DTYPE_HELP)] = "",
 ) -> None:
     """Show the build, the instruction sets, the devices and a model.
 
-    Example: lpd info --model model
+    Example: lpd info --model lpd_l_256
     """
     import torch
     from rich.table import Table
 
-    from lpd_ext import _C, LPDPipeline
+    from lpd_ext import _C
+    from lpd_ext.linear import count_parameters
 
     build = _C.build_config()
-    pipe = LPDPipeline.from_pretrained(model)
+    pipe = load_pipeline(model, tokenizer, dtype)
     config, defaults = pipe.model.config, pipe.defaults
-    parameters = sum(parameter.numel() for parameter in pipe.model.parameters())
-    vq_parameters = sum(parameter.numel() for parameter in pipe.tokenizer.parameters())
+    parameters, vq_parameters = count_parameters(pipe.model), count_parameters(pipe.tokenizer)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     table = Table(show_header=False, box=None)
     table.add_column(style="bold")
@@ -46,11 +49,18 @@ def info(
         ("tokenizer", f"{vq_parameters / 1e6:.1f} M parameters, stride {pipe.tokenizer.config.stride}"),
         ("sampling", f"{defaults.num_inference_steps} steps, {defaults.order} order, guidance "
                      f"{defaults.guidance_scale} {defaults.guidance_schedule}"),
-        ("classes", ", ".join(pipe.class_names) or "without names"),
+        ("classes", _classes(pipe.class_names)),
     ]  # fmt: skip
     for name, value in rows:
         table.add_row(name, value)
     new_console().print(table)
+
+
+def _classes(names: list[str]) -> str:
+    from lpd_ext.class_names import short_name
+
+    shown = ", ".join(map(short_name, names[:_SHOWN_CLASSES]))
+    return (f"{shown}, ... ({len(names):,})" if len(names) > _SHOWN_CLASSES else shown) or "without names"
 
 
 def _cuda_kernels(build: dict[str, str]) -> str:

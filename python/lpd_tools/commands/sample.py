@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lpd_tools.commands.model_options import DTYPE_HELP, MODEL_HELP, TOKENIZER_HELP
 from lpd_tools.console import new_console
 
 if TYPE_CHECKING:
@@ -17,11 +19,13 @@ if TYPE_CHECKING:
 def sample(
     labels: Annotated[
         list[str] | None,
-        typer.Argument(help="Class names or indices, 'none' for unconditional; default: every class (at most 10)."),
+        typer.Argument(
+            help="Class names, else indices, or 'none' for unconditional; default: every class (at most 10)."
+        ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Checkpoint directory or hub id; default: the bundled model.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    tokenizer: Annotated[str | None, typer.Option(help=TOKENIZER_HELP)] = None,
+    dtype: Annotated[str, typer.Option(help=DTYPE_HELP)] = "",
     output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("grid.png"),
     images_per_label: Annotated[int, typer.Option("--images", "-n", min=1, help="Images per label.")] = 8,
     steps: Annotated[int | None, typer.Option(help="Decoding steps; default: the model's.")] = None,
@@ -35,21 +39,22 @@ def sample(
 ) -> None:
     """Draw images and write them as one labelled grid.
 
-    Example: lpd sample bag 0 none -n 4 --guidance 6 --output bags.png
+    Example: lpd sample --model lpd_l_256 "golden retriever" goldfish -n 4 --output dogs.png
     """
     from rich.progress import Progress
     from rich.text import Text
 
-    from lpd_ext import LPDPipeline
     from lpd_tools.checks import check_device, check_output, check_seeds
+    from lpd_tools.commands.model_options import load_pipeline
     from lpd_tools.pictures import labelled_grid
 
     check_output(output, ".png")
     where = check_device(device)
     console = new_console()
     start = time.perf_counter()
-    pipe = LPDPipeline.from_pretrained(model, device=where)
-    wanted = [_parse_label(text) for text in labels] if labels else list(range(min(10, pipe.model.config.num_classes)))
+    pipe = load_pipeline(model, tokenizer, dtype, where)
+    every = range(min(10, pipe.model.config.num_classes))
+    wanted = [_parse_label(pipe, text) for text in labels] if labels else list(every)
     per_image = [label for label in wanted for _ in range(images_per_label)]
     seeds = check_seeds(seed, len(per_image))
     with Progress(console=console) as progress:
@@ -73,15 +78,20 @@ def sample(
     console.print(written, soft_wrap=True)
 
 
-def _parse_label(text: str) -> int | str | None:
+def _parse_label(pipe: LPDPipeline, text: str) -> int | str | None:
+    """A class of that name, and only if there is none what else the text may mean."""
+    if text in pipe.class_names:
+        return text
     if text.lower() == "none":
         return None
-    return int(text) if text.lstrip("-").isdigit() else text
+    return int(text) if re.fullmatch("-?[0-9]{1,18}", text) else text
 
 
 def _caption(pipe: LPDPipeline, label: int | str | None) -> str:
+    from lpd_ext.class_names import short_name
+
     if label is None:
         return "any"
     if isinstance(label, int) and pipe.class_names:
-        return pipe.class_names[label]
+        return short_name(pipe.class_names[label])
     return str(label)

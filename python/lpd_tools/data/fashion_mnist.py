@@ -61,11 +61,11 @@ def read_idx(path: str | Path) -> np.ndarray:
     shape = struct.unpack(f">{data[3]}I", data[4:header])
     if len(data) - header != math.prod(shape):
         raise ValueError(f"path: {str(path)!r} announces shape {shape} but holds {len(data) - header} bytes")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(data, np.uint8)[header:].reshape(shape)
 
 
 def load_fashion_mnist(split: str, data_dir: str | Path = FASHION_MNIST_DIR) -> LabelledImages:
-    """Split "train" (60,000) or "test" (10,000) of Fashion-MNIST."""
+    """Split "train" (60,000) or "test" (10,000) of Fashion-MNIST; ValueError for files that do not go together."""
     stems = {"train": "train", "test": "t10k"}
     if split not in stems:
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
@@ -76,6 +76,15 @@ def load_fashion_mnist(split: str, data_dir: str | Path = FASHION_MNIST_DIR) -> 
                 f"data_dir: {path} is missing; install Debian's dataset-fashion-mnist or pass its folder"
             )
     pixels, labels = (torch.from_numpy(read_idx(path).copy()) for path in paths)
+    if pixels.shape != (len(labels), 28, 28) or labels.shape != (len(labels),) or not len(labels):
+        raise ValueError(
+            f"data_dir: {str(paths[0])!r} and {str(paths[1])!r} must hold [n, 28, 28] and [n], got "
+            f"{list(pixels.shape)} and {list(labels.shape)}"
+        )
+    if int(labels.max()) >= len(CLASS_NAMES):
+        raise ValueError(
+            f"data_dir: {str(paths[1])!r} has the label {int(labels.max())}, of {len(CLASS_NAMES)} classes"
+        )
     return LabelledImages(pixels, labels.long())
 
 

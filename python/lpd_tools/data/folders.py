@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from lpd_tools.data.image_source import DataSet, ImageSource, check_share, check_splits, digest, few, held_out
+from lpd_tools.data.names import in_order, is_hidden, pictures_below
 from lpd_tools.data.pixels import open_image
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -94,7 +94,7 @@ def _held_out_splits(root: Path, share: float) -> tuple[list[Files], tuple[str, 
 
 def _folders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        return in_order(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
 
 
 def _files(root: Path, split: str, names: list[str]) -> Files:
@@ -102,7 +102,7 @@ def _files(root: Path, split: str, names: list[str]) -> Files:
     empty = []
     for label, name in enumerate(names):
         top = root / split / name
-        found = sorted(path.relative_to(root).as_posix() for path in _pictures(top))
+        found = sorted(path.relative_to(root).as_posix() for path in pictures_below(top, SUFFIXES))
         if not found:
             empty.append(f"{split}/{name}" if split else name)
         files += [(label, path) for path in found]
@@ -111,21 +111,3 @@ def _files(root: Path, split: str, names: list[str]) -> Files:
             f"data: no images in {few(empty)} of {str(root)!r} (files ending in {', '.join(sorted(SUFFIXES))})"
         )
     return files
-
-
-def _pictures(top: Path) -> Iterator[Path]:
-    seen = set()
-    for folder, below, files in os.walk(top, onerror=_raise, followlinks=True):
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:  # by a link that leads back
-            below.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for name in files:
-            path = Path(folder, name)
-            if not name.startswith(".") and path.suffix.lower() in SUFFIXES:
-                yield path
-
-
-def _raise(error: OSError) -> None:
-    raise error

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from lpd_tools.data.image_source import DataSet, ImageSource, check_share, check_splits, digest, few, held_out
+from lpd_tools.data.names import in_order
 from lpd_tools.data.pixels import UnreadableImageError, open_image
 
 OPTIONS = {
@@ -61,8 +62,18 @@ def open_huggingface(location: str, options: dict[str, str]) -> DataSet:
     loaded = _load(datasets, location, options["config"])
     tables = dict(loaded) if isinstance(loaded, dict) else {options["train"]: loaded}
     train = _table(tables, options["train"], location, "train")
-    test_name = options["test"] or next((name for name in ("test", "validation", "val") if name in tables), "")
     image, label = _columns(datasets, train, options, location)
+    for option in ("train", "test"):
+        table = tables.get(options[option])
+        if table is not None and label in table.features and len(table) and not _has_labels(table, label):
+            labelled = few([name for name, other in tables.items() if _has_labels(other, label)]) or "none"
+            raise ValueError(
+                f"data: {option}={options[option]!r} of {location!r} has no labels ({label} is -1 or missing in all "
+                f"rows); splits with labels: {labelled}"
+            )
+    # The test split of a competition has no labels.
+    usual = (name for name in ("test", "validation", "val") if name in tables and _has_labels(tables[name], label))
+    test_name = options["test"] or next(usual, "")
     names, numbers = _classes(train, label)
     share = check_share(options["held_out"])
     splits = []
@@ -134,8 +145,13 @@ def _classes(table: Any, label: str) -> tuple[tuple[str, ...], dict[Any, int]]:
     values = set(table.select_columns([label])[:][label]) - {None}
     if all(isinstance(value, int) for value in values):
         return tuple(str(number) for number in range(max(values, default=-1) + 1)), {}
-    ordered = sorted(str(value) for value in values)
+    ordered = in_order(str(value) for value in values)
     return tuple(ordered), {name: number for number, name in enumerate(ordered)}
+
+
+def _has_labels(table: Any, label: str) -> bool:
+    """Whether any row has one; -1 is how the library writes that there is none."""
+    return label in table.features and not set(table.select_columns([label])[:][label]) <= {None, -1}
 
 
 def _labels(table: Any, label: str, numbers: dict[Any, int], location: str, split: str) -> torch.Tensor:

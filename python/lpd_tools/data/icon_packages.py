@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from lpd_tools.data.names import visible
 from lpd_tools.data.pixels import open_image
 
 PERSON = "1f9d1"
@@ -91,7 +92,7 @@ def read_packages(folders: Iterable[Path], emoji: list[Emoji]) -> list[Package]:
         elif (folder / "icons.json").is_file():
             pictures = _iconify(folder / "icons.json", names)
         elif (folder / "assets").is_dir():
-            pictures = {code_points(path.stem): _file(path) for path in sorted((folder / "assets").iterdir())}
+            pictures = {code_points(path.stem): _file(path) for path in visible(folder / "assets")}
         else:
             raise FileNotFoundError(
                 f"package: {str(folder)!r} has neither emoji.json (emoji-datasource) nor icons.json (Iconify) nor "

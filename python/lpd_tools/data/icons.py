@@ -15,6 +15,7 @@ from PIL import Image
 
 from lpd_tools.data.icon_packages import Emoji, Package, list_emoji, read_packages
 from lpd_tools.data.image_source import digest
+from lpd_tools.data.names import visible
 from lpd_tools.data.pixels import background_colour
 from lpd_tools.data.settings import IconFolder
 from lpd_tools.progress import track
@@ -171,5 +172,5 @@ def _check(config: IconFolder) -> None:
         raise ValueError("package must name at least one folder")
     if 2 * config.margin >= config.size:
         raise ValueError(f"margin must be less than half of size {config.size}, got {config.margin}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or visible(out)):
         raise ValueError(f"out: {str(out)!r} exists and is no empty folder")

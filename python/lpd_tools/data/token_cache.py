@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lpd_ext.checkpoint import CONFIG_FILE, read_config
+from lpd_ext.checkpoint import read_config
+from lpd_ext.hub import CONFIG_FILE
 from lpd_tools.data.token_shards import (
     INDEX_FILE,
     SPLITS,
@@ -118,7 +119,7 @@ def load_token_cache(path: str | Path, tokenizer: str | Path | None = None) -> T
     dtype = narrow_type(vocab_size)
     splits = {
         split: TokenSplit(
-            (_open_shard(folder, entry, (views[split], *grid), dtype) for entry in entries[split]),
+            (_open_shard(folder, entry, (views[split], *grid), dtype, len(class_names)) for entry in entries[split]),
             views[split],
             grid[0] * grid[1],
         )
@@ -143,16 +144,22 @@ def _has_rows(folder: Path, split: str, entries: list[ShardEntry]) -> bool:
     return True
 
 
-def _open_shard(folder: Path, entry: ShardEntry, shape: tuple[int, int, int], dtype: torch.dtype) -> Shard:
+def _open_shard(
+    folder: Path, entry: ShardEntry, shape: tuple[int, int, int], dtype: torch.dtype, num_classes: int
+) -> Shard:
     path = folder / entry.file
     if path.parent != folder or not path.is_file():
         raise ValueError(f"{str(path)!r} is missing, which {INDEX_FILE} lists")
     if path.stat().st_size != entry.bytes:
         raise ValueError(f"{str(path)!r} has {path.stat().st_size} bytes, but {entry.bytes} in {INDEX_FILE}")
     shard = read_shard(path)
-    if shard.tokens.shape != (entry.rows, *shape) or shard.tokens.dtype != dtype or len(shard.labels) != entry.rows:
+    counts = [tuple(shard.labels.shape), tuple(shard.index.shape)]
+    if shard.tokens.shape != (entry.rows, *shape) or shard.tokens.dtype != dtype or counts != [(entry.rows,)] * 2:
         raise ValueError(
             f"{str(path)!r} holds tokens {tuple(shard.tokens.shape)} {shard.tokens.dtype}, "
             f"but {(entry.rows, *shape)} {dtype} in {INDEX_FILE}"
         )
+    # Labels of -1 would train silently as images without a class.
+    if entry.rows and not 0 <= int(shard.labels.min()) <= int(shard.labels.max()) < num_classes:
+        raise ValueError(f"{str(path)!r} has labels outside [0, {num_classes})")
     return shard

@@ -17,6 +17,7 @@ from lpd_ext.tokenizer import VQTokenizer
 from lpd_tools.checks import check_device
 from lpd_tools.data.image_reader import Skipped, write_skipped
 from lpd_tools.data.image_source import DataSet, few
+from lpd_tools.data.names import visible
 from lpd_tools.data.pixels import UnreadableImageError, background_colour, square_pixels, to_input
 from lpd_tools.data.settings import TokenCaching
 from lpd_tools.data.sources import open_data
@@ -162,7 +163,7 @@ def _settings(
 def _check_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {str(out)!r} is a file; token caches are folders")
-    entries = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    entries = [path.name for path in visible(out)] if out.is_dir() else []
     strange = [name for name in entries if not _OURS.match(name)]
     if strange:
         raise ValueError(f"out: {str(out)!r} is no token cache, it holds {few(strange)}; name a new or empty folder")

@@ -21,20 +21,23 @@ from lpd_tools.evaluation.generate import (
     drawing_processes,
     generate,
     load_pipeline,
-    model_directory,
+    model_files,
     repeat_of,
     sampling_of,
     sampling_options,
 )
 from lpd_tools.evaluation.images import ImageSet, in_memory, open_images
+from lpd_tools.evaluation.labels import labels_among
 from lpd_tools.evaluation.likelihood import dependency_loss, orders_for, self_consistency
 from lpd_tools.evaluation.measure import (
     RECONSTRUCTED,
+    check_judged,
     chosen_extractors,
     compare,
     manifests,
     write_results,
 )
+from lpd_tools.evaluation.readable import readable_reference
 from lpd_tools.evaluation.reference import Reference, balanced_sample, check_features, open_reference
 from lpd_tools.evaluation.report import picture
 from lpd_tools.evaluation.settings import Evaluation
@@ -53,8 +56,8 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
     """
     with drawing_processes(config.device) as group:
         config = replace(config, device=str(group.device))
-        directory = model_directory(config.model)
-        pipe = load_pipeline(directory, config.dtype, group.device)
+        files = model_files(config.model, config.tokenizer)
+        pipe = load_pipeline(files, config.dtype, group.device)
         check_nats(config, pipe)
         extractors = chosen_extractors(config)
         stride = pipe.tokenizer.config.stride
@@ -64,6 +67,8 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
         check_labels(config, pipe, reference, extractors)
 
         count = config.images_per_class * pipe.model.config.num_classes
+        if group.is_first:  # the only one that measures
+            reference = readable_reference(reference, max(count, config.reconstructed_images), config.seed)
         runs = [repeat_of(config, repeat, count) for repeat in range(config.repeats)]
         folders = [str(generate(run)) for run in runs]
         if not group.is_first:
@@ -97,10 +102,18 @@ def check_labels(config: Evaluation, pipe: LPDPipeline, reference: Reference, ex
     classes = pipe.model.config.num_classes
     if classes > len(CLASS_NAMES) and any(extractor.name == "judge" for extractor in extractors):
         raise ValueError(f"features: the model has {classes} classes, but the judge knows {len(CLASS_NAMES)}")
-    labels = reference.images.labels if reference.images is not None else None
-    if config.nats_images and labels is not None and (largest := int(labels.max())) >= classes:
+    drawn = in_memory(
+        torch.empty(classes, 1, 1, 3), torch.arange(classes), "the model", dict(enumerate(pipe.class_names))
+    )
+    check_judged(extractors, [drawn, reference.images, reference.more])
+    real = reference.images
+    if not config.nats_images or real is None or real.labels is None:
+        return
+    labels = labels_among(real, pipe.class_names, classes)
+    if labels is None or int(labels.max()) >= classes:
+        what = "classes by other names" if labels is None else f"labels up to {int(labels.max())}"
         raise ValueError(
-            f"reference {config.reference!r} has labels up to {largest}, but the model has {classes} classes: "
+            f"reference {config.reference!r} has {what}, but the model has {classes} classes: "
             "no nats can be taken of it (nats_images 0 takes none)"
         )
 
@@ -133,7 +146,7 @@ def rebuilt_images(pipe: LPDPipeline, reference: Reference, config: Evaluation) 
     labels = None if source.labels is None else source.labels[chosen]
     # Against the very images they were made of they come out closer than others would.
     row = RECONSTRUCTED if reference.more else f"{RECONSTRUCTED} (of the reference)"
-    others = {row: in_memory(pixels, labels, f"reconstructed {source.name}")}
+    others = {row: in_memory(pixels, labels, f"reconstructed {source.name}", source.class_names)}
     real = reference.images or source
     chosen = balanced_sample(real.labels, len(real), count, config.seed).tolist()
     some = real.subset(chosen, real.name)
@@ -143,7 +156,9 @@ def rebuilt_images(pipe: LPDPipeline, reference: Reference, config: Evaluation) 
     if config.reference.startswith("fashion-mnist"):
         grey = wanted[:, BORDER:-BORDER, BORDER:-BORDER, 0]
         measures["reconstruction_psnr_centre_db"] = centre_psnr(from_pixels(restored), grey)
-    of_reference = {"reconstructed reference": in_memory(restored, some.labels, f"reconstructed {real.name}")}
+    of_reference = {
+        "reconstructed reference": in_memory(restored, some.labels, f"reconstructed {real.name}", some.class_names)
+    }
     return Rebuilt(others, of_reference, measures)
 
 
@@ -181,7 +196,9 @@ def likelihoods(pipe: LPDPipeline, reference: Reference, config: Evaluation) -> 
     if real is not None and config.nats_images:
         some = real.subset(evenly_spaced(config.nats_images, len(real)).tolist(), real.name)
         tokens = tokens_of(pipe, some)
-        labels = some.labels if some.labels is not None else torch.full((len(some),), -1)
+        labels = labels_among(some, pipe.class_names, pipe.model.config.num_classes)
+        if labels is None:
+            labels = torch.full((len(some),), -1)
         table = results["nats_per_reference_image"] = empty_table(config.nats_orders)
         for order, steps in track(cells, "teacher-forced nats"):
             orders = orders_for(order, grid, steps, len(some), pipe.defaults)

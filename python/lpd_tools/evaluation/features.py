@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lpd_ext.state_files import read_state_dict
+from lpd_tools.checks import check_finite
 from lpd_tools.data.fashion_mnist import BORDER, from_pixels
 from lpd_tools.evaluation.extras import train_extra
 from lpd_tools.evaluation.images import ImageSet
@@ -145,9 +146,13 @@ def make_extractor(kind: str, judge: str = "", inception: str = "", device: torc
 
 
 def extract(extractor: Extractor, images: ImageSet, batch_size: int = 100) -> Features:
-    """Features of all images of a set, in order."""
+    """Features of all images of a set, in order; ValueError naming the first image whose features are not finite."""
     total = -(-len(images) // batch_size)
     batches = track(images.batches(batch_size), f"{extractor.name} features of {images.name}", total)
     parts = [extractor(pixels) for pixels in batches]
     logits = [part.logits for part in parts if part.logits is not None]
-    return Features(torch.cat([part.values for part in parts]), torch.cat(logits) if logits else None)
+    found = Features(torch.cat([part.values for part in parts]), torch.cat(logits) if logits else None)
+    check_finite(found.values, f"{extractor.name} features of {images.name}")
+    if found.logits is not None:
+        check_finite(found.logits, f"{extractor.name} logits of {images.name}")
+    return found

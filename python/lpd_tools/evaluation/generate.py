@@ -12,10 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lpd_ext.checkpoint import CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, resolve_directory
+from lpd_ext.hub import ModelFiles, find_model, find_tokenizer, published_tokenizer
 from lpd_ext.orders import default_repulsion_threshold
 from lpd_ext.pipeline import LPDPipeline, bundled_model
 from lpd_tools.checks import check_seeds
+from lpd_tools.data.names import visible
 from lpd_tools.data.token_cache import check_tokenizer, file_hash
 from lpd_tools.evaluation.images import MANIFEST_FILE
 from lpd_tools.evaluation.provenance import provenance
@@ -44,21 +45,24 @@ SAMPLING = (
 )
 
 
-def model_directory(name: str) -> Path:
-    """The folder of a model, a hub id or, for an empty name, the bundled one; checked to hold its own tokenizer."""
-    directory = resolve_directory(name) if name else bundled_model()
-    if not directory.is_dir():
-        raise ValueError(f"model must be a folder with {CONFIG_FILE}, {MODEL_FILE} and {TOKENIZER_FILE}, got {name!r}")
-    check_tokenizer(directory, directory / TOKENIZER_FILE)
-    return directory
+def model_files(name: str, tokenizer: str = "") -> ModelFiles:
+    """The files of a model, by any name that `LPDPipeline.from_pretrained` takes (empty: the bundled one).
+
+    Checked to have a tokenizer, and not another one than the model was trained with.
+    """
+    files = find_model(name or bundled_model())
+    own = find_tokenizer(tokenizer) if tokenizer else files.tokenizer or published_tokenizer()
+    if files.model.is_dir():
+        check_tokenizer(files.model, own)
+    return ModelFiles(files.model, own)
 
 
-def load_pipeline(directory: Path, dtype: str = "", device: torch.device | str = "cpu") -> LPDPipeline:
-    """The pipeline of a model folder, its transformer in one of DTYPES (empty: as `load_model` takes it)."""
+def load_pipeline(files: ModelFiles, dtype: str = "", device: torch.device | str = "cpu") -> LPDPipeline:
+    """The pipeline of a model's files, its transformer in one of DTYPES (empty: as `load_model` takes it)."""
     if dtype and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     wanted: torch.dtype | Literal["int8"] | None = "int8" if dtype == "int8" else getattr(torch, dtype, None)
-    return LPDPipeline.from_pretrained(directory, dtype=wanted, device=device)
+    return LPDPipeline.from_pretrained(files.model, tokenizer=files.tokenizer, dtype=wanted, device=device)
 
 
 def sampling_options(config: Any) -> dict[str, Any]:
@@ -101,8 +105,8 @@ def generate(config: Generation) -> Path:
 def _generate(config: Generation, group: Processes) -> Path:
     if config.format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {config.format!r}")
-    directory = model_directory(config.model)
-    pipe = load_pipeline(directory, config.dtype, group.device)
+    files = model_files(config.model, config.tokenizer)
+    pipe = load_pipeline(files, config.dtype, group.device)
     num_classes = pipe.model.config.num_classes
     count = config.images_per_class * num_classes
     check_seeds(config.seed, count)
@@ -110,7 +114,7 @@ def _generate(config: Generation, group: Processes) -> Path:
     pipe.prepare([0], seeds=[config.seed], **options)  # refuses what cannot be drawn
 
     folder = Path(config.out)
-    settings = run_settings(config, directory, sampling_of(pipe, options), group.device)
+    settings = run_settings(config, files, sampling_of(pipe, options), group.device)
     if group.is_first:
         _begin(folder, settings, count, pipe)
     group.wait()
@@ -137,7 +141,7 @@ def _begin(folder: Path, settings: dict[str, Any], count: int, pipe: LPDPipeline
     if (folder / MANIFEST_FILE).is_file():
         remove_unfinished(folder)
         return
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and visible(folder):
         raise ValueError(f"out: {str(folder)!r} is not empty and holds no {MANIFEST_FILE}: nothing to go on with")
     folder.mkdir(parents=True, exist_ok=True)
     manifest = {
@@ -151,9 +155,12 @@ def _begin(folder: Path, settings: dict[str, Any], count: int, pipe: LPDPipeline
     write_manifest(folder, manifest)
 
 
-def run_settings(config: Generation, directory: Path, sampling: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def run_settings(
+    config: Generation, files: ModelFiles, sampling: dict[str, Any], device: torch.device
+) -> dict[str, Any]:
     """All that decides the images of a run, by name, as JSON keeps it."""
-    hashes = {f"sha256 of {name}": file_hash(directory / name) for name in (MODEL_FILE, TOKENIZER_FILE)}
+    used = (files.weights, files.tokenizer)
+    hashes = {f"sha256 of {path.name}": file_hash(path) for path in used if path is not None}
     own = {name: getattr(config, name) for name in ("images_per_class", "seed", "batch_size", "format", "dtype")}
     return own | {"device": device.type} | sampling | hashes
 

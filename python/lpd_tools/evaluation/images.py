@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lpd_tools.data.image_source import ImageSource
+from lpd_tools.data.names import in_order, pictures_below, whole_numbers
 from lpd_tools.data.pixels import UnreadableImageError, centre_crop, open_image, to_rgb
 from lpd_tools.evaluation.npz import mapped_array, read_arrays
 
@@ -23,9 +24,10 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one size (height, width), with labels int64 [count] where they are known.
+    """Images of one size (height, width), with labels int64 [count] and names of the labels where they are known.
 
-    `read` gives uint8 [B, H, W, 3] for a list of indices.
+    `read` gives uint8 [B, H, W, 3] for a list of indices; where the images are files, UnreadableImageError names the
+    first that cannot be read.
     """
 
     name: str
@@ -33,6 +35,8 @@ class ImageSet:
     labels: Tensor | None
     count: int
     read: Callable[[Sequence[int]], Tensor]
+    class_names: Mapping[int, str] = field(default_factory=dict)
+    from_files: bool = False
 
     def __len__(self) -> int:
         return self.count
@@ -46,7 +50,10 @@ class ImageSet:
         """The images at `index`, in that order."""
         chosen = list(index)
         labels = None if self.labels is None else self.labels[chosen]
-        return ImageSet(name, self.size, labels, len(chosen), lambda some: self.read([chosen[i] for i in some]))
+        read = self.read
+        return replace(
+            self, name=name, labels=labels, count=len(chosen), read=lambda some: read([chosen[i] for i in some])
+        )
 
 
 def data_images(source: ImageSource, size: tuple[int, int], name: str) -> ImageSet:
@@ -56,18 +63,22 @@ def data_images(source: ImageSource, size: tuple[int, int], name: str) -> ImageS
         try:
             image = to_rgb(source.image(i))
         except UnreadableImageError as error:
-            raise ValueError(f"images: {source.name(i)!r} is not a whole image: {error}") from error
+            raise UnreadableImageError(f"images: {source.name(i)!r} is not a whole image: {error}") from error
         return _at_size(image, size, source.name(i))
 
-    return ImageSet(name, size, source.labels, len(source), lambda index: torch.stack([read_one(i) for i in index]))
+    def read(index: Sequence[int]) -> Tensor:
+        return torch.stack([read_one(i) for i in index])
+
+    return ImageSet(name, size, source.labels, len(source), read, dict(enumerate(source.class_names)), from_files=True)
 
 
 def open_images(source: str, size: tuple[int, int] | None = None) -> ImageSet:
     """The images of an .npz file (arr_0 uint8 [n, H, W, 3], labels arr_1) or of a folder.
 
-    A folder may be one that `lpd generate` wrote, or hold images or one folder of them per class. With `size` (h, w),
-    images of another size are cropped to their centre square and resized, as ADM crops ImageNet (h must be w). Raises
-    FileNotFoundError, or ValueError naming what cannot be read.
+    A folder may be one that `lpd generate` wrote, or hold images or one folder of them per class: if the names of these
+    are all whole numbers, they are the labels. With `size` (h, w), images of another size are cropped to their centre
+    square and resized, as ADM crops ImageNet (h must be w). Raises FileNotFoundError, or ValueError naming what cannot
+    be read.
     """
     path = Path(source)
     if not path.exists():
@@ -75,7 +86,7 @@ def open_images(source: str, size: tuple[int, int] | None = None) -> ImageSet:
     if path.is_file():
         images = _npz_images(path)
     elif (path / NPZ_FILE).is_file():
-        images = _npz_images(path / NPZ_FILE)
+        images = replace(_npz_images(path / NPZ_FILE), class_names=_names_in_manifest(path))
     elif (path / "parts").is_dir():
         raise ValueError(f"images: {source!r} has no {NPZ_FILE} yet: call `lpd generate` again to finish it")
     else:
@@ -97,25 +108,34 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def in_memory(pixels: Tensor, labels: Tensor | None, name: str) -> ImageSet:
+def _names_in_manifest(folder: Path) -> dict[int, str]:
+    """The names of the labels that `lpd generate` gave its images; empty if it did not, or its model had none."""
+    names = read_manifest(folder).get("class_names") if (folder / MANIFEST_FILE).is_file() else None
+    return dict(enumerate(map(str, names))) if isinstance(names, list) else {}
+
+
+def in_memory(
+    pixels: Tensor, labels: Tensor | None, name: str, class_names: Mapping[int, str] | None = None
+) -> ImageSet:
     """Pixels uint8 [n, H, W, 3] as an image set."""
     size = (pixels.shape[1], pixels.shape[2])
-    return ImageSet(name, size, labels, len(pixels), lambda index: pixels[list(index)])
+    return ImageSet(name, size, labels, len(pixels), lambda index: pixels[list(index)], class_names or {})
 
 
 def _folder_images(folder: Path, size: tuple[int, int] | None) -> ImageSet:
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.name[0] != ".")
+    found = sorted(pictures_below(folder, _SUFFIXES))
     if not found:
         raise ValueError(f"images: {str(folder)!r} holds no images ({', '.join(_SUFFIXES)})")
     if (folder / MANIFEST_FILE).is_file() and len(found) != (announced := read_manifest(folder).get("images")):
         raise ValueError(
             f"images: {str(folder)!r} holds {len(found)} images of {announced}: call `lpd generate` again to finish it"
         )
-    classes = sorted({path.parent.name for path in found if path.parent.parent == folder})
-    in_classes = all(path.parent.parent == folder for path in found)
-    labels = torch.tensor([classes.index(path.parent.name) for path in found]) if in_classes else None
-    first = _read_image(found[0])
-    wanted = size or (first.height, first.width)
+    labels, class_names = _labels_by_folder(folder, found)
+    if size is None:
+        first = _read_image(found[0])
+        wanted = (first.height, first.width)
+    else:
+        wanted = size
 
     def read_one(i: int) -> Tensor:
         image = _read_image(found[i])
@@ -126,14 +146,29 @@ def _folder_images(folder: Path, size: tuple[int, int] | None) -> ImageSet:
             )
         return _at_size(image, wanted, str(found[i]))
 
-    return ImageSet(str(folder), wanted, labels, len(found), lambda index: torch.stack([read_one(i) for i in index]))
+    def read(index: Sequence[int]) -> Tensor:
+        return torch.stack([read_one(i) for i in index])
+
+    return ImageSet(str(folder), wanted, labels, len(found), read, class_names, from_files=True)
+
+
+def _labels_by_folder(folder: Path, found: Sequence[Path]) -> tuple[Tensor | None, dict[int, str]]:
+    """Labels int64 [n] of images by the folder that each lies in, and their names; none if not all lie in such."""
+    if not all(path.parent.parent == folder for path in found):
+        return None, {}
+    classes = in_order({path.parent.name for path in found})
+    numbers = whole_numbers(classes) or list(range(len(classes)))
+    label = dict(zip(classes, numbers, strict=True))
+    generated = (folder / MANIFEST_FILE).is_file()  # its folders are called by the labels
+    names = _names_in_manifest(folder) if generated else dict(zip(numbers, classes, strict=True))
+    return torch.tensor([label[path.parent.name] for path in found]), names
 
 
 def _read_image(path: Path) -> Image.Image:
     try:
         return to_rgb(open_image(path))
     except UnreadableImageError as error:
-        raise ValueError(f"images: {str(path)!r} is not a whole image: {error}") from error
+        raise UnreadableImageError(f"images: {str(path)!r} is not a whole image: {error}") from error
 
 
 def _at_size(image: Image.Image, size: tuple[int, int], name: str) -> Tensor:
@@ -144,7 +179,7 @@ def _at_size(image: Image.Image, size: tuple[int, int], name: str) -> Tensor:
         try:
             image = centre_crop(image, size[0])
         except UnreadableImageError as error:
-            raise ValueError(f"images: {name!r}: {error}") from error
+            raise UnreadableImageError(f"images: {name!r}: {error}") from error
     return torch.from_numpy(np.array(image))
 
 
@@ -153,7 +188,7 @@ def _resized(images: ImageSet, size: tuple[int, int]) -> ImageSet:
         arrays = images.read(index).numpy()
         return torch.stack([_at_size(Image.fromarray(array), size, images.name) for array in arrays])
 
-    return ImageSet(images.name, size, images.labels, images.count, read)
+    return replace(images, size=size, read=read)
 
 
 def _npz_images(path: Path) -> ImageSet:
@@ -169,6 +204,11 @@ def _npz_images(path: Path) -> ImageSet:
     labels = read_arrays(path, ("arr_1",)).get("arr_1")
     if labels is not None and labels.shape != (len(pixels),):
         raise ValueError(f"images: arr_1 of {str(path)!r} must hold {len(pixels)} labels, got {list(labels.shape)}")
+    if labels is not None and (labels.dtype.kind not in "iu" or int(labels.min()) < 0):
+        some = labels[:3].tolist()
+        raise ValueError(
+            f"images: arr_1 of {str(path)!r} must hold whole numbers from 0 on, got {labels.dtype} {some}..."
+        )
     known = None if labels is None else torch.from_numpy(labels.astype(np.int64))
     kept = pixels
 

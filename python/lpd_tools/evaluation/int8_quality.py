@@ -10,16 +10,15 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lpd_ext.checkpoint import resolve_directory
 from lpd_ext.model import LPDModel
 from lpd_ext.orders import make_orders
-from lpd_ext.pipeline import LPDPipeline, bundled_model
+from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.quantize import quantize
 from lpd_ext.schedule import group_sizes
 from lpd_tools.bench.cases import SHAPES
 from lpd_tools.bench.decode import Decode, distance
 from lpd_tools.data.fashion_mnist import from_pixels, load_fashion_mnist, to_images
-from lpd_tools.evaluation.generate import draw
+from lpd_tools.evaluation.generate import draw, load_pipeline, model_files
 from lpd_tools.evaluation.metrics import frechet_distance
 from lpd_tools.evaluation.settings import Int8Quality
 from lpd_tools.progress import track
@@ -98,8 +97,8 @@ def lpd_l_at_random(depth: int) -> dict[str, Any]:
 
 def int8_quality(config: Int8Quality) -> dict[str, Any]:
     """All measures as a nested dict; also written to `config.out` (JSON) if that is given."""
-    directory = resolve_directory(config.model) if config.model else bundled_model()
-    pipes = {FLOAT32: LPDPipeline.from_pretrained(directory), INT8: LPDPipeline.from_pretrained(directory, dtype=INT8)}
+    files = model_files(config.model)
+    pipes = {name: load_pipeline(files, name) for name in (FLOAT32, INT8)}
     results: dict[str, Any] = {"teacher_forced": forced_by_order(pipes, config)}
     if config.seeds:
         results["drawn"] = drawn_by_seed(pipes, config)

@@ -16,6 +16,7 @@ from lpd_tools.data.fashion_mnist import CLASS_NAMES
 from lpd_tools.data.token_cache import file_hash
 from lpd_tools.evaluation.features import Extractor, Features, extract, make_extractor
 from lpd_tools.evaluation.images import MANIFEST_FILE, ImageSet, open_images, read_manifest
+from lpd_tools.evaluation.labels import labels_among
 from lpd_tools.evaluation.metrics import (
     Statistics,
     frechet_distance,
@@ -25,6 +26,7 @@ from lpd_tools.evaluation.metrics import (
     precision_recall,
 )
 from lpd_tools.evaluation.provenance import provenance
+from lpd_tools.evaluation.readable import check_readable, readable_reference
 from lpd_tools.evaluation.reference import (
     Reference,
     ReferenceFeatures,
@@ -56,6 +58,10 @@ def measure(config: Measurement) -> dict[str, Any]:
     extractors = chosen_extractors(config)
     reference = open_reference(config.reference, config.floor, generated[0].size)
     check_features(extractors, reference, generated[0].size)
+    check_judged(extractors, [*generated, reference.images, reference.more])
+    reference = readable_reference(reference, len(generated[0]), config.seed)
+    for images in generated:
+        check_readable(images)  # a set with gaps is not what was to be measured
     results = compare(config, generated, reference, extractors)
     results["generated_with"] = manifests(config.images)
     write_results(results, config.out)
@@ -113,7 +119,14 @@ def compare(
         "size": list(generated[0].size),
         "reference": len(reference.images) if reference.images is not None else "statistics",
     }
+    results["skipped"] = list(reference.skipped)
     results["warnings"] = warnings_for(count, len(generated), reference)
+    if any(extractor.name == "judge" for extractor in extractors):
+        results["warnings"] += [
+            f"the judge knows none of the classes of {images.name}: nothing there is recognised"
+            for images in (*generated, reference.images)
+            if images is not None and images.labels is not None and judged_labels(images) is None
+        ]
     results["settings"] = asdict(config)
     results["sha256"] = {
         kind: file_hash(path) for kind in ("judge", "inception") if (path := getattr(config, kind, ""))
@@ -156,11 +169,30 @@ def _collect(measures: dict[str, dict[str, Any]], row: str, repeats: Sequence[Ma
         measures.setdefault(name, {})[row] = over_repeats([repeat[name] for repeat in repeats])
 
 
+def check_judged(extractors: Sequence[Extractor], sets: Sequence[ImageSet | None]) -> None:
+    """ValueError for images of classes that the judge does not know, if it is one of the extractors."""
+    if any(extractor.name == "judge" for extractor in extractors):
+        for images in sets:
+            labels = None if images is None else judged_labels(images)
+            if labels is not None:
+                _check_known(labels)
+
+
+def judged_labels(images: ImageSet) -> Tensor | None:
+    """Labels int64 [n] as the judge numbers its classes; None where they are not known."""
+    return labels_among(images, CLASS_NAMES, len(CLASS_NAMES))
+
+
+def _check_known(labels: Tensor) -> None:
+    if int(labels.max()) >= len(CLASS_NAMES):
+        raise ValueError(f"images have labels up to {int(labels.max())}, but the judge knows {len(CLASS_NAMES)}")
+
+
 def _recognise(
     recognised: dict[str, dict[str, Any]], row: str, seen: Sequence[Features], images: Sequence[ImageSet]
 ) -> None:
     """Adds the row of these images, repeats of each other, if their labels are known."""
-    labels = [set_.labels for set_ in images if set_.labels is not None]
+    labels = [found for set_ in images if (found := judged_labels(set_)) is not None]
     logits = [features.logits for features in seen if features.logits is not None]
     if len(labels) == len(images):
         recognised[row] = recognition_of(logits, labels)
@@ -173,8 +205,7 @@ def recognition_of(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[s
     """
     rates: dict[str, list[float]] = {}
     for found, wanted in zip(logits, labels, strict=True):
-        if int(wanted.max()) >= len(CLASS_NAMES):
-            raise ValueError(f"images have labels up to {int(wanted.max())}, but the judge knows {len(CLASS_NAMES)}")
+        _check_known(wanted)
         right = (found.argmax(1) == wanted).double()
         rates.setdefault("all", []).append(float(right.mean()))
         for label, name in enumerate(CLASS_NAMES):
@@ -195,6 +226,9 @@ def warnings_for(count: int, repeats: int, reference: Reference) -> list[str]:
         found.append("one run alone has no spread: --repeats 3 gives intervals")
     if reference.images is not None and len(reference.images) < ENOUGH_IMAGES:
         found.append(f"only {len(reference.images)} real images in the reference")
+    if reference.skipped:
+        others = f" and {len(reference.skipped) - 1} more" if len(reference.skipped) > 1 else ""
+        found.append(f"skipped real images that cannot be read: {reference.skipped[0]}{others}")
     return found
 
 

@@ -1,6 +1,7 @@
 """Measures of images and of their features: Fréchet and kernel distance, inception score, precision, recall.
 
 torchmetrics computes the distances and the score, from features that are extracted once and passed through `_Given`.
+Every measure refuses what is not finite: LAPACK may crash on it, and comparisons with NaN give plausible shares.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lpd_tools.checks import check_finite
 from lpd_tools.evaluation.extras import train_extra
 from lpd_tools.evaluation.npz import read_arrays
 
@@ -24,14 +26,19 @@ KERNEL_SUBSETS = 100
 KERNEL_SUBSET_SIZE = 1000
 SCORE_SPLITS = 10
 _ROWS = 1000  # of a matrix of distances that are held at once
+_LARGEST = torch.finfo(torch.float32).max  # of a feature: the products of covariances stay finite in float64
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean [F] and covariance [F, F] of features, float64."""
+    """Mean [F] and covariance [F, F] of features, float64; ValueError for values that no float32 features have."""
 
     mean: Tensor
     covariance: Tensor
+
+    def __post_init__(self) -> None:
+        if not (bool((self.mean.abs() <= _LARGEST).all()) and bool((self.covariance.abs() <= _LARGEST**2).all())):
+            raise ValueError("statistics must hold finite values, and none that float32 features cannot have")
 
 
 class _Given(nn.Module):
@@ -58,9 +65,10 @@ def read_statistics(path: str | Path) -> Statistics | None:
             f"reference {str(path)!r} must hold mu [F] and sigma [F, F], got {list(mean.shape)} and "
             f"{list(covariance.shape)}"
         )
-    if not (mean.isfinite().all() and covariance.isfinite().all()):
-        raise ValueError(f"reference {str(path)!r} holds values that are not finite")
-    return Statistics(mean, covariance)
+    try:
+        return Statistics(mean, covariance)
+    except ValueError as error:
+        raise ValueError(f"reference {str(path)!r} holds values that are not finite: {error}") from error
 
 
 def frechet_distance(found: Tensor, reference: Tensor | Statistics) -> float:
@@ -70,8 +78,8 @@ def frechet_distance(found: Tensor, reference: Tensor | Statistics) -> float:
     """
     with train_extra("the Fréchet distance"):
         from torchmetrics.image.fid import FrechetInceptionDistance
-    width = reference.mean.shape[0] if isinstance(reference, Statistics) else _width(reference)
-    if found.ndim != 2 or found.shape[1] != width:
+    width = reference.mean.shape[0] if isinstance(reference, Statistics) else _width(reference, "reference features")
+    if _width(found) != width:
         raise ValueError(f"features must be [n, F] and [m, F], got {list(found.shape)} and F = {width}")
     counts = [len(found)] if isinstance(reference, Statistics) else [len(found), len(reference)]
     if min(counts) < 2:
@@ -96,7 +104,7 @@ def kernel_distance(found: Tensor, reference: Tensor, seed: int = 0) -> tuple[fl
     """
     with train_extra("the kernel distance"):
         from torchmetrics.image.kid import KernelInceptionDistance
-    if _width(found) != _width(reference):
+    if _width(found) != _width(reference, "reference features"):
         raise ValueError(f"features must be [n, F] and [m, F], got {list(found.shape)} and {list(reference.shape)}")
     size = min(KERNEL_SUBSET_SIZE, len(found), len(reference))
     if size < 2:
@@ -113,10 +121,11 @@ def inception_score(logits: Tensor, seed: int = 0) -> tuple[float, float]:
     """exp E KL(p(y|x) ‖ p(y)) of class logits [n, C] (Salimans et al., 2016): mean and deviation over ten splits."""
     with train_extra("the inception score"):
         from torchmetrics.image.inception import InceptionScore
+    classes = _width(logits, "logits")
     if len(logits) < SCORE_SPLITS:
         raise ValueError(f"the inception score needs at least {SCORE_SPLITS} images, got {len(logits)}")
     with _quietly(seed):
-        metric = InceptionScore(_Given(logits.shape[1]), splits=SCORE_SPLITS)
+        metric = InceptionScore(_Given(classes), splits=SCORE_SPLITS)
         metric.update(logits.double())
         mean, deviation = metric.compute()
     return float(mean), float(deviation)
@@ -128,7 +137,7 @@ def precision_recall(found: Tensor, reference: Tensor, k: int = 3) -> tuple[floa
     A manifold is the union of balls around its points, each as wide as the distance to the point's k-th nearest
     neighbour in its own set (Kynkäänniemi et al., 2019). torchmetrics has none; computed in float64.
     """
-    if _width(found) != _width(reference):
+    if _width(found) != _width(reference, "reference features"):
         raise ValueError(f"features must be [n, F] and [m, F], got {list(found.shape)} and {list(reference.shape)}")
     if k < 1 or min(len(found), len(reference)) <= k:
         raise ValueError(f"k must be in [1, {min(len(found), len(reference)) - 1}] for these sets, got {k}")
@@ -143,9 +152,13 @@ def _share_inside(points: Tensor, centres: Tensor, k: int) -> float:
     return float(torch.cat(inside).double().mean())
 
 
-def _width(features: Tensor) -> int:
+def _width(features: Tensor, name: str = "features") -> int:
+    """F of features [n, F]; ValueError for another shape, and for numbers that no measure can be taken of."""
     if features.ndim != 2:
-        raise ValueError(f"features must be [n, F], got {list(features.shape)}")
+        raise ValueError(f"{name} must be [n, F], got {list(features.shape)}")
+    check_finite(features, name)
+    if features.numel() and float(features.double().abs().max()) > _LARGEST:
+        raise ValueError(f"{name} must be at most {_LARGEST:.2g}, got {float(features.double().abs().max()):.2g}")
     return features.shape[1]
 
 

@@ -22,12 +22,13 @@ DATA_SETS = ("fashion-mnist", "folder", "hf")
 class Reference:
     """Real images, or only statistics of their Inception features; `more`: further real images, none of them the same.
 
-    Without `more` the floor is a distance between two halves of the images.
+    Without `more` the floor is a distance between two halves of the images. skipped: why images were left out.
     """
 
     images: ImageSet | None
     statistics: Statistics | None = None
     more: ImageSet | None = None
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ class Generation(Settings):
     """
 
     out: str = setting(..., "folder to write; one that was begun with the same settings is gone on with")
-    model: str = setting("", "checkpoint folder or hub id (the bundled model if empty)")
+    model: str = setting("", "published model, hub id, folder or weight file (the bundled model if empty)")
+    tokenizer: str = setting("", "tokenizer of a model that brings none: weight file, folder or hub id")
     images_per_class: int = setting(200, "images to draw of each class", range=AT_LEAST_ONE)
     seed: int = setting(0, "seed of the first image; the next ones count up")
     batch_size: int = setting(100, "images per batch", range=AT_LEAST_ONE)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from lpd_ext.checkpoint import TOKENIZER_FILE, resolve_directory
+from lpd_ext.hub import TOKENIZER_FILE, find_model
 from lpd_ext.orders import ORDER_POLICIES, default_repulsion_threshold
 from lpd_ext.pipeline import LPDPipeline, bundled_model
 from lpd_ext.state_files import complete_file
@@ -54,7 +54,7 @@ def run_study(config: Study) -> Path:
 
     Raises ValueError for impossible settings, and for results that other models or settings began.
     """
-    folder = resolve_directory(config.model) if config.model else bundled_model()
+    folder = find_model(config.model or bundled_model()).model
     check_tokenizer(folder, folder / TOKENIZER_FILE)
     device = check_device(config.device)
     pipe = LPDPipeline.from_pretrained(folder, device=device)

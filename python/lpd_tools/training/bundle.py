@@ -8,7 +8,8 @@ from typing import get_args
 
 import torch
 
-from lpd_ext.checkpoint import CONFIG_FILE, TOKENIZER_FILE, load_model, read_config
+from lpd_ext.checkpoint import load_model, read_config
+from lpd_ext.hub import CONFIG_FILE, TOKENIZER_FILE
 from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
 from lpd_ext.request import GuidanceSchedule
 from lpd_ext.state_files import complete_file

@@ -21,6 +21,11 @@ class CodebookAverages:
         self.count.fill_(len(vectors) / size)
         self.total.copy_(vectors[chosen] * self.count[:, None])
 
+    def start(self, codes: Tensor) -> None:
+        """Codes become unit-length `codes` [V, d], as if each had been chosen once."""
+        self.count.fill_(1)
+        self.total.copy_(codes)
+
     def update(self, vectors: Tensor, tokens: Tensor, decay: float) -> None:
         """Takes in the vectors [n, d] and the codes [n] that they chose."""
         size = len(self.count)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from lpd_ext.linear import count_parameters
 from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.schedule import group_sizes
 from lpd_tools.markdown import markdown_table
@@ -82,7 +83,7 @@ def cost_row(path: Path, vocab_size: int, classes: int, stride: int, flops_per_s
     config = LPDConfig(recipe.dim, recipe.depth, recipe.heads, vocab_size, classes, grid)
     cost = image_cost(config, [group_sizes(config.num_tokens, steps) for steps in recipe.decoding_steps])
     with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in LPDModel(config).parameters())
+        parameters = count_parameters(LPDModel(config))
     images = recipe.steps * recipe.batch_size
     total = images * cost.training_flops
     return [

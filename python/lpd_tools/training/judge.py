@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lpd_ext.state_files import complete_file
+from lpd_tools.checks import check_finite
 from lpd_tools.data.fashion_mnist import (
     LabelledImages,
     centre_grey,
@@ -129,15 +130,22 @@ def load_judge(path: str | Path) -> Judge:
 
 @torch.no_grad()
 def predict(judge: Judge, images: Tensor, batch_size: int = 500) -> Tensor:
-    """Predicted labels int64 [B], on the CPU, of grey images [B, 1, 28, 28] on any device."""
+    """Predicted labels int64 [B], on the CPU, of grey images [B, 1, 28, 28] on any device.
+
+    ValueError where the judge's answers are not finite: NaN would count as a class.
+    """
     judge.eval()
     device = judge.fc.weight.device
-    return torch.cat([judge(batch.to(device)).argmax(1).cpu() for batch in images.split(batch_size)])
+    logits = torch.cat([judge(batch.to(device)).cpu() for batch in images.split(batch_size)])
+    check_finite(logits, "the judge's logits")
+    return logits.argmax(1)
 
 
 @torch.no_grad()
 def judge_features(judge: Judge, images: Tensor, batch_size: int = 500) -> Tensor:
-    """Features [B, 128], on the CPU, of grey images [B, 1, 28, 28] on any device."""
+    """Features [B, 128], on the CPU, of grey images [B, 1, 28, 28] on any device; ValueError unless all are finite."""
     judge.eval()
     device = judge.fc.weight.device
-    return torch.cat([judge.features(batch.to(device)).cpu() for batch in images.split(batch_size)])
+    features = torch.cat([judge.features(batch.to(device)).cpu() for batch in images.split(batch_size)])
+    check_finite(features, "the judge's features")
+    return features

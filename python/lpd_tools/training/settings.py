@@ -54,6 +54,9 @@ class TokenizerTraining(LoopSettings):
     codebook_dim: int = setting(8, "length of a code")
     encoder_res_blocks: int = setting(1, "residual blocks per resolution")
     decoder_res_blocks: int = setting(2, "residual blocks per resolution")
+    init_from: str = setting(
+        "", "tokenizer of these sizes to start from; its codes are used from the first step", resumable=True
+    )
     steps: int = setting(5300)
     batch_size: int = setting(32)
     learning_rate: float = setting(8e-4)

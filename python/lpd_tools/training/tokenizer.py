@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class ImageBatch:
     """What one forward pass sees."""
 
     images: Tensor  # [B, 3, Hp, Wp] in [-1, 1]
-    quantised: bool  # not yet in the warm-up
+    quantised: bool  # not yet in the warm-up, unless it starts from a tokenizer
 
 
 class Autoencoder(nn.Module):
@@ -98,6 +98,10 @@ class TokenizerTask:
         torch.manual_seed(config.seed)
         self.averages = CodebookAverages(config.codebook_size, config.codebook_dim, group.device)
         self.network = Autoencoder(VQTokenizer(tokenizer_sizes(config)), self.averages)
+        if config.init_from:
+            source = initial_tokenizer(config)
+            self.averages.start(source.codes())
+            fill(self.network.tokenizer, source.state_dict())
         self.blocks = [module for module in self.network.modules() if isinstance(module, (ResBlock, AttnBlock))]
         self.judge = load_judge(config.judge).to(group.device) if config.judge else None
         self.shuffle = EpochShuffle(len(data.train), config.batch_size, config.seed)
@@ -110,7 +114,8 @@ class TokenizerTask:
             generator = step_generator(self.config.seed, step, stream=2)
             flip = (torch.rand(len(index), generator=generator) < 0.5)[rows]
         images = self.readers["train"].images(index[rows], flip)
-        return ImageBatch(images.to(self.group.device), quantised=step >= self.config.warmup_steps)
+        quantised = step >= self.config.warmup_steps or bool(self.config.init_from)
+        return ImageBatch(images.to(self.group.device), quantised)
 
     def losses(self, model: nn.Module, batch: ImageBatch) -> dict[str, Tensor]:
         """The weighted sum, squared error, commitment and (with a judge) perceptual loss."""
@@ -200,6 +205,15 @@ class TokenizerTask:
         tokenizer = model.tokenizer.to(self.group.device).eval()
         tokenizer.quantize.embedding.weight.data.copy_(self.averages.codes())
         return tokenizer
+
+
+def initial_tokenizer(config: TokenizerTraining) -> VQTokenizer:
+    """The tokenizer that a training starts from; ValueError if it has other sizes than the settings ask for."""
+    source = VQTokenizer.from_file(config.init_from)
+    for name, wanted in asdict(tokenizer_sizes(config)).items():
+        if (found := getattr(source.config, name)) != wanted:
+            raise ValueError(f"init_from: {config.init_from!r} has {name} {found}, but the settings ask for {wanted}")
+    return source
 
 
 def perceptual_loss(judge: Judge, images: Tensor, target: Tensor) -> Tensor:

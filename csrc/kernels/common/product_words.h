@@ -1,5 +1,5 @@
-// How a word of a row meets the words of a vector of channels: one product of floats, two of bfloat16 or four of bytes.
-// add(sum, row(w), columns(w)) for all words, then value(sum).
+// How a word of a row meets the words of a vector of columns: one product of floats, two of bfloat16 or four of bytes.
+// add(sum, row(w), columns(w)) for all words, then value(sum). Sums of floats may begin with sum(value).
 #pragma once
 
 #include <cstdint>
@@ -10,15 +10,21 @@
 namespace lpd {
 namespace {
 
-struct FloatWords {
+struct Floats {
   using Sum = Vec;
   using Row = Vec;
   using Columns = Vec;
   static Sum zero() { return broadcast(0.0f); }
-  static Row row(const uint32_t* word) { return broadcast(bits_to_float(*word)); }
-  static Columns columns(const uint32_t* words) { return load(reinterpret_cast<const float*>(words)); }
+  static Sum sum(Vec value) { return value; }
+  static Row row(const float* word) { return broadcast(*word); }
+  static Columns columns(const float* words) { return load(words); }
   static Sum add(Sum sum, Row row, Columns columns) { return fma(row, columns, sum); }
   static Vec value(Sum sum) { return sum; }
+};
+
+struct FloatWords : Floats {
+  static Row row(const uint32_t* word) { return broadcast(bits_to_float(*word)); }
+  static Columns columns(const uint32_t* words) { return load(reinterpret_cast<const float*>(words)); }
 };
 
 // The two halves of each word as floats.

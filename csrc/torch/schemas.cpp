@@ -1,0 +1,44 @@
+// Every operator's schema, beside the file that checks its arguments and dispatches. `Tensor(a!)` is written to; no
+// operator returns what it was given.
+#include <torch/csrc/stable/library.h>
+
+#include "execute.h"
+
+// A macro of our own, so that the namespace is expanded before torch's macros make names of it.
+#define LPD_LIBRARY(library, m) STABLE_TORCH_LIBRARY(library, m)
+
+LPD_LIBRARY(LPD_OPERATOR_NAMESPACE, m) {
+  // CPU and CUDA, ops.cpp
+  m.def(
+      "group_attention(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor segments, int max_rows, "
+      "int max_keys, int first_output_row, float scale, Tensor(c!)? workspace=None) -> Tensor");
+  m.def("append_kv(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor segments, int max_rows) -> ()");
+  m.def(
+      "embed_rows(Tensor content_ids, Tensor positions, Tensor content, Tensor position_embedding, Tensor weight, "
+      "Tensor bias, float eps) -> Tensor");
+  m.def("residual_layer_norm(Tensor(a!) x, Tensor? delta, Tensor weight, Tensor bias, float eps) -> Tensor");
+  m.def(
+      "sample_tokens(Tensor logits, Tensor conditional_row, Tensor unconditional_row, Tensor guidance, "
+      "Tensor temperature, Tensor? top_k, Tensor? top_p, Tensor seed, Tensor cell) -> Tensor");
+  m.def(
+      "locality_order(Tensor group_sizes, int height, int width, float proximity_threshold, int repulsion_threshold, "
+      "Tensor seeds, Tensor? known) -> Tensor");
+#if !defined(LPD_EMULATED_OPERATORS)
+  // CPU, cpu_ops.cpp
+  m.def("quantize_rows(Tensor x, int levels, bool rotate, int planes) -> (Tensor, Tensor)");
+  m.def("group_norm_scale_shift(Tensor x, Tensor weight, Tensor bias, int num_groups, float eps) -> Tensor");
+  m.def(
+      "conv3x3(Tensor x, Tensor weight, Tensor bias, Tensor? scale_shift, Tensor(a!) out, bool upsample, "
+      "bool accumulate, bool bfloat16) -> ()");
+  // CPU, linear_ops.cpp
+  m.def("packed_linear(Tensor x, Tensor weight, Tensor? bias, int out_features, bool gelu, Tensor(a!) out) -> ()");
+  m.def(
+      "packed_linear_int8(Tensor quantized, Tensor quantization, Tensor weight, Tensor scale, Tensor column_sum, "
+      "Tensor? bias, int planes, bool gelu, Tensor(a!) out) -> ()");
+  // CPU, training_ops.cpp
+  m.def("training_attention(Tensor qkv, Tensor group_sizes, bool mutual_visibility, float scale) -> (Tensor, Tensor)");
+  m.def(
+      "training_attention_backward(Tensor grad_output, Tensor qkv, Tensor output, Tensor logsumexp, "
+      "Tensor group_sizes, bool mutual_visibility, float scale) -> Tensor");
+#endif
+}

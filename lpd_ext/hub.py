@@ -1,0 +1,226 @@
+"""Files of a model by its name: a local path, the short name of a published model, or a hub id 'owner/name'.
+
+Downloads go through huggingface_hub: its cache, progress bars, resumption, HF_HUB_OFFLINE, HF_ENDPOINT and tokens.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from lpd_ext import published
+from lpd_ext.state_files import WEIGHT_SUFFIXES, shard_names
+
+CONFIG_FILE = "config.json"
+MODEL_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"  # of a model in several files
+TOKENIZER_FILE = "tokenizer.safetensors"
+_TOKENIZERS = (TOKENIZER_FILE, published.TOKENIZER_FILE)
+_LAST_CHECKPOINT = "checkpoint-last"  # what the published trainer calls its newest file
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model lies on this machine: a folder with a config.json, or a weight file; and its tokenizer, if any."""
+
+    model: Path
+    tokenizer: Path | None = None
+
+    @property
+    def weights(self) -> Path:
+        """The weight file, or the index of several."""
+        if self.model.is_file():
+            return self.model
+        one = self.model / MODEL_FILE
+        return self.model / INDEX_FILE if not one.is_file() and (self.model / INDEX_FILE).is_file() else one
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """Which state of a repository, and who asks for it."""
+
+    revision: str | None = None
+    token: str | bool | None = None
+
+
+def find_model(name: str | Path, options: HubOptions | None = None) -> ModelFiles:
+    """The files of a model, downloaded where they are not local or cached.
+
+    Raises FileNotFoundError for a name that is nothing of that, ValueError where several files could be meant,
+    ImportError without huggingface_hub, ConnectionError where the hub cannot be reached, and PermissionError for a
+    repository that needs a token.
+    """
+    options = options or HubOptions()
+    path = Path(name)
+    if path.is_file():
+        return ModelFiles(path)
+    if path.is_dir():
+        chosen = _choose([item.name for item in path.iterdir() if item.is_file()], str(path), path.name)
+        tokenizer = next((path / file for file in _TOKENIZERS if (path / file).is_file()), None)
+        return ModelFiles(path if chosen is None else path / chosen, tokenizer)
+    repository = _repository(name)
+    names = _list_files(repository, options)
+    chosen = _choose(names, repository, repository.split("/")[1])
+    tokenizer_name = next((file for file in _TOKENIZERS if file in names), None)
+    if chosen is None:
+        config = _download(repository, CONFIG_FILE, options)
+        _download_weights(repository, MODEL_FILE if MODEL_FILE in names else INDEX_FILE, options)
+        model = config.parent
+    else:
+        model = _download_weights(repository, chosen, options)
+    tokenizer = None if tokenizer_name is None else _download(repository, tokenizer_name, options)
+    return ModelFiles(model, tokenizer)
+
+
+def find_tokenizer(name: str | Path, options: HubOptions | None = None) -> Path:
+    """A tokenizer's weight file: a local file, or one in a local folder or hub repository; errors as `find_model`."""
+    options = options or HubOptions()
+    path = Path(name)
+    if path.is_file():
+        return path
+    where = [item.name for item in path.iterdir()] if path.is_dir() else _list_files(_repository(name), options)
+    file = next((file for file in _TOKENIZERS if file in where), None)
+    if file is None:
+        raise FileNotFoundError(f"{str(name)!r} has none of {', '.join(_TOKENIZERS)}, but {_shown(where)}")
+    return path / file if path.is_dir() else _download(_repository(name), file, options)
+
+
+def published_tokenizer() -> Path:
+    """The tokenizer of the published models, downloaded unless it is cached; errors as `find_model`."""
+    return _download(published.TOKENIZER_REPOSITORY, published.TOKENIZER_FILE, HubOptions())
+
+
+def _repository(name: str | Path) -> str:
+    """The hub id that a name stands for; FileNotFoundError for one that must mean a local path."""
+    text = str(name)
+    if text in published.NAMES:
+        return f"{published.OWNER}/{text}"
+    parts = text.split("/")
+    is_hub_id = len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~")
+    meant_locally = isinstance(name, Path) or Path(text).suffix in WEIGHT_SUFFIXES or Path(parts[0]).is_dir()
+    if meant_locally or not is_hub_id:
+        raise FileNotFoundError(
+            f"{text!r} is neither a local path nor a hub id of the form 'owner/name' nor one of the published models "
+            f"{', '.join(published.NAMES)}"
+        )
+    return text
+
+
+def _choose(names: Sequence[str], place: str, own_name: str) -> str | None:
+    """Which of a folder's or repository's files holds the model: None for a folder of ours, which has a config.json."""
+    here = [name for name in names if "/" not in name]
+    if CONFIG_FILE in here and (MODEL_FILE in here or INDEX_FILE in here):
+        return None
+    for name in (MODEL_FILE, INDEX_FILE):
+        if name in here:
+            return name
+    weights = sorted(n for n in here if PurePosixPath(n).suffix in WEIGHT_SUFFIXES and n not in _TOKENIZERS)
+    if len(weights) == 1:
+        return weights[0]
+    named = [name for name in weights if PurePosixPath(name).stem in (own_name, _LAST_CHECKPOINT)]
+    if len(named) == 1:
+        return named[0]
+    if not weights:
+        raise FileNotFoundError(f"{place!r} holds no weights ({', '.join(WEIGHT_SUFFIXES)}), but {_shown(names)}")
+    raise ValueError(f"{place!r} holds several weight files, name one of them: {_shown(weights)}")
+
+
+def _shown(names: Sequence[str]) -> str:
+    shown = sorted(names)[:12]
+    return ", ".join(shown) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "nothing"
+
+
+def _list_files(repository: str, options: HubOptions) -> list[str]:
+    """Names of the files in a repository; where the hub cannot be asked, of those in the cache."""
+    with _explained(repository, options):
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+        try:
+            names: list[str] = HfApi().list_repo_files(repository, revision=options.revision, token=options.token)
+            return names
+        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
+            raise
+        except Exception:
+            if cached := _cached_files(repository, options.revision):
+                return cached
+            raise
+
+
+def _cached_files(repository: str, revision: str | None) -> list[str]:
+    from huggingface_hub import constants, scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
+    except CacheNotFound:
+        return []
+    wanted = revision or "main"
+    return [
+        file.file_path.relative_to(state.snapshot_path).as_posix()
+        for found in repositories
+        if found.repo_id == repository
+        for state in found.revisions
+        if wanted in state.refs or state.commit_hash == wanted
+        for file in state.files
+    ]
+
+
+def _download_weights(repository: str, name: str, options: HubOptions) -> Path:
+    """A weight file, with all files of one that is an index."""
+    path = _download(repository, name, options)
+    if name == INDEX_FILE:
+        for shard in shard_names(path):
+            _download(repository, shard, options)
+    return path
+
+
+def _download(repository: str, name: str, options: HubOptions) -> Path:
+    with _explained(repository, options, name):
+        from huggingface_hub import HfApi
+
+        return Path(HfApi().hf_hub_download(repository, name, revision=options.revision, token=options.token))
+
+
+@contextmanager
+def _explained(repository: str, options: HubOptions, file: str | None = None) -> Iterator[None]:
+    """What goes wrong with the hub, as Python's own errors in one sentence."""
+    try:
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise ImportError("loading from the hub needs huggingface_hub: pip install 'lpd-ext[hub]'") from error
+    what = repository if file is None else f"{repository}/{file}"
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise PermissionError(f"{repository!r} is open to those who asked for it: give token= after that") from error
+    except errors.RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{repository!r} is no repository of the hub, or a private one (give token=)"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise FileNotFoundError(f"{repository!r} has no revision {options.revision!r}") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise ConnectionError(
+            f"the hub cannot be reached and {what!r} is not in the cache; `lpd fetch` fills it where there is a network"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise FileNotFoundError(f"{repository!r} has no file {file!r}") from error
+    except (FileNotFoundError, ValueError):
+        raise
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OSError(errno.ENOSPC, f"no space left to download {what!r} to the cache") from error
+        raise ConnectionError(f"the hub cannot be reached for {what!r}: {_first_line(error)}") from error
+    except Exception as error:  # of the HTTP library, whichever huggingface_hub uses
+        if not type(error).__module__.split(".")[0].startswith(("httpx", "requests", "urllib3", "httpcore")):
+            raise
+        raise ConnectionError(f"the hub cannot be reached for {what!r}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -155,7 +155,7 @@ def test_sizes_and_mixed_parameters(vocab_size: int, backend: torch.device) -> N
 def test_large_vocabulary(backend: torch.device) -> None:
     logits = 3 * torch.randn(2, 131072, generator=torch.Generator().manual_seed(5))
     args = arguments(
-        logits, 4, unconditional=[-1, 1, 1, -1], guidance=3.0, top_k=[0, 0, 900, 3], top_p=[1.0, 0.9, 0.9, 1.0]
+        logits, 16, unconditional=[-1, 1, 1, -1] * 4, guidance=3.0, top_k=[0, 0, 900, 3] * 4, top_p=[1.0, 0.9] * 8
     )
     assert_follows_tree(args.draw(backend), args, args.probabilities())
 
@@ -232,6 +232,27 @@ def test_one_huge_logit_among_ordinary_ones(backend: torch.device) -> None:
     logits[0, 1234] = 1e30
     args = arguments(logits, 64, temperature=1e29, top_k=[0, 5, 900, 2999] * 16)
     assert_follows_tree(args.draw(backend), args, args.probabilities())
+
+
+def test_thresholds_between_neighbouring_floats(backend: torch.device) -> None:
+    """Nothing but an ulp tells them apart, and the others are far away."""
+    close = [1.0, 1.0 + 2**-23, 1.0 + 2**-23, 1.0 + 2**-23, 1.0 + 2**-22]
+    logits = torch.tensor([[*close, *(-1e30 * 1.1**i for i in range(60))]])
+    k = torch.arange(1, 7)
+    args = arguments(logits, 64 * 6, temperature=1e32, top_k=k.repeat_interleave(64))
+    tokens = args.draw(backend).view(6, 64)
+    for row, kept in zip(
+        tokens.tolist(), [{4}, {1, 2, 3, 4}, {1, 2, 3, 4}, {1, 2, 3, 4}, {0, 1, 2, 3, 4}], strict=False
+    ):
+        assert set(row) == kept
+
+
+def test_infinite_logits_are_drawn_alone(backend: torch.device) -> None:
+    logits = torch.randn(1, 3000, generator=torch.Generator().manual_seed(9))
+    logits[0, [5, 2990]] = INF
+    for top_k, top_p in ((0, 1.0), (1, 1.0), (2, 1.0), (900, 1.0), (0, 0.3), (0, 0.9), (900, 0.7)):
+        tokens = arguments(logits, 64, top_k=top_k, top_p=top_p).draw(backend)
+        assert set(tokens.tolist()) == {5, 2990}
 
 
 @pytest.mark.parametrize(("temperature", "winner"), [(1e-45, True), (1e-30, True), (1e-3, True), (3e38, False)])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import re
+import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +31,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:  # a damaged pickle can raise anything
-        raise ValueError(f"path {str(path)!r} is not a readable checkpoint: {_first_line(error)}") from error
+        raise ValueError(f"path {str(path)!r} is not a readable checkpoint: {_reason(error)}") from error
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         state = state["model"]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -65,16 +67,20 @@ def write_state_dict(
 
 @contextmanager
 def complete_file(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside path, which takes path's place when the block ends well and vanishes when it does not."""
+    """A temporary file beside path, which takes path's place when the block ends well and vanishes when it does not.
+
+    It may be read and written by those who may the file whose place it takes, or else by whom the umask lets.
+    """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if mode is None else 0o600))
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        if mode is not None:
+            temporary.chmod(mode)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -94,6 +100,12 @@ def _is_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _reason(error: BaseException) -> str:
+    """Why a file cannot be read, in one line: without torch's advice to read what it refuses all the same."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    if text.startswith("Weights only load failed"):
+        refused = re.search(r"[Uu]nsupported (?:global: )?(?:GLOBAL )?(operand \d+|[\w.]+)", text)
+        return "it pickles more than tensors" + (f": {refused[1]}" if refused else "")
+    if isinstance(error, LookupError) or not text:  # such as the number of a byte that is no pickle's
+        return f"no weight file ({type(error).__name__})"
+    return text.splitlines()[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -55,7 +56,10 @@ def write_state_dict(
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write tensors as safetensors (floats in dtype, if given), replacing path only when the file is complete."""
+    """Write tensors as safetensors (floats in dtype, if given), replacing path only when the file is complete.
+
+    Equal tensors and metadata make equal bytes.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     if dtype is not None:
         tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
@@ -63,6 +67,7 @@ def write_state_dict(
     tensors = {name: value.clone() if value._base is not None else value for name, value in tensors.items()}
     with complete_file(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+        _sort_metadata(temporary)
 
 
 @contextmanager
@@ -85,6 +90,18 @@ def complete_file(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _sort_metadata(path: Path) -> None:
+    """Puts the metadata of a safetensors file, which come in another order in each process, in the order of names."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # it is, unless a name has characters that safetensors writes otherwise
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from lpd_ext.state_files import complete_file, read_state_dict
+from lpd_ext.state_files import complete_file, read_metadata, read_state_dict, write_state_dict
 
 
 class Command:
@@ -60,6 +60,20 @@ def test_other_files_are_refused_in_one_line(content: bytes, reason: str, tmp_pa
     with pytest.raises(ValueError, match="is not a readable checkpoint") as raised:
         read_state_dict(tmp_path / "file")
     assert str(raised.value).endswith(f"is not a readable checkpoint: {reason}")
+
+
+def test_equal_tensors_are_equal_bytes_in_every_process(tmp_path: Path) -> None:
+    """safetensors keeps metadata in an order that each process, and each map, draws anew."""
+    state = {"é b": torch.arange(3.0), "a": torch.ones(2, dtype=torch.int8)}
+    metadata = {f"name {i}": f"välue {i}" for i in range(8)}
+    contents = set()
+    for i in range(8):
+        write_state_dict(state, tmp_path / str(i), metadata=dict(sorted(metadata.items(), reverse=bool(i % 2))))
+        contents.add((tmp_path / str(i)).read_bytes())
+    assert len(contents) == 1
+    read = read_state_dict(tmp_path / "0")
+    assert all(torch.equal(read[name], state[name]) for name in state)
+    assert read_metadata(tmp_path / "0") == {"format": "pt", **metadata}
 
 
 @pytest.fixture

@@ -52,25 +52,6 @@ def random_case(index: int) -> Arguments:
     )
 
 
-def case_with_ties(height: int, width: int) -> Arguments:
-    """A line of cells, of a long one each 128th. Squared distances take so many bits of a CUDA kernel's farthest scores
-    that they leave few, or none, to tell cells apart; a third of the cells in one group comes to equal distances."""
-    cells, known = height * width, None
-    if cells > 1000:
-        known = (torch.arange(cells) % 128 != 0)[None]
-    free = cells if known is None else int((~known).sum())
-    sizes = [free // 3, free // 3, free - 2 * (free // 3)]
-    return (
-        int_tensor(sizes if known is None else [sizes]),
-        height,
-        width,
-        1.0 if known is None else 3.0,
-        1,
-        torch.tensor([11]),
-        known,
-    )
-
-
 def on(device: torch.device, arguments: Arguments) -> Arguments:
     sizes, height, width, proximity, repulsion, seeds, known = arguments
     moved = None if known is None else known.to(device)
@@ -85,7 +66,10 @@ def random_cases() -> list[tuple[Arguments, Tensor]]:
     cases.append((int_tensor(group_sizes(256, 8)), 16, 16, 1.5, 1, torch.tensor([-5]), None))
     cases.append((int_tensor([1] * 144), 12, 12, 1.0, 2, torch.tensor([-1]), None))
     cases.append((int_tensor(group_sizes(195, 12)), 13, 15, 1.0, 2, torch.tensor([6]), None))
-    cases += [case_with_ties(height, width) for height, width in [(1, 300), (300, 1), (1, 256), (256, 1), (1, 20000)]]
+    # Squared distances on a line take so many bits of a CUDA kernel's farthest scores that few are left to tell cells
+    # apart, and among a hundred cells of one group many are equally far: ties, for one warp (256 cells) and for three.
+    for height, width in [(1, 300), (300, 1), (1, 256), (256, 1)]:
+        cases.append((int_tensor([100, 100, height * width - 200]), height, width, 1.0, 1, torch.tensor([11]), None))
     return [(arguments, reference.locality_order(*arguments)) for arguments in cases]
 
 
@@ -100,6 +84,17 @@ def test_equals_plain_twin(backend: torch.device, random_cases: list[tuple[Argum
     for index, (arguments, expected) in enumerate(random_cases):
         order = ops.locality_order(*on(backend, arguments)).cpu()
         assert torch.equal(order, expected), f"case {index}: {arguments}"
+
+
+def test_ties_on_a_long_line(host_backend: torch.device) -> None:
+    """So long that a farthest score has no room for levels: near cells that were refused are tied with far ones.
+    Three free cells in every 1,024, of which the outer two are near and the middle one is far; the last cell is free.
+    Not on a GPU: few have the shared memory."""
+    first = torch.arange(35_997, 0, -1024)
+    known = torch.ones(2, 36_000, dtype=torch.bool)
+    known[:, torch.cat([first, first + 1, first + 2])] = False
+    arguments = (int_tensor([[36, 36, 36]] * 2), 1, 36_000, 1.0, 3072, torch.tensor([0, 1]), known)
+    assert torch.equal(ops.locality_order(*on(host_backend, arguments)), reference.locality_order(*arguments))
 
 
 def test_instruction_sets_agree_on_large_grids() -> None:

@@ -165,9 +165,7 @@ def test_what_matters_comes_late(backend: torch.device) -> None:
     logits = torch.randn(1, 40_000, generator=torch.Generator().manual_seed(6))
     logits[0, 36_000:] += 200.0
     logits[0, 39_990] = logits[0, 39_999] = 250.0
-    args = arguments(
-        logits, 256, temperature=[30.0] * 255 + [0.0], top_k=[0, 5, 900, 4001] * 64, top_p=[1.0, 0.9] * 128
-    )
+    args = arguments(logits, 64, temperature=[30.0] * 63 + [0.0], top_k=[0, 5, 900, 4001] * 16, top_p=[0.9, 1.0] * 32)
     tokens = args.draw(backend)
     assert_follows_tree(tokens, args, args.probabilities())
     assert tokens[-1] == 39_990

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fractions
 import os
 import pickle
 import stat
@@ -14,6 +15,8 @@ import pytest
 import torch
 
 from lpd_ext.state_files import complete_file, read_metadata, read_state_dict, write_state_dict
+
+ADVICE = "save the state dict alone, torch.save(model.state_dict(), path)"
 
 
 class Command:
@@ -29,9 +32,10 @@ class Command:
     ("content", "reason"),
     [
         (Command(), "it pickles more than tensors: posix.mkdir"),
-        (argparse.Namespace(x=1), "it pickles more than tensors: argparse.Namespace"),
+        (fractions.Fraction(1, 3), "it pickles more than tensors: fractions.Fraction"),
+        (argparse.Namespace(command=Command()), "it pickles more than tensors: posix.mkdir"),  # itself allowed
     ],
-    ids=["command", "namespace"],
+    ids=["command", "fraction", "namespace"],
 )
 def test_a_refused_pickle_names_what_it_holds(
     content: object, reason: str, new_format: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -41,7 +45,7 @@ def test_a_refused_pickle_names_what_it_holds(
     torch.save({"model": content}, "weights.pth", _use_new_zipfile_serialization=new_format)
     with pytest.raises(ValueError, match="is not a readable checkpoint") as raised:
         read_state_dict("weights.pth")
-    assert str(raised.value) == f"path 'weights.pth' is not a readable checkpoint: {reason}"
+    assert str(raised.value) == f"path 'weights.pth' is not a readable checkpoint: {reason}; {ADVICE}"
     assert not Path("executed").exists()
 
 
@@ -51,7 +55,7 @@ def test_a_refused_pickle_names_what_it_holds(
     [
         (b"", "no weight file (EOFError)"),
         (b"hello", "no weight file (KeyError)"),
-        (pickle.dumps([1, 2], protocol=4), "it pickles more than tensors: operand 149"),
+        (pickle.dumps([1, 2], protocol=4), f"it pickles more than tensors: operand 149; {ADVICE}"),
     ],
     ids=["empty", "text", "list"],
 )

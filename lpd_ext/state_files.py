@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import re
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,7 +115,10 @@ def write_state_dict(
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write tensors as safetensors (floats in dtype, if given), replacing path only when the file is complete."""
+    """Write tensors as safetensors (floats in dtype, if given), replacing path only when the file is complete.
+
+    Equal tensors and metadata make equal bytes.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     if dtype is not None:
         tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
@@ -122,24 +126,41 @@ def write_state_dict(
     tensors = {name: value.clone() if value._base is not None else value for name, value in tensors.items()}
     with complete_file(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+        _sort_metadata(temporary)
 
 
 @contextmanager
 def complete_file(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside path, which takes path's place when the block ends well and vanishes when it does not."""
+    """A temporary file beside path, which takes path's place when the block ends well and vanishes when it does not.
+
+    It may be read and written by those who may the file whose place it takes, or else by whom the umask lets.
+    """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if mode is None else 0o600))
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        if mode is not None:
+            temporary.chmod(mode)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _sort_metadata(path: Path) -> None:
+    """Puts the metadata of a safetensors file, which come in another order in each process, in the order of names."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # it is, unless a name has characters that safetensors writes otherwise
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -156,9 +177,12 @@ def _is_zip(path: Path) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """Why a file could not be read, in one line; of what torch refuses, what that is."""
-    text = str(error).strip()
-    if refused := re.search(r"GLOBAL (\S+)", text):
-        return f"it holds a {refused[1]}, which is no weight: save the state dict alone, torch.save(model.state_dict())"
-    lines = text.splitlines()
-    return lines[0] if lines else type(error).__name__
+    """Why a file cannot be read, in one line: without torch's advice to read what it refuses all the same."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    if text.startswith("Weights only load failed"):
+        refused = re.search(r"[Uu]nsupported (?:global: )?(?:GLOBAL )?(operand \d+|[\w.]+)", text)
+        what = f": {refused[1]}" if refused else ""
+        return f"it pickles more than tensors{what}; save the state dict alone, torch.save(model.state_dict(), path)"
+    if isinstance(error, LookupError) or not text:  # such as the number of a byte that is no pickle's
+        return f"no weight file ({type(error).__name__})"
+    return text.splitlines()[0]

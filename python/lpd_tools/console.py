@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from rich.console import Console
+
+from lpd_tools.launch import place
 
 
 def new_console(stderr: bool = False) -> Console:
@@ -15,7 +16,7 @@ def new_console(stderr: bool = False) -> Console:
 
 def say(text: str) -> None:
     """One line, however wide the terminal is. Once under torchrun."""
-    if os.environ.get("RANK", "0") == "0":
+    if place().rank == 0:
         new_console().print(text, soft_wrap=True)
 
 

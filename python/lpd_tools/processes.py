@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lpd_tools.checks import check_device
+from lpd_tools.launch import place
 
 Value = TypeVar("Value")
 # The others wait while the first one tests, draws and saves. When one has died, torchrun ends them all at once.
@@ -80,13 +80,14 @@ def processes(device: str = "", backend: str = "", patience: timedelta = PATIENC
     one is used, and left as it is.
     """
     chosen = check_device(device)
-    if "LOCAL_RANK" not in os.environ and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    here = place()
+    if not here.launched:
         yield Processes(0, 1, chosen)
         return
     backend = backend or ("nccl" if chosen.type == "cuda" else "gloo")
     if chosen.type == "cuda":
         if chosen.index is None or backend == "nccl":
-            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            chosen = torch.device("cuda", here.local_rank)
         torch.cuda.set_device(chosen)
     ours = not dist.is_initialized()
     if ours:

@@ -298,7 +298,7 @@ def test_every_layout_that_trainers_leave_loads(
         ({"model": {"a": torch.ones(1), "b": 3}}, False, r"must hold a state dict .* got a \(Tensor\), b \(int\)"),
         ({"model": {"a": torch.ones(1)}}, True, r"must have an entry model_ema or ema .* for ema, got model \(dict\)"),
         ([torch.ones(1)], False, "got <class 'list'>"),
-        ({"model": {}, "path": Path("/x")}, False, r"holds a pathlib\S*, which is no weight: save the state"),
+        ({"model": {}, "path": Path("/x")}, False, r"pickles more than tensors: pathlib\S*; save the state dict alone"),
     ],
 )  # fmt: skip
 def test_other_layouts_are_refused(tmp_path: Path, content: object, ema: bool, message: str) -> None:

@@ -77,6 +77,7 @@ def test_what_lpd_bench_writes_can_be_read(tmp_path: Path, monkeypatch: pytest.M
     for name, results in (
         ("time_on_cpu", [replace(row, note="")]),
         ("time_training", [row]),
+        ("time_host", [row]),
         ("time_decoders", [replace(row, note="50 dB")]),
         ("time_images", [row, Result(operator="cold process", seconds=[1.0] * 4, ratios={})]),
     ):

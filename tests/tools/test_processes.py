@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ import torch.distributed as dist
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
+from lpd_tools.data.settings import TokenCaching
+from lpd_tools.data.token_caching import run_caching
 from lpd_tools.evaluation.generate import drawing_processes
+from lpd_tools.launch import Place, place
 from lpd_tools.processes import Processes, processes
 
 CPU = torch.device("cpu")
@@ -23,6 +27,7 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, timedelta]]:
     calls: list[tuple[str, timedelta]] = []
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
@@ -67,15 +72,63 @@ def test_a_group_that_is_there_is_used_and_kept(
     assert joined == []
 
 
-def test_one_process_joins_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LOCAL_RANK", "WORLD_SIZE"):
+Variables = dict[str, str]
+
+
+def set_variables(monkeypatch: pytest.MonkeyPatch, variables: Variables) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{}, {"RANK": "1"}, {"LOCAL_RANK": "1"}, {"RANK": "3", "LOCAL_RANK": "1"}, {"WORLD_SIZE": "1", "RANK": "0"}],
+    ids=str,
+)
+def test_one_process_joins_none(variables: Variables, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RANK without WORLD_SIZE, as a shell may have left it, makes no second process of the only one."""
+    set_variables(monkeypatch, variables)
+    assert place() == Place(0, 1, 0, launched=False)
     with processes("cpu") as group:
         assert not dist.is_initialized()
         group.wait()
         assert group.is_first
         assert group == Processes(0, 1, CPU)
         assert group.share(6) == slice(0, 6)
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK must be set where WORLD_SIZE is: start the processes with torchrun"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, r"RANK must be in \[0, WORLD_SIZE = 2\), got 2"),
+        ({"WORLD_SIZE": "1", "RANK": "1"}, r"RANK must be in \[0, WORLD_SIZE = 1\), got 1"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK must be in"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "2"}, "LOCAL_RANK must be in"),
+        ({"WORLD_SIZE": "0", "RANK": "0"}, "WORLD_SIZE must be at least 1, got 0"),
+        ({"WORLD_SIZE": "", "RANK": "0"}, "WORLD_SIZE must be a whole number, as torchrun sets it, got ''"),
+        ({"WORLD_SIZE": "2", "RANK": "one"}, "RANK must be a whole number"),
+    ],
+    ids=str,
+)
+def test_variables_that_no_launcher_sets_are_refused(
+    variables: Variables, problem: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By every program alike, before anything is done."""
+    set_variables(monkeypatch, variables)
+    with pytest.raises(ValueError, match=problem), processes("cpu"):
+        pass
+    with pytest.raises(ValueError, match=problem):
+        run_caching(TokenCaching("tokenizer", str(tmp_path / "out")))
+
+
+def test_torchruns_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_variables(monkeypatch, {"WORLD_SIZE": "8", "RANK": "5", "LOCAL_RANK": "1"})
+    assert place() == Place(5, 8, 1, launched=True)
+    set_variables(monkeypatch, {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"})
+    assert place() == Place(0, 1, 0, launched=True)
 
 
 def test_a_batch_is_shared_out_evenly_or_refused() -> None:

@@ -201,6 +201,14 @@ def test_a_complete_cache_is_not_made_again(
     assert contents(copied) == before
 
 
+def test_a_rank_alone_leaves_no_shard_to_others(
+    cache_path: Path, tokenizer_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert run_caching(caching(tokenizer_path, tmp_path / "out")).complete
+    assert contents(tmp_path / "out") == contents(cache_path)
+
+
 def test_processes_share_the_shards(
     cache_path: Path, tokenizer_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from lpd_tools.data.token_shards import (
     write_index,
     write_shard,
 )
+from lpd_tools.launch import place
 from lpd_tools.progress import track
 
 # Files of a token cache, and what stays of them where a process dies while it writes.
@@ -98,10 +98,10 @@ def run_caching(config: TokenCaching) -> CachingResult:
     The last process to finish writes the index. Raises ValueError for impossible settings, a folder begun with others,
     damaged shards and, with `strict`, unreadable images; nothing that was written before is lost.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    here = place()
     device = check_device(config.device)
-    if device.type == "cuda" and not config.device and world > 1:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cuda" and not config.device and here.size > 1:
+        device = torch.device("cuda", here.local_rank)
     background = background_colour(config.background)
     tokenizer = VQTokenizer.from_file(config.tokenizer).to(device)
     out = Path(config.out)
@@ -117,7 +117,7 @@ def run_caching(config: TokenCaching) -> CachingResult:
         if path.exists():
             check_settings(path, settings, config.strict)
     out.mkdir(parents=True, exist_ok=True)
-    todo = [shard for shard in shards[rank::world] if not shard[0].exists()]
+    todo = [shard for shard in shards[here.rank :: here.size] if not shard[0].exists()]
     batches = PixelBatches(data, settings["image_size"], background, config.strict)
     _encode_shards(todo, batches, tokenizer, settings, config)
     if not all(path.exists() for path, _ in shards):

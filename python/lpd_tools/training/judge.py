@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lpd_ext.state_files import complete_file
+from lpd_ext.state_files import write_state_dict
 from lpd_tools.checks import check_finite
 from lpd_tools.data.fashion_mnist import (
     LabelledImages,
@@ -107,10 +107,8 @@ def train_judge(config: JudgeTraining) -> float:
             }
             append_csv(log, row)
             total = 0.0
-    state = {k: v.detach().contiguous() for k, v in model.state_dict().items()}
     metadata = {k: str(v) for k, v in asdict(config).items() if k not in ("out", "data_dir")}
-    with complete_file(config.out) as temporary:
-        save_file(state, temporary, metadata=metadata)
+    write_state_dict(model.state_dict(), config.out, metadata=metadata)
     return accuracy
 
 

@@ -1,0 +1,45 @@
+"""Which of a run's processes this one is: the one place that reads what torchrun says in environment variables."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+
+class Place(NamedTuple):
+    """This process's number among those of the run and of its machine, and whether a launcher started it."""
+
+    rank: int
+    size: int
+    local_rank: int
+    launched: bool
+
+
+def place() -> Place:
+    """The process's place; alone unless WORLD_SIZE is set: RANK and LOCAL_RANK mean nothing by themselves.
+
+    Raises ValueError for numbers that no launcher sets. One process without LOCAL_RANK, as some containers say it of
+    every program, was not launched.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        return Place(0, 1, 0, launched=False)
+    size = _number("WORLD_SIZE", None)
+    if size < 1:
+        raise ValueError(f"WORLD_SIZE must be at least 1, got {size}")
+    rank, local_rank = _number("RANK", 0 if size == 1 else None), _number("LOCAL_RANK", 0)
+    for name, value in (("RANK", rank), ("LOCAL_RANK", local_rank)):
+        if not 0 <= value < size:
+            raise ValueError(f"{name} must be in [0, WORLD_SIZE = {size}), got {value}")
+    return Place(rank, size, local_rank, launched=size > 1 or "LOCAL_RANK" in os.environ)
+
+
+def _number(name: str, default: int | None) -> int:
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None:
+        raise ValueError(f"{name} must be set where WORLD_SIZE is: start the processes with torchrun")
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a whole number, as torchrun sets it, got {text!r}") from None

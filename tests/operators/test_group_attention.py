@@ -225,6 +225,17 @@ def test_a_workspace_that_is_too_small_is_left_alone(backend: torch.device) -> N
         ops.group_attention(*step.copy(backend).arguments(), workspace=workspace[1:])
 
 
+def test_nothing_is_written_behind_a_workspace(backend: torch.device) -> None:
+    """Of any size, also where the partial results alone would fit."""
+    step = make_step([Layout(3, 5, 700)], heads=1, head_dim=32)
+    partial_bytes = 4 * (64 * 32 + 2 * 64)
+    for size in range(partial_bytes, 40 * partial_bytes, partial_bytes):
+        buffer = torch.zeros(size + 4096, dtype=torch.uint8, device=backend)
+        buffer[size:] = 7
+        check_group_attention(step, partial(ops.group_attention, workspace=buffer[:size]), backend)
+        assert buffer[size:].eq(7).all()
+
+
 def rows_of(row: Row) -> list[int]:
     return [
         *range(row.context_start, row.context_start + row.num_context),
@@ -235,9 +246,11 @@ def rows_of(row: Row) -> list[int]:
 # ---- what each row sees ----
 
 
+# In the last two, keys that context rows see fill groups of 16, so the first group of query rows follows at once.
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
-def test_query_rows_do_not_reach_context_rows(backend: torch.device, poison: float) -> None:
-    step = make_step(RAGGED, head_dim=64)
+def test_query_rows_do_not_reach_context_rows(backend: torch.device, poison: float, dtype: torch.dtype) -> None:
+    step = make_step([*RAGGED, Layout(3, 5, 13), Layout(16, 20, 48)], head_dim=64, dtype=dtype)
     clean, poisoned = step.copy(backend), step.copy(backend)
     poisoned.qkv[step.num_context :, 1:] = poison
     expected, output = (ops.group_attention(*each.arguments()) for each in (clean, poisoned))
@@ -246,9 +259,10 @@ def test_query_rows_do_not_reach_context_rows(backend: torch.device, poison: flo
     assert not torch.equal(output[step.num_context :], expected[step.num_context :])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
-def test_sequences_do_not_reach_each_other(backend: torch.device, poison: float) -> None:
-    step = make_step(RAGGED, head_dim=64)
+def test_sequences_do_not_reach_each_other(backend: torch.device, poison: float, dtype: torch.dtype) -> None:
+    step = make_step(RAGGED, head_dim=64, dtype=dtype)
     expected = ops.group_attention(*step.copy(backend).arguments())
     for row in step.rows():
         poisoned = step.copy(backend)

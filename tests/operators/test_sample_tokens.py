@@ -153,7 +153,7 @@ def test_sizes_and_mixed_parameters(vocab_size: int, backend: torch.device) -> N
 
 
 def test_large_vocabulary(backend: torch.device) -> None:
-    """17 levels, of which the last takes a fifth Philox draw; hot enough that neighbours are as likely as each other."""
+    """17 levels, of which the last takes a fifth Philox draw; hot, so that neighbours are about as likely."""
     logits = 3 * torch.randn(2, 131072, generator=torch.Generator().manual_seed(5))
     args = arguments(
         logits, 64, unconditional=[-1, 1, 1, -1] * 16, guidance=3.0, temperature=9.0, top_k=[0, 0, 900, 3] * 16,

@@ -6,6 +6,7 @@ import sys
 from io import TextIOWrapper
 
 from lpd_tools.extras import missing_from_tools
+from lpd_tools.launch import run_and_leave
 
 
 def main() -> None:
@@ -18,7 +19,7 @@ def main() -> None:
         raise SystemExit(sentence) from error
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a path may hold what cannot be encoded
-    app()
+    run_and_leave(app)
 
 
 if __name__ == "__main__":

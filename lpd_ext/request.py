@@ -148,6 +148,14 @@ class DecodeRequest:
                     raise ValueError(f"order[{b}] must begin with the {count} cells that known_tokens[{b}] gives")
         return order
 
+    def image(self, b: int) -> DecodeRequest:
+        """The request of image b alone; nothing is checked or made again."""
+        one, rows = object.__new__(DecodeRequest), slice(b, b + 1)
+        for name, value in vars(self).items():
+            one._set(name, value[rows] if isinstance(value, (tuple, list, Tensor)) else value)
+        one._set("order", one.orders)
+        return one
+
     @property
     def guided(self) -> tuple[bool, ...]:
         """Which images have an unconditional branch: without a label both would be the same."""

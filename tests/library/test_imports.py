@@ -27,6 +27,8 @@ LAYERS = (
     ("lpd_tools.data",),
     ("lpd_tools",),
     ("lpd_ext",),
+    ("lpd_ext.engine",),
+    ("lpd_ext.handle",),
     ("lpd_ext.pipeline", "lpd_ext.compat", "lpd_ext.continuous_batch"),
     ("lpd_ext.sampler", "lpd_ext.checkpoint", "lpd_ext.pixel_decoder"),
     ("lpd_ext.decode_state", "lpd_ext.quantize", "lpd_ext.hub"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from io import TextIOWrapper
 
-from lpd_tools.extras import missing_from_tools
+from lpd_tools.extras import missing_from_extras
 from lpd_tools.launch import run_and_leave
 
 
@@ -14,7 +14,7 @@ def main() -> None:
     try:
         from lpd_tools.cli import app
     except ModuleNotFoundError as error:
-        if (sentence := missing_from_tools(error)) is None:
+        if (sentence := missing_from_extras(error)) is None:
             raise
         raise SystemExit(sentence) from error
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":

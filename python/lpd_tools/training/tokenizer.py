@@ -28,7 +28,7 @@ from lpd_tools.training.judge import Judge, load_judge, predict
 from lpd_tools.training.loop import Training
 from lpd_tools.training.settings import TokenizerTraining
 from lpd_tools.training.shuffling import EpochShuffle
-from lpd_tools.training.state import fill
+from lpd_tools.training.state import check_fits, fill
 from lpd_tools.training.task import Test
 
 RESULT = "tokenizer.safetensors"
@@ -190,6 +190,8 @@ class TokenizerTask:
         """Puts them back."""
         for split, unreadable in state.get("unreadable", {}).items():  # older checkpoints have none
             self.readers[split].unreadable.update(unreadable)
+        averages = {"count": self.averages.count, "total": self.averages.total}
+        check_fits(averages, {name: state[name] for name in averages})
         self.averages.count.copy_(state["count"])
         self.averages.total.copy_(state["total"])
 

@@ -30,6 +30,8 @@ LAYERS = (
     ("lpd_ext.engine",),
     ("lpd_ext.handle",),
     ("lpd_ext.pipeline", "lpd_ext.compat", "lpd_ext.continuous_batch"),
+    ("lpd_ext.mirror",),
+    ("lpd_ext.published_modules",),
     ("lpd_ext.sampler", "lpd_ext.checkpoint", "lpd_ext.pixel_decoder"),
     ("lpd_ext.decode_state", "lpd_ext.quantize", "lpd_ext.hub"),
     ("lpd_ext.request", "lpd_ext.published"),

@@ -10,9 +10,10 @@ from typing import Any
 
 from starlette.types import Receive
 
+from lpd_ext.drawing import Drawing, LPDPipelineOutput
 from lpd_ext.engine import Engine, EngineClosedError, EngineFullError
 from lpd_ext.handle import Handle, Preview
-from lpd_ext.pipeline import LPDPipeline, LPDPipelineOutput
+from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.request import DecodeRequest
 from lpd_tools.serve.errors import ApiError, overloaded, unavailable
 from lpd_tools.serve.metrics import Metrics
@@ -84,7 +85,7 @@ class ImageService:
         except (ValueError, TypeError) as error:
             raise ApiError(400, str(error)) from error
 
-    def submit(self, request: DecodeRequest, previews: int = 0) -> Handle:
+    def submit(self, request: DecodeRequest | Drawing, previews: int = 0) -> Handle:
         """Hand a request to the engine; ApiError where it is full or closed."""
         try:
             return self.engine.submit(request, previews)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,7 +19,15 @@ from lpd_ext.checkpoint import ModelDType, load_model, read_config, save_model
 from lpd_ext.checks import as_int, as_scalar
 from lpd_ext.class_names import find_class
 from lpd_ext.cuda_graphs import DecodeGraphs
-from lpd_ext.hub import TOKENIZER_FILE, HubOptions, find_model, find_tokenizer, published_tokenizer
+from lpd_ext.hub import (
+    TOKENIZER_FILE,
+    HubOptions,
+    find_model,
+    find_tokenizer,
+    how_to_bundle,
+    is_training_folder,
+    published_tokenizer,
+)
 from lpd_ext.linear import pack, unpack
 from lpd_ext.model import LPDModel
 from lpd_ext.orders import Cells
@@ -29,6 +38,7 @@ from lpd_ext.sampler import decode, generate
 from lpd_ext.state_files import read_state_dict, write_state_dict
 from lpd_ext.tokenizer import VQTokenizer
 
+log = logging.getLogger(__name__)
 OutputType = Literal["pil", "np", "pt", "tokens"]
 Label = int | str | None
 # Images go through the tokenizer's decoder in slices, so its activations do not grow with the batch.
@@ -127,12 +137,16 @@ class LPDPipeline:
             tokenizer = find_tokenizer(tokenizer)
         model = load_model(files.model, grid=grid, heads=heads, dtype=dtype, device=device, packed=True, ema=ema)
         if tokenizer is None and files.tokenizer is None and model.config.vocab_size != published.TOKENIZER_CODES:
+            if is_training_folder(files.model):
+                raise ValueError(how_to_bundle(files.model))
             raise ValueError(f"tokenizer must be given (a weight file): {str(files.model)!r} comes without one")
         vq_file = tokenizer or files.tokenizer or published_tokenizer()
         vq = VQTokenizer.from_state_dict(read_state_dict(vq_file)).float().to(device)
+        log.info("%s, %s, tokenizer %s", files.weights, model.config, vq_file)
         defaults, names = _sampling_defaults(config), _class_names(config)
         if "sampling" not in config:
             defaults = SamplingDefaults(**published.sampling_settings(model.config))
+            log.info("the file says no sampling settings: %s", defaults)
         return cls(model, vq, defaults, names or published.class_names(model.config))
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -6,10 +6,12 @@ import sys
 from io import TextIOWrapper
 
 from lpd_tools.extras import missing_from_tools
+from lpd_tools.spinning import bound_spinning
 
 
 def main() -> None:
     """Run the command line."""
+    bound_spinning()
     try:
         from lpd_tools.cli import app
     except ModuleNotFoundError as error:

@@ -12,5 +12,9 @@ def train(config: LPDTraining) -> None:
     Example: lpd train --config recipes/lpd_l_256.toml --out-dir runs/l
     """
     from lpd_tools.training import transformer
+    from lpd_tools.training.best import best_sentence
 
-    say(f"wrote {transformer.train(config)}")
+    out = transformer.train(config)
+    say(f"wrote {out}")
+    if sentence := best_sentence(out, config.steps):
+        say(sentence)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,20 @@ class UnreadableImageError(ValueError):
     """A picture cannot be decoded; the message says why."""
 
 
+@cache
+def reads_heif() -> bool:
+    """Whether HEIC pictures can be read: Pillow learns it from pillow-heif, if that is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
 def open_image(file: str | Path | bytes) -> Image.Image:
     """The picture in a file, or in the bytes of one, fully decoded; UnreadableImageError if that fails."""
+    reads_heif()  # in worker processes too
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             image.load()

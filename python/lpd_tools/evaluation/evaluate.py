@@ -16,12 +16,12 @@ from lpd_ext.state_files import complete_file
 from lpd_ext.tokenizer import VQTokenizer
 from lpd_tools.data.fashion_mnist import BORDER, CLASS_NAMES, centre_psnr, from_pixels
 from lpd_tools.data.image_source import evenly_spaced
+from lpd_tools.data.model_files import model_files
 from lpd_tools.evaluation.features import Extractor
 from lpd_tools.evaluation.generate import (
     drawing_processes,
     generate,
     load_pipeline,
-    model_files,
     repeat_of,
     sampling_of,
     sampling_options,

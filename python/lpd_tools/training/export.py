@@ -24,22 +24,28 @@ def sizes_in(settings: Mapping[str, Any]) -> LPDConfig:
     return LPDConfig(**{name: settings[name] for name in names})
 
 
-def export(config: Export) -> Path:
-    """Writes config.json and model.safetensors (fp16); returns the folder.
+def model_in(checkpoint: str | Path) -> tuple[LPDModel, dict[str, Any]]:
+    """The model of a checkpoint's averaged weights, and what config.json says of it: its tokenizer and class names.
 
     Raises FileNotFoundError, or ValueError for a file that is no checkpoint of a transformer.
     """
-    if not Path(config.checkpoint).is_file():
-        raise FileNotFoundError(f"checkpoint must be a file, but there is none at {config.checkpoint!r}")
-    state = read_checkpoint(config.checkpoint)
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"checkpoint must be a file, but there is none at {str(checkpoint)!r}")
+    state = read_checkpoint(checkpoint)
     try:
         model = LPDModel(sizes_in(state["settings"]))
     except ValueError as error:
-        raise ValueError(f"checkpoint {config.checkpoint!r}: {error}") from error
+        raise ValueError(f"checkpoint {str(checkpoint)!r}: {error}") from error
     fill(model, state["average"])
-    extra = {
+    said = {
         "tokenizer_sha256": state["settings"]["tokenizer_sha256"],
         "class_names": state["task"].get("class_names", []),
     }
-    save_model(model, config.out, extra=extra, dtype=torch.float16)
+    return model.eval(), said
+
+
+def export(config: Export) -> Path:
+    """Writes config.json and model.safetensors (fp16); returns the folder. Errors as `model_in`."""
+    model, said = model_in(config.checkpoint)
+    save_model(model, config.out, extra=said, dtype=torch.float16)
     return Path(config.out)

@@ -16,7 +16,7 @@ except ModuleNotFoundError as error:
         "'pip install .', or install it editable (see CONTRIBUTING.md)"
     ) from error
 from lpd_ext.checkpoint import load_model
-from lpd_ext.compat import accelerate
+from lpd_ext.compat import accelerate, restore
 from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.pipeline import LPDPipeline, LPDPipelineOutput, SamplingDefaults, StepPreview
 from lpd_ext.request import DecodeRequest, OrderPolicy, make_request
@@ -42,4 +42,5 @@ __all__ = [
     "generate",
     "load_model",
     "make_request",
+    "restore",
 ]

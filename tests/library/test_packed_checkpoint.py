@@ -88,7 +88,7 @@ def test_slow_arithmetic_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ({"blocks.2.norm2.bias": None}, r"blocks\.2\.norm2\.bias is missing"),
         ({"head.weight": None}, r"head\.weight is missing"),
         ({"norm.weight": None}, r"norm\.weight is missing"),
-        ({"fake_latent": None}, r"fake_latent: expected shape \[1, 96\], got none"),
+        ({"fake_latent": None}, "fake_latent is missing"),
         ({"surprise": torch.ones(1)}, "surprise is unexpected"),
         ({"head.bias": torch.ones(64)}, r"head\.bias is unexpected"),
         ({"blocks.0.surprise": torch.ones(1)}, r"blocks\.0\.surprise is unexpected"),
@@ -117,7 +117,7 @@ def test_files_that_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depth": 4}, r"blocks\.3\.norm1\.weight is missing"),
+        ({"depth": 4}, r"it has 3 blocks"),
         ({"depth": 2}, r"blocks\.2\.norm1\.weight is unexpected"),
         ({"depth": 1}, r"blocks\.2\.norm1\.weight is unexpected"),
         ({"mlp_ratio": 2}, r"blocks\.0\..*mlp\.fc1\.weight: expected shape \[192, 96\], got \[384, 96\]"),

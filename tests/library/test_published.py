@@ -370,7 +370,7 @@ def test_an_index_names_files_beside_it_only(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     for text in ("{}", "[1]", '{"weight_map": 3}', '{"weight_map": {"a": "../b.safetensors"}}', "[" * 100_000):
         index.write_text(text)
-        with pytest.raises(ValueError, match=r"index of safetensors files|must name files beside it"):
+        with pytest.raises(ValueError, match=r"path .*(no index of safetensors files|is not valid JSON)"):
             read_state_dict(index)
 
 

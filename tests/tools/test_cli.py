@@ -27,8 +27,8 @@ pytest.importorskip("matplotlib")
 
 from lpd_tools import __main__ as entry
 from lpd_tools import console as says
+from lpd_tools import machine as machine_module
 from lpd_tools import progress
-from lpd_tools.bench import timing as bench_timing
 from lpd_tools.bench.cases import SHAPES
 from lpd_tools.bench.decode import BASELINES
 from lpd_tools.cli import FriendlyGroup, app
@@ -44,7 +44,7 @@ from lpd_ext import LPDPipeline, __version__, ops
 from lpd_ext.orders import ORDER_POLICIES
 
 COMMANDS = [
-    *("sample", "orders", "info", "fetch"),
+    *("sample", "orders", "serve", "info", "fetch"),
     *("prepare-icons", "cache-tokens", "check-tokens"),
     *("train-judge", "train-tokenizer", "train", "training-cost", "curves", "replay", "export", "bundle"),
     *("generate", "measure", "evaluate", "int8-quality", "study"),
@@ -321,14 +321,14 @@ def test_bench_prints_and_writes_figures() -> None:
 
 
 def test_bench_names_the_commit_of_a_checkout(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_timing, "__file__", str(elsewhere / "lib" / "lpd_tools" / "bench" / "timing.py"))
-    assert bench_timing.version() == __version__
+    monkeypatch.setattr(machine_module, "__file__", str(elsewhere / "lib" / "lpd_tools" / "machine.py"))
+    assert machine_module.version() == __version__
     (elsewhere / ".git").mkdir()
     (elsewhere / "lpd_ext").mkdir()
     (elsewhere / "lpd_ext" / "_C.pyi").touch()
-    assert bench_timing.version() == __version__  # an empty folder is no repository
-    monkeypatch.setattr(bench_timing.subprocess, "run", lambda command, **_: Described(command))
-    assert bench_timing.version() == f"{__version__} (git -C {elsewhere} describe --always --dirty)"
+    assert machine_module.version() == __version__  # an empty folder is no repository
+    monkeypatch.setattr(machine_module.subprocess, "run", lambda command, **_: Described(command))
+    assert machine_module.version() == f"{__version__} (git -C {elsewhere} describe --always --dirty)"
 
 
 class Described:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lpd_tools.console import say
+from lpd_tools.launch import place
 from lpd_tools.training.settings import LPDTraining
 
 
@@ -16,5 +17,5 @@ def train(config: LPDTraining) -> None:
 
     out = transformer.train(config)
     say(f"wrote {out}")
-    if sentence := best_sentence(out, config.steps):
+    if place().rank == 0 and (sentence := best_sentence(out, config.steps)):
         say(sentence)

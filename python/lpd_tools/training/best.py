@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from lpd_ext.content import content_of
 from lpd_tools.training.checkpoints import BEST, CHECKPOINTS, read_checkpoint
 
 
@@ -21,8 +22,9 @@ def best_of(folder: str | Path) -> Best | None:
     path = Path(folder) / CHECKPOINTS / BEST
     if not path.is_file():
         return None
-    progress = read_checkpoint(path)["progress"]
-    return Best(path, progress["done"], progress["best"])
+    with content_of(path):
+        progress = read_checkpoint(path)["progress"]
+        return Best(path, int(progress["done"]), float(progress["best"]))
 
 
 def best_sentence(folder: str | Path, steps: int) -> str | None:

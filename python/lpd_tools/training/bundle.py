@@ -20,7 +20,7 @@ from lpd_ext.state_files import complete_file
 from lpd_ext.tokenizer import VQTokenizer
 from lpd_tools.data.model_files import model_files
 from lpd_tools.data.token_cache import check_trained_with, file_hash
-from lpd_tools.training.best import best_of
+from lpd_tools.training.checkpoints import BEST, CHECKPOINTS
 from lpd_tools.training.export import model_in
 from lpd_tools.training.settings import Bundling
 
@@ -75,10 +75,10 @@ def _trained(config: Bundling) -> tuple[LPDPipeline, dict[str, Any]]:
 
 
 def _weights(folder: Path, which: str) -> tuple[LPDModel, Mapping[str, Any], dict[str, Any]]:
-    best = best_of(folder) if which == "best" else None
-    if best is not None:
-        model, said = model_in(best.checkpoint)
-        return model, said, {STEP: best.step}
+    best = folder / CHECKPOINTS / BEST
+    if which == "best" and best.is_file():
+        model, said, step = model_in(best)
+        return model, said, {STEP: step}
     if not (folder / MODEL_FILE).is_file():
         raise FileNotFoundError(
             f"model: the training in {str(folder)!r} has not ended, and has no best weights yet; "

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from lpd_ext.content import content_of
 from lpd_tools.processes import Processes
 from lpd_tools.progress import track
 from lpd_tools.training.checkpoints import CHECKPOINTS, CheckpointFolder
@@ -27,6 +28,7 @@ from lpd_tools.training.state import TrainingState, parameter_groups
 from lpd_tools.training.stopping import StopSignals, TrainingStopped
 from lpd_tools.training.task import Task
 
+_PROGRESS = {"done": int, "seconds": float, "best": float, "sums": dict, "counted": int}  # of what a checkpoint keeps
 log = logging.getLogger(__name__)
 
 
@@ -52,15 +54,22 @@ class Training:
         self.sums: dict[str, float] = {}  # of losses, since the last row of log.csv, and over how many steps
         self.counted = 0
         if stored is not None:
-            self.state.restore(stored)
-            task.restore(stored["task"])
-            for name, value in stored["progress"].items():
-                setattr(self, name, value)
+            path, entries = stored
+            with content_of(path, "does not fit this training"):
+                self.state.restore(entries)
+                task.restore(entries["task"])
+                self._restore_progress(entries["progress"])
             if self.first:
                 log.info("going on in %s after step %d of %d", settings.out_dir, self.done, settings.steps)
         check_same_start(self.done, group)
         self.begun = self.saved_at = time.monotonic()
         self.begun -= self.seconds
+
+    def _restore_progress(self, progress: Mapping[str, Any]) -> None:
+        for name, kind in _PROGRESS.items():
+            if not isinstance(progress[name], kind):
+                raise ValueError(f"progress must have a {name} that is {kind.__name__}, got {progress[name]!r}")
+            setattr(self, name, progress[name])
 
     def run(self) -> None:
         """Trains to the last step and exports the averaged weights.
@@ -138,7 +147,7 @@ class Training:
 
     def save(self, best: bool) -> Path:
         """Writes a checkpoint; every process must take part. Returns where it is, or the folder in other processes."""
-        progress = {name: getattr(self, name) for name in ("done", "seconds", "best", "sums", "counted")}
+        progress = {name: getattr(self, name) for name in _PROGRESS}
         entries = self.state.gathered(self.first)
         entries |= {"task": self.task.state(), "progress": progress, "settings": self.fixed}
         path = self.checkpoints.save(entries, self.done, best=best) if self.first else self.checkpoints.folder

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from lpd_ext import _C
 # Up to this many steps make one graph; with more, the graph of a whole decode is slow to build and each has its own.
 MAX_STEPS_PER_GRAPH = 64
 
+log = logging.getLogger(__name__)
 State = TypeVar("State")
 Run = Callable[[], None]
 
@@ -169,7 +172,9 @@ class DecodeGraphs:
         if captured is None:
             while len(self._captured) >= self._limit:
                 self._captured.popitem(last=False)  # before the new one asks for memory
+            begun = time.perf_counter()
             captured = capture()
+            log.info("recorded a batch layout as CUDA graphs in %.2f s", time.perf_counter() - begun)
         self._captured[layout] = captured
         return captured
 

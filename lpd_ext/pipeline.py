@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -19,7 +20,15 @@ from lpd_ext.content import content_of
 from lpd_ext.cuda_graphs import DecodeGraphs
 from lpd_ext.drawing import Drawing, LPDPipelineOutput, OutputType, StepCallback, StepPreview, check_output_type
 from lpd_ext.editing import Margins
-from lpd_ext.hub import CONFIG_FILE, HubOptions, find_model, find_tokenizer, published_tokenizer
+from lpd_ext.hub import (
+    CONFIG_FILE,
+    HubOptions,
+    find_model,
+    find_tokenizer,
+    how_to_bundle,
+    is_training_folder,
+    published_tokenizer,
+)
 from lpd_ext.image_input import Pictures
 from lpd_ext.linear import pack, unpack
 from lpd_ext.model import LPDConfig, LPDModel
@@ -29,6 +38,7 @@ from lpd_ext.quantize import is_quantized
 from lpd_ext.request import DecodeRequest, GuidanceSchedule, OrderPolicy, make_request
 from lpd_ext.tokenizer import VQTokenizer
 
+log = logging.getLogger(__name__)
 Label = int | str | None
 _CHECKED_BY_REQUEST = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p")
 _ANY_MODEL = LPDConfig(dim=8, depth=1, heads=1, vocab_size=1, num_classes=1, grid=(1, 1))
@@ -125,11 +135,15 @@ class LPDPipeline:
             tokenizer = find_tokenizer(tokenizer)
         model = load_model(files.model, grid=grid, heads=heads, dtype=dtype, device=device, packed=True, ema=ema)
         if tokenizer is None and files.tokenizer is None and model.config.vocab_size != published.TOKENIZER_CODES:
+            if is_training_folder(files.model):
+                raise ValueError(how_to_bundle(files.model))
             raise ValueError(f"tokenizer must be given (a weight file): {str(files.model)!r} comes without one")
         vq_file = tokenizer or files.tokenizer or published_tokenizer()
         vq = VQTokenizer.from_file(vq_file).to(device)
+        log.info("%s, %s, tokenizer %s", files.weights, model.config, vq_file)
         if "sampling" not in config:
             defaults = SamplingDefaults(**published.sampling_settings(model.config))
+            log.info("no sampling settings beside the weights: %s", defaults)
         with content_of(vq_file):
             return cls(model, vq, defaults, names or published.class_names(model.config))
 

@@ -35,7 +35,7 @@ from lpd_tools.commands.train import train
 from lpd_tools.commands.train_judge import train_judge
 from lpd_tools.commands.train_tokenizer import train_tokenizer
 from lpd_tools.commands.training_cost import training_cost
-from lpd_tools.console import new_console, say
+from lpd_tools.console import new_console, say, show_logs
 from lpd_tools.extras import missing_from_extras
 from lpd_tools.options import add_command
 from lpd_tools.training.stopping import TrainingStopped
@@ -81,8 +81,10 @@ def lpd(
     show_version: Annotated[
         bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and end.")
     ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the library logs too.")] = False,
 ) -> None:
     """Locality-aware parallel decoding: draw images, train models, measure them."""
+    show_logs(verbose)
 
 
 for panel, commands in GROUPS.items():

@@ -16,6 +16,7 @@ from lpd_ext.state_files import complete_file
 from lpd_ext.tokenizer import VQTokenizer
 from lpd_tools.data.fashion_mnist import BORDER, CLASS_NAMES, centre_psnr, from_pixels
 from lpd_tools.data.image_source import evenly_spaced
+from lpd_tools.data.model_files import model_files
 from lpd_tools.data.pixels import to_input
 from lpd_tools.data.reconstruction import reconstruct
 from lpd_tools.evaluation.features import Extractor
@@ -23,7 +24,6 @@ from lpd_tools.evaluation.generate import (
     drawing_processes,
     generate,
     load_pipeline,
-    model_files,
     repeat_of,
     sampling_of,
     sampling_options,

@@ -150,13 +150,19 @@ class LPDPipeline:
         return self.drawing(self.prepare(class_labels, **options)).run(output_type, callback_on_step_end, cancel)
 
     def stream(
-        self, class_labels: Label | Sequence[Label], *, cancel: Cancel | None = None, **options: Any
+        self,
+        class_labels: Label | Sequence[Label],
+        *,
+        cancel: Cancel | None = None,
+        preview_every: int = 1,
+        **options: Any,
     ) -> Iterator[StepPreview]:
         """Draw as `__call__` does, yielding the partial grid and a preview (undrawn cells grey) after each group.
 
-        Raises ValueError or TypeError naming a wrong argument at once.
+        cancel and preview_every as in `drawing.Drawing.stream`. Raises ValueError or TypeError naming a wrong argument
+        at once.
         """
-        return self.drawing(self.prepare(class_labels, **options)).stream(cancel)
+        return self.drawing(self.prepare(class_labels, **options)).stream(cancel, preview_every)
 
     def drawing(self, request: DecodeRequest, **finish: Any) -> Drawing:
         """The request to be drawn by this pipeline; finish as in `Drawing`."""

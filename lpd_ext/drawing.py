@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from lpd_ext.cancel import Cancel, as_check
+from lpd_ext.checks import as_int
 from lpd_ext.cuda_graphs import DecodeGraphs
 from lpd_ext.model import LPDModel
 from lpd_ext.pixel_decoder import PixelDecoder
@@ -101,24 +102,28 @@ class Drawing:
         images = self._convert(self.pixels(tokens), output_type) if output_type != "tokens" else None
         return LPDPipelineOutput(images, tokens, list(self.request.seeds), cancelled=step < num_steps)
 
-    def stream(self, cancel: Cancel | None = None) -> Iterator[StepPreview]:
+    def stream(self, cancel: Cancel | None = None, preview_every: int = 1) -> Iterator[StepPreview]:
         """Draw, yielding the partial grid and a preview (undrawn cells grey) after each group; cancel as in `run`.
 
-        An image whose tokens did not change keeps its preview.
+        Previews are made after every so many groups and after the last, of the images that changed since; in between
+        the ones before stand. Each costs what the image at the end does: every pixel depends on every token.
         """
         as_check(cancel)
-        return self._previews(cancel)
+        if (every := as_int(preview_every, "preview_every")) < 1:
+            raise ValueError(f"preview_every must be >= 1, got {every}")
+        return self._previews(cancel, every)
 
-    def _previews(self, cancel: Cancel | None) -> Iterator[StepPreview]:
+    def _previews(self, cancel: Cancel | None, every: int) -> Iterator[StepPreview]:
         num_steps, before = self.request.num_groups, None
         images: dict[int, Image.Image] = {}  # by row, in whose order the first step fills it
         for step, grid in enumerate(decode(self.model, self.request, cancel), start=1):
             tokens = grid.unflatten(1, self.model.config.grid).clone()
-            before = torch.full_like(tokens, -2) if before is None else before
-            rows = (tokens != before).flatten(1).any(1).nonzero()[:, 0]
-            for b, image in zip(rows.tolist(), self._convert(self.pixels(tokens, rows), "pil"), strict=True):
-                images[b] = image
-            before = tokens
+            if before is None or step % every == 0 or step == num_steps:
+                before = torch.full_like(tokens, -2) if before is None else before
+                rows = (tokens != before).flatten(1).any(1).nonzero()[:, 0]
+                for b, image in zip(rows.tolist(), self._convert(self.pixels(tokens, rows), "pil"), strict=True):
+                    images[b] = image
+                before = tokens
             yield StepPreview(step, num_steps, tokens, list(images.values()))
 
     @torch.no_grad()

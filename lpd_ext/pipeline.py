@@ -32,7 +32,7 @@ from lpd_ext.hub import (
 from lpd_ext.image_input import Pictures
 from lpd_ext.linear import pack, unpack
 from lpd_ext.model import LPDConfig, LPDModel
-from lpd_ext.orders import Cells
+from lpd_ext.orders import Order
 from lpd_ext.pixel_decoder import DTYPES
 from lpd_ext.quantize import is_quantized
 from lpd_ext.request import DecodeRequest, GuidanceSchedule, OrderPolicy, make_request
@@ -188,13 +188,19 @@ class LPDPipeline:
         return self.drawing(self.prepare(class_labels, **options)).run(output_type, callback_on_step_end, cancel)
 
     def stream(
-        self, class_labels: Label | Sequence[Label], *, cancel: Cancel | None = None, **options: Any
+        self,
+        class_labels: Label | Sequence[Label],
+        *,
+        cancel: Cancel | None = None,
+        preview_every: int = 1,
+        **options: Any,
     ) -> Iterator[StepPreview]:
         """Draw as `__call__` does, yielding the partial grid and a preview (undrawn cells grey) after each group.
 
-        Raises ValueError or TypeError naming a wrong argument at once.
+        cancel and preview_every as in `drawing.Drawing.stream`. Raises ValueError or TypeError naming a wrong argument
+        at once.
         """
-        return self.drawing(self.prepare(class_labels, **options)).stream(cancel)
+        return self.drawing(self.prepare(class_labels, **options)).stream(cancel, preview_every)
 
     def drawing(self, request: DecodeRequest, **finish: Any) -> Drawing:
         """The request to be drawn by this pipeline; finish as in `Drawing`."""
@@ -239,7 +245,7 @@ class LPDPipeline:
         *,
         num_inference_steps: int | Sequence[int] | None = None,
         group_sizes: Sequence[int] | Sequence[Sequence[int]] | None = None,
-        order: str | Cells | Sequence[str | Cells] | None = None,
+        order: Order | None = None,
         proximity_threshold: float | Sequence[float] | None = None,
         repulsion_threshold: int | Sequence[int] | None = None,
         guidance_scale: float | Sequence[float] | None = None,
@@ -254,9 +260,10 @@ class LPDPipeline:
         """The checked request of a call; None means the pipeline's default. Raises ValueError or TypeError.
 
         Each option is one value, or a list with one entry per label. num_inference_steps (in [1, N]) takes the
-        published or cosine group sizes, group_sizes replaces it. order is a policy of `orders.ORDER_POLICIES` or a
-        permutation of the cells; the thresholds are those of `orders.locality_order`. One seed s means s, s + 1, ...;
-        None draws them from torch's generator. known_tokens and prefill are as in `DecodeRequest`.
+        published or cosine group sizes, group_sizes replaces it. order is a policy of `orders.ORDER_POLICIES`, a
+        permutation of the cells, or a priority map (an image, bright first, or floats [h, w]); the thresholds are those
+        of `orders.locality_order`. One seed s means s, s + 1, ...; None draws them from torch's generator. known_tokens
+        and prefill are as in `DecodeRequest`.
         """
         defaults = self.defaults
         if num_inference_steps is None and group_sizes is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lpd_ext.checks import as_int, as_real, as_scalar, check_tensor, per_image
 from lpd_ext.model import LPDConfig
-from lpd_ext.orders import Cells, known_first, make_checked_orders
+from lpd_ext.orders import Order, known_first, make_checked_orders
 from lpd_ext.plan import Schedule
 from lpd_ext.schedule import check_group_sizes, sizes_per_image
 from lpd_ext.schedule import group_sizes as default_group_sizes
@@ -29,7 +29,7 @@ _DRAWN_SEEDS = 2**53
 class OrderPolicy:
     """How the orders of a request are made, on which device; arguments as in `orders.make_orders`."""
 
-    order: str | Cells | Sequence[str | Cells] = "locality"
+    order: Order = "locality"
     proximity_threshold: float | Sequence[float] = 1.0
     repulsion_threshold: int | Sequence[int | None] | None = None
     device: torch.device | str = "cpu"

@@ -38,6 +38,7 @@ LAYERS = (
     ("lpd_ext.request", "lpd_ext.published"),
     ("lpd_ext.model", "lpd_ext.tokenizer"),
     ("lpd_ext.linear", "lpd_ext.training_attention", "lpd_ext.orders"),
+    ("lpd_ext.priority",),
     ("lpd_ext.ops", "lpd_ext.image_input"),
     ("lpd_ext.reference", "lpd_ext.block_attention"),
     ("lpd_ext.packing", "lpd_ext.visibility", "lpd_ext.schedule", "lpd_ext.plan"),

@@ -16,7 +16,7 @@ class Sampling(BaseModel):
 
     seed: Annotated[int, Field(ge=0, lt=_SEEDS)] | None = None
     num_inference_steps: Annotated[int, Field(ge=1)] | None = None
-    guidance_scale: Annotated[float, Field(ge=1, le=1e6)] | None = None
+    guidance_scale: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
     temperature: Annotated[float, Field(ge=0, le=1e6)] | None = None
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None

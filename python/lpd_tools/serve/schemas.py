@@ -46,3 +46,14 @@ class ImageOptions(Sampling):
 
 class Generation(ImageOptions):
     """`POST /v1/images/generations`."""
+
+
+class Edit(ImageOptions):
+    """The text fields of `POST /v1/images/edits`, where numbers are text."""
+
+    model_config = ConfigDict(strict=False)
+
+    input_fidelity: str | None = None  # has no meaning here
+    dilate: Annotated[int, Field(ge=0, le=1000)] | None = None  # cells
+    feather: Annotated[int, Field(ge=0, le=1000)] | None = None  # pixels
+    resize: Literal["stretch", "crop"] | None = None

@@ -26,7 +26,7 @@ from lpd_tools.cli import app
 from lpd_tools.extras import missing_from_extras
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from served import served
+from lpd_tools.serve.child import served
 from typer.testing import CliRunner
 
 from lpd_ext.pipeline import LPDPipeline

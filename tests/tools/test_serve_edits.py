@@ -15,7 +15,7 @@ pytest.importorskip("openai")
 import httpx
 import openai
 from PIL import Image
-from served import served
+from lpd_tools.serve.child import served
 
 from lpd_ext.pipeline import LPDPipeline
 

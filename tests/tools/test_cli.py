@@ -42,7 +42,7 @@ from lpd_ext import LPDPipeline, __version__, ops
 from lpd_ext.orders import ORDER_POLICIES
 
 COMMANDS = [
-    *("sample", "orders", "info", "fetch"),
+    *("sample", "inpaint", "outpaint", "class-edit", "orders", "info", "fetch"),
     *("prepare-icons", "cache-tokens", "check-tokens"),
     *("train-judge", "train-tokenizer", "train", "training-cost", "curves", "replay", "export", "bundle"),
     *("generate", "measure", "evaluate", "int8-quality", "study"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -27,3 +28,12 @@ def load_pipeline(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     wanted: torch.dtype | Literal["int8"] | None = "int8" if dtype == "int8" else getattr(torch, dtype, None)
     return LPDPipeline.from_pretrained(model, tokenizer=tokenizer, dtype=wanted, device=device)
+
+
+def parse_label(pipe: LPDPipeline, text: str) -> int | str | None:
+    """A class of that name, and only if there is none what else the text may mean."""
+    if text in pipe.class_names:
+        return text
+    if text.lower() == "none":
+        return None
+    return int(text) if re.fullmatch("-?[0-9]{1,18}", text) else text

@@ -56,7 +56,7 @@ def compare_orders(wanted: Orders, side_by_side: bool, output: Path) -> None:
         )
         for policy in wanted.policies
     ]
-    for policy, orders in zip(wanted.policies, drawn, strict=True):
+    for policy, orders in zip(wanted.policies, drawn, strict=True) if len(drawn) > 1 else ():
         apart, near = apart_and_near(orders, schedule, grid)
         say(f"{policy}: cells of a group {apart:.2f} apart, {near:.0%} of a cell's neighbours there before it")
     titles = [[f"{policy}, seed {seed}" for seed in wanted.seeds] for policy in wanted.policies]

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.progress import Progress
 
-from lpd_ext.drawing import Drawing
+from lpd_ext.drawing import Drawing, LPDPipelineOutput, StepCallback
 from lpd_ext.edit_plan import Paste
 from lpd_tools.checks import check_device, check_output, check_seeds
 from lpd_tools.console import new_console
+from lpd_tools.models import load_pipeline, parse_label
 from lpd_tools.png_settings import save_png
 from lpd_tools.sampling import Sampling
 
@@ -45,8 +46,6 @@ def draw_edit(edit: Edit, plan: Callable[..., Drawing], settings: dict[str, Any]
 
     Raises ValueError, and writes nothing, where a file is in the way and not to be overwritten.
     """
-    from lpd_tools.commands.model_options import load_pipeline, parse_label
-
     outputs = numbered(edit.output, edit.images)
     for path in outputs:
         check_output(path, ".png")
@@ -58,7 +57,7 @@ def draw_edit(edit: Edit, plan: Callable[..., Drawing], settings: dict[str, Any]
     sampling = edit.sampling.resolved(pipe)
     options = sampling.options() | {"num_inference_steps": edit.sampling.steps}
     drawing = plan(pipe, class_labels=label, seeds=seeds, **options)
-    result = draw_with_progress(drawing)
+    result = draw_with_progress(lambda show: drawing.run("pil", show))
     of_model = {"model": edit.model, "tokenizer": edit.tokenizer, "dtype": edit.dtype}
     for b, (path, image) in enumerate(zip(outputs, result.images, strict=True)):
         steps = {"steps": len(drawing.request.group_sizes[b])}
@@ -71,15 +70,15 @@ def draw_edit(edit: Edit, plan: Callable[..., Drawing], settings: dict[str, Any]
     console.print(f"{said(edit.images)} in {seconds:.1f} s")
 
 
-def draw_with_progress(drawing: Drawing) -> Any:
-    """Its images as PIL ones, drawn under a bar of the steps."""
+def draw_with_progress(draw: Callable[[StepCallback], LPDPipelineOutput]) -> LPDPipelineOutput:
+    """What draw(callback_on_step_end) returns, under a bar of the steps."""
     with Progress(console=new_console()) as progress:
         task = progress.add_task("Drawing", total=None)
 
         def show(step: int, total: int) -> None:
             progress.update(task, completed=step, total=total)
 
-        return drawing.run("pil", callback_on_step_end=show)
+        return draw(show)
 
 
 def said(count: int) -> str:

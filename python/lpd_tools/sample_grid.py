@@ -12,9 +12,9 @@ from rich.text import Text
 
 from lpd_ext.class_names import short_name
 from lpd_tools.checks import check_device, check_output, check_seeds
-from lpd_tools.commands.model_options import load_pipeline, parse_label
 from lpd_tools.console import new_console
 from lpd_tools.edits import draw_with_progress, plan_again, said
+from lpd_tools.models import load_pipeline, parse_label
 from lpd_tools.pictures import labelled_grid
 from lpd_tools.png_settings import read_settings, save_png
 from lpd_tools.sampling import Sampling
@@ -50,7 +50,7 @@ def draw_sample(
         if labels or images_per_label is not None:
             raise ValueError(f"like: {str(like)!r} is an edit of one picture, which labels and --images cannot change")
         drawing = plan_again(pipe, picture, before, sampling, seed)
-        image, count = draw_with_progress(drawing).images[0], 1
+        image, count = draw_with_progress(lambda show: drawing.run("pil", show)).images[0], 1
         settings = before | model | sampling.settings() | {"seed": seed}
     else:
         wanted = [parse_label(pipe, text) for text in labels] if labels else before.get("labels", _every_class(pipe))
@@ -65,8 +65,8 @@ def draw_sample(
 
 def _grid(pipe: LPDPipeline, labels: list[int | str | None], images: int, sampling: Sampling, seed: int) -> Image.Image:
     per_image = [label for label in labels for _ in range(images)]
-    request = pipe.prepare(per_image, seeds=check_seeds(seed, len(per_image)), **sampling.options())
-    drawn = draw_with_progress(pipe.drawing(request))
+    options = {"seeds": check_seeds(seed, len(per_image)), **sampling.options()}
+    drawn = draw_with_progress(lambda show: pipe(per_image, callback_on_step_end=show, **options))
     return labelled_grid(drawn.images, [_caption(pipe, label) for label in labels], images)
 
 

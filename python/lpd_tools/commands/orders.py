@@ -34,7 +34,7 @@ def orders(
     side_by_side: Annotated[bool, typer.Option("--side-by-side", help="A column for each policy, not a row.")] = False,
     output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("orders.png"),
 ) -> None:
-    """Draw orders, cells coloured by the step that draws them, and say how they differ.
+    """Draw orders, cells coloured by the step that draws them; of several policies, say how they differ.
 
     Example: lpd orders locality outward --steps 10 --side-by-side --output orders.png
     """

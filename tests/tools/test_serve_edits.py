@@ -14,8 +14,8 @@ pytest.importorskip("openai")
 
 import httpx
 import openai
-from PIL import Image
 from lpd_tools.serve.child import served
+from PIL import Image
 
 from lpd_ext.pipeline import LPDPipeline
 

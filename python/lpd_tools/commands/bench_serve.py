@@ -11,10 +11,7 @@ def bench_serve(config: ServeBench) -> None:
     Example: lpd bench-serve --part throughput --part preview --output build/serve.json
     """
     from lpd_tools.checks import check_device
+    from lpd_tools.models import load_pipeline
     from lpd_tools.serve.bench.run import run
 
-    try:
-        from lpd_tools.commands.model_options import load_pipeline
-    except ImportError:
-        from lpd_tools.model_options import load_pipeline
     run(load_pipeline(config.model or None, None, config.dtype, check_device(config.device)), config)

@@ -18,7 +18,7 @@ import httpx
 def served(
     *options: str, environment: Mapping[str, str] | None = None, patience: float = 60
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`lpd serve` with these options: its address and its process, which is ended. RuntimeError if it does not start."""
+    """`lpd serve` with these options: its address, and its process, which is ended. Raises RuntimeError."""
     process = subprocess.Popen(
         [str(Path(sys.executable).with_name("lpd")), "serve", "--port", "0", *options],
         stdout=subprocess.PIPE,

@@ -6,6 +6,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,13 +43,9 @@ def throughput(pipe: LPDPipeline, config: ServeBench) -> dict[str, Any]:
     calls = mixed_calls(pipe, config.images, config.seed)
     with Engine(pipe, config.max_images, max_waiting=len(calls)) as engine:
         ways: dict[str, Callable[[], list[bytes]]] = {
-            "one at a time": lambda: _in_batches(pipe, calls, 1),
-            **{
-                f"batches of {size}": (lambda size=size: _in_batches(pipe, calls, size))
-                for size in _BATCHES
-                if size <= max(len(calls), 1)
-            },
-            "engine": lambda: _by_engine(engine, pipe, calls),
+            "one at a time": partial(_in_batches, pipe, calls, 1),
+            **{f"batches of {size}": partial(_in_batches, pipe, calls, size) for size in _BATCHES},
+            "engine": partial(_by_engine, engine, pipe, calls),
         }
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         pictures: dict[str, list[bytes]] = {}
@@ -73,7 +70,8 @@ def _in_batches(pipe: LPDPipeline, calls: Sequence[Call], size: int) -> list[byt
     images = []
     for start in range(0, len(calls), size):
         part = calls[start : start + size]
-        images += pipe(**{name: [call[name] for call in part] for name in part[0]}).images
+        options: dict[str, Any] = {name: [call[name] for call in part] for name in part[0]}
+        images += pipe(**options).images
     return [image.tobytes() for image in images]
 
 

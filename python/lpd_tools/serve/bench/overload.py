@@ -29,7 +29,9 @@ def overload(pipe: LPDPipeline, config: ServeBench) -> dict[str, Any]:
     calls = mixed_calls(pipe, _DISTINCT, config.seed)
     expected = [pipe(**call).images[0] for call in calls]
     options = ["--max-images", str(config.max_images), "--max-waiting", str(2 * config.max_images)]
-    options += [text for name in ("model", "dtype", "device") if (value := getattr(config, name)) for text in (f"--{name}", value)]
+    for name in ("model", "dtype", "device"):
+        if value := getattr(config, name):
+            options += [f"--{name}", value]
     with served(*options) as (address, process):
         capacity = asyncio.run(_capacity(address, calls))
         before = resident_bytes(process.pid)

@@ -30,6 +30,7 @@ SLOW = [
     "test_cuda_traffic",
     "test_evaluation_generate",
     "test_token_cache",
+    "test_bench_serve",
     "test_training_parts",
     "test_evaluation",
     "test_cuda_launch",

@@ -20,6 +20,7 @@ BACKENDS = ("backend", "host_backend")
 SLOW = [
     "test_cuda_kernels",
     "test_miniature",
+    "test_fuzz_operators",
     "test_bundled_quality",
     "test_bundled_model",
     "test_emulator",
@@ -34,6 +35,7 @@ SLOW = [
     "test_training_parts",
     "test_evaluation",
     "test_cuda_launch",
+    "test_extreme_values",
 ]
 
 

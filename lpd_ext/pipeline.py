@@ -22,6 +22,7 @@ from lpd_ext.cuda_graphs import DecodeGraphs
 from lpd_ext.hub import CONFIG_FILE, HubOptions, find_model, find_tokenizer, published_tokenizer
 from lpd_ext.linear import pack, unpack
 from lpd_ext.model import LPDConfig, LPDModel
+from lpd_ext.modes import decoding_modes
 from lpd_ext.orders import Cells
 from lpd_ext.pixel_decoder import DTYPES, PixelDecoder
 from lpd_ext.quantize import is_quantized
@@ -278,20 +279,26 @@ class LPDPipeline:
                 labels.append(find_class(label, self.class_names))
         return labels
 
-    @torch.no_grad()
     def _images(self, tokens: Tensor, output_type: OutputType) -> Any:
         """Images of grids int64 [B, h, w]; cells that are -1 come out grey."""
         if output_type == "tokens":
             return None
         side = self.tokenizer.config.stride
         height, width = (cells * side for cells in self.model.config.grid)
-        images = torch.empty(len(tokens), 3, height, width, device=tokens.device)
-        for start in range(0, len(tokens), _IMAGES_AT_A_TIME):
-            part = slice(start, start + _IMAGES_AT_A_TIME)
-            images[part] = self._pixels(tokens[part], side)
+        shape, kind = (len(tokens), 3, height, width), torch.float32
+        if output_type != "pt":  # a quarter of the memory: each slice is rounded at once
+            shape, kind = (len(tokens), height, width, 3), torch.uint8
+        with decoding_modes(tokens.device):
+            result = torch.empty(shape, dtype=kind, device=tokens.device)
+            for start in range(0, len(tokens), _IMAGES_AT_A_TIME):
+                part = slice(start, start + _IMAGES_AT_A_TIME)
+                images = self._pixels(tokens[part], side)
+                if not bool(images.isfinite().all()):
+                    raise RuntimeError("the tokenizer's decoder gave pixels that are not finite")
+                result[part] = images.clamp(-1, 1) if output_type == "pt" else VQTokenizer.to_pixels(images)
         if output_type == "pt":
-            return images.clamp(-1, 1)
-        pixels: np.ndarray = VQTokenizer.to_pixels(images).cpu().numpy()
+            return result
+        pixels: np.ndarray = result.cpu().numpy()
         return pixels if output_type == "np" else [Image.fromarray(image) for image in pixels]
 
     def _pixels(self, tokens: Tensor, side: int) -> Tensor:

@@ -37,7 +37,7 @@ LAYERS = (
     ("lpd_ext.reference", "lpd_ext.block_attention"),
     ("lpd_ext.packing", "lpd_ext.visibility", "lpd_ext.schedule", "lpd_ext.plan"),
     ("lpd_ext.checks", "lpd_ext.class_names", "lpd_ext.state_files", "lpd_ext.memory", "lpd_ext.cuda_graphs"),
-    ("lpd_ext.content",),
+    ("lpd_ext.content", "lpd_ext.modes"),
     ("lpd_ext._C",),
 )
 LEVEL = {room: level for level, rooms in enumerate(reversed(LAYERS)) for room in rooms}

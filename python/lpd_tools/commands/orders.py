@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,7 @@ def orders(
     from lpd_ext.schedule import check_group_sizes, group_sizes, parse_group_sizes
     from lpd_tools.checks import check_output, check_seeds
     from lpd_tools.draw_orders import draw_orders
+    from lpd_tools.pictures import write_png
 
     check_output(output, ".png")
     seeds = torch.tensor(check_seeds(seed, images))
@@ -68,5 +70,5 @@ def orders(
         columns=images,
     )
     output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=120)
+    write_png(output, partial(figure.savefig, dpi=120))
     new_console().print(str(output.resolve()), style="bold", soft_wrap=True)

@@ -46,7 +46,7 @@ def sample(
 
     from lpd_tools.checks import check_device, check_output, check_seeds
     from lpd_tools.commands.model_options import load_pipeline
-    from lpd_tools.pictures import labelled_grid
+    from lpd_tools.pictures import labelled_grid, write_png
 
     check_output(output, ".png")
     where = check_device(device)
@@ -72,7 +72,7 @@ def sample(
         )
     captions = [_caption(pipe, label) for label in wanted]
     output.parent.mkdir(parents=True, exist_ok=True)
-    labelled_grid(result.images, captions, images_per_label).save(output)
+    write_png(output, labelled_grid(result.images, captions, images_per_label).save)
     seconds = time.perf_counter() - start
     written = Text.assemble((str(output.resolve()), "bold"), f"  {len(per_image)} images in {seconds:.1f} s")
     console.print(written, soft_wrap=True)

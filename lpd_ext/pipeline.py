@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -22,7 +24,7 @@ from lpd_ext.cuda_graphs import DecodeGraphs
 from lpd_ext.hub import CONFIG_FILE, HubOptions, find_model, find_tokenizer, published_tokenizer
 from lpd_ext.linear import pack, unpack
 from lpd_ext.model import LPDConfig, LPDModel
-from lpd_ext.modes import decoding_modes
+from lpd_ext.modes import decoding_modes, own_modes
 from lpd_ext.orders import Cells
 from lpd_ext.pixel_decoder import DTYPES, PixelDecoder
 from lpd_ext.quantize import is_quantized
@@ -114,6 +116,20 @@ class LPDPipeline:
             )
         if self.pixel_dtype not in DTYPES:
             raise ValueError(f"pixel_dtype must be torch.float32 or torch.bfloat16, got {self.pixel_dtype}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By value, in bytes of its own: torch.multiprocessing would share the memory of both networks' weights."""
+        return _from_bytes, (type(self), pickle.dumps(self._parts()))
+
+    def __copy__(self) -> LPDPipeline:
+        return type(self)(**self._parts())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LPDPipeline:
+        return type(self)(**copy.deepcopy(self._parts(), memo))
+
+    def _parts(self) -> dict[str, Any]:
+        """What the pipeline is made of, without what it keeps of earlier calls."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.init}
 
     @classmethod
     def from_pretrained(
@@ -310,6 +326,11 @@ class LPDPipeline:
         images = decoder.decode_features(features.permute(0, 3, 1, 2))
         pixels_drawn = drawn.repeat_interleave(side, 1).repeat_interleave(side, 2)
         return torch.where(pixels_drawn[:, None], images, 0.0)
+
+
+def _from_bytes(kind: type[LPDPipeline], parts: bytes) -> LPDPipeline:
+    with own_modes():
+        return kind(**pickle.loads(parts))
 
 
 def bundled_model() -> Path:

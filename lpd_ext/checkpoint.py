@@ -24,6 +24,7 @@ from lpd_ext.content import content_of, read_json
 from lpd_ext.hub import CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, ModelFiles
 from lpd_ext.linear import DecodingLinear, PackedLinear, can_pack, has_fast_arithmetic, replace_linears
 from lpd_ext.model import LPDConfig, LPDModel
+from lpd_ext.modes import own_modes
 from lpd_ext.quantize import SCALE, Int8Linear, use_planes
 from lpd_ext.state_files import complete_files, read_metadata, read_state_dict, without_prefixes, write_tensors
 
@@ -63,7 +64,7 @@ def load_model(
     device = torch.device(device)
     float_dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
     path = Path(path)
-    with torch.inference_mode(False), content_of(path):  # weights that can be trained, whatever the caller's mode
+    with own_modes(), content_of(path):
         state, config = _weights_and_sizes(path, grid, heads, ema)
         _check_depth(state, config)
         layers = _decoding_layers(state, dtype, device, packed)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from lpd_ext.decode_state import DecodeState, Filters
 from lpd_ext.model import LPDModel
+from lpd_ext.modes import decoding_modes
 from lpd_ext.plan import Capacity, Place, Places, Schedule, plan_step
 from lpd_ext.request import DecodeRequest
-from lpd_ext.sampler import advance, decoding_modes
+from lpd_ext.sampler import advance
 
 
 @dataclass(eq=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -32,6 +34,7 @@ from lpd_ext.hub import (
 from lpd_ext.image_input import Pictures
 from lpd_ext.linear import pack, unpack
 from lpd_ext.model import LPDConfig, LPDModel
+from lpd_ext.modes import own_modes
 from lpd_ext.orders import Order
 from lpd_ext.pixel_decoder import DTYPES
 from lpd_ext.quantize import is_quantized
@@ -101,6 +104,20 @@ class LPDPipeline:
             )
         if self.pixel_dtype not in DTYPES:
             raise ValueError(f"pixel_dtype must be torch.float32 or torch.bfloat16, got {self.pixel_dtype}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By value, in bytes of its own: torch.multiprocessing would share the memory of both networks' weights."""
+        return _from_bytes, (type(self), pickle.dumps(self._parts()))
+
+    def __copy__(self) -> LPDPipeline:
+        return type(self)(**self._parts())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LPDPipeline:
+        return type(self)(**copy.deepcopy(self._parts(), memo))
+
+    def _parts(self) -> dict[str, Any]:
+        """What the pipeline is made of, without what it keeps of earlier calls."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.init}
 
     @classmethod
     def from_pretrained(
@@ -302,6 +319,11 @@ class LPDPipeline:
             else:
                 labels.append(find_class(label, self.class_names))
         return labels
+
+
+def _from_bytes(kind: type[LPDPipeline], parts: bytes) -> LPDPipeline:
+    with own_modes():
+        return kind(**pickle.loads(parts))
 
 
 def bundled_model() -> Path:

@@ -17,8 +17,9 @@ except ModuleNotFoundError as error:
     ) from error
 from lpd_ext.checkpoint import load_model
 from lpd_ext.compat import accelerate, restore
+from lpd_ext.drawing import LPDPipelineOutput, StepPreview
 from lpd_ext.model import LPDConfig, LPDModel
-from lpd_ext.pipeline import LPDPipeline, LPDPipelineOutput, SamplingDefaults, StepPreview
+from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
 from lpd_ext.request import DecodeRequest, OrderPolicy, make_request
 from lpd_ext.sampler import decode, generate
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer

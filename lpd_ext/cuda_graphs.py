@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from threading import Lock
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,30 +28,58 @@ Run = Callable[[], None]
 _CAPTURING = Lock()  # CUDA has one capture under way per process
 
 
-def capture_cuda_graphs(runs: Sequence[Run]) -> list[Run]:
+class _OwnStream:
+    """A stream of the current GPU that nobody else launches to; once it is collected, the next recording may have it.
+
+    torch deals out 32 in turn, so one of them may be another thread's too. And the scratch memory of a stream's GEMMs
+    is shared by all that was recorded on it.
+    """
+
+    _free: ClassVar[dict[int, list[int]]] = {}
+
+    def __init__(self) -> None:
+        self._device = torch.cuda.current_device()
+        free = self._free.setdefault(self._device, [])
+        self._handle = free.pop() if free else _C.create_stream()
+        self.stream = torch.cuda.ExternalStream(self._handle, self._device)
+
+    def __del__(self) -> None:
+        self._free[self._device].append(self._handle)
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """Launches again what was recorded."""
+
+    graph: torch.cuda.CUDAGraph
+    recorded_on: _OwnStream
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
+def capture_cuda_graphs(runs: Sequence[Run]) -> Sequence[Run]:
     """Record what each of `runs` launches on the current device; the results launch it again, on the same memory.
 
     Each runs once before. What they allocate comes from one pool: the results must be called one after the other.
     Meanwhile other threads may launch kernels, but not draw from torch's CUDA generator.
     """
-    # A stream of its own: torch's default one belongs to the GPU of the first capture, and the scratch memory of a
-    # stream's GEMMs is shared by all that was recorded on it.
-    stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
     with _CAPTURING:
-        return [_capture(run, stream, pool) for run in runs]
+        own, pool = _OwnStream(), torch.cuda.graph_pool_handle()
+        return [_capture(run, own, pool) for run in runs]
 
 
-def _capture(run: Run, stream: torch.cuda.Stream, pool: Any) -> Run:
-    graph = torch.cuda.CUDAGraph()
+def _capture(run: Run, own: _OwnStream, pool: Any) -> Run:
+    graph, stream = torch.cuda.CUDAGraph(), own.stream
     stream.wait_stream(torch.cuda.current_stream())
     try:
         with torch.cuda.stream(stream):
             run()  # libraries set themselves up in their first call, which cannot be recorded
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 run()
-    finally:  # what was launched before a failure works on memory that others will get
+    finally:  # of a run that fails too: what it has launched works on memory that others get now
         torch.cuda.current_stream().wait_stream(stream)
-    return graph.replay
+    return _Recording(graph, own)
 
 
 def weights_of(model: nn.Module) -> Hashable:
@@ -143,6 +172,7 @@ class DecodeGraphs:
         self._device_type = device_type
         self._weights: Hashable = None
         self._captured: OrderedDict[Hashable, CapturedDecode[Any]] = OrderedDict()
+        self._failed: set[Hashable] = set()
 
     def __len__(self) -> int:
         return len(self._captured)
@@ -163,19 +193,33 @@ class DecodeGraphs:
 
     def find(
         self, weights: Hashable, layout: Hashable, capture: Callable[[], CapturedDecode[State]]
-    ) -> CapturedDecode[State]:
-        """The decode captured for `layout`, or the one that `capture` returns; with other weights none is kept."""
+    ) -> CapturedDecode[State] | None:
+        """The decode captured for `layout`, or the one that `capture` returns; with other weights none is kept.
+
+        None where capturing fails, of which a warning says why. It is tried again with other weights only, or where
+        memory was short.
+        """
         if weights != self._weights:
             self.clear()
+            self._failed.clear()
             self._weights = weights
         captured = self._captured.pop(layout, None)
-        if captured is None:
+        if captured is None and layout not in self._failed:
             while len(self._captured) >= self._limit:
                 self._captured.popitem(last=False)  # before the new one asks for memory
             begun = time.perf_counter()
-            captured = capture()
-            log.info("recorded a batch layout as CUDA graphs in %.2f s", time.perf_counter() - begun)
-        self._captured[layout] = captured
+            try:
+                captured = capture()
+                log.info("recorded a batch layout as CUDA graphs in %.2f s", time.perf_counter() - begun)
+            except Exception as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    self.clear()  # they hold the caches of several batches; one alone may fit
+                else:
+                    self._failed.add(layout)
+                reason = f"{type(error).__name__}: {error}"
+                warnings.warn(f"decoding without a CUDA graph, which could not be captured: {reason}", stacklevel=2)
+        if captured is not None:
+            self._captured[layout] = captured
         return captured
 
     def capture(self, state: State, steps: Sequence[Run]) -> CapturedDecode[State]:

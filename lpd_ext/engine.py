@@ -15,12 +15,14 @@ from time import perf_counter
 from types import TracebackType
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lpd_ext.checks import as_int, as_positive_int
 from lpd_ext.continuous_batch import ContinuousBatch, RunningImage
+from lpd_ext.drawing import Drawing, LPDPipelineOutput
 from lpd_ext.handle import Handle, Preview
-from lpd_ext.pipeline import LPDPipeline, LPDPipelineOutput
+from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.request import DecodeRequest
 
 logger = logging.getLogger(__name__)
@@ -67,10 +69,11 @@ class _Part:
 class _Submitted:
     """A request, the images of it that are finished, and the groups after which a preview is wanted."""
 
+    drawing: Drawing
     handle: Handle
     previews: int | None
-    tokens: dict[int, Tensor] = field(default_factory=dict)  # of finished images, [h, w] each
-    pictures: dict[int, object] = field(default_factory=dict)
+    tokens: Tensor  # int64 [B, h, w], -1 where not drawn; for the thread of pixels
+    pictures: dict[int, object] = field(default_factory=dict)  # of finished images
     preview_pending: set[int] = field(default_factory=set)
 
     def wants_preview(self, group: int, num_groups: int) -> bool:
@@ -137,17 +140,20 @@ class Engine:
         """Images whose turn has not come."""
         return len(self._waiting)
 
-    def submit(self, request: DecodeRequest, previews: int | None = 0) -> Handle:
-        """Take a request, as `pipe.prepare` makes it; returns at once.
+    def submit(self, work: DecodeRequest | Drawing, previews: int | None = 0) -> Handle:
+        """Take a request, as `pipe.prepare` makes it, or an edit, as `editing.plan_inpaint`; returns at once.
 
         previews: how many of each image, evenly over its steps; None: after every group. Raises ValueError for a
         request of another model, EngineFullError while too many wait, EngineClosedError after `close`.
         """
+        drawing = work if isinstance(work, Drawing) else self.pipe.drawing(work)
+        request = drawing.request
         if request.config != self.pipe.model.config:
             raise ValueError(f"request was made for a model of {request.config}, got {self.pipe.model.config}")
         if previews is not None and as_int(previews, "previews") < 0:
             raise ValueError(f"previews must be None or >= 0, got {previews}")
-        submitted = _Submitted(Handle(request), previews)
+        tokens = torch.full((len(request.labels), *request.config.grid), -1, device=self._device)
+        submitted = _Submitted(drawing, Handle(request), previews, tokens)
         parts = [_Part(submitted, b, request.image(b)) for b in range(len(request.labels))]
         with self._changed:
             if self._closing:
@@ -294,7 +300,7 @@ class Engine:
         self._pixel_jobs.put(run)
 
     def _show(self, part: _Part, tokens: Tensor, step: int, num_steps: int) -> None:
-        (picture,) = self.pipe._images(tokens[None], "pil")
+        picture = self._picture(part, tokens)
         part.owner.preview_pending.discard(part.index)
         part.owner.handle.publish(Preview(part.index, step, num_steps, tokens.cpu(), picture))
 
@@ -302,17 +308,21 @@ class Engine:
         if bool((tokens < 0).any()):
             raise RuntimeError("logits contain NaN or are -inf throughout: nothing can be drawn")
         owner = part.owner
-        (owner.pictures[part.index],) = self.pipe._images(tokens[None], "pil")
-        owner.tokens[part.index] = tokens
-        if len(owner.tokens) == len(owner.handle.request.labels):
+        owner.pictures[part.index] = self._picture(part, tokens)
+        if len(owner.pictures) == len(owner.tokens):
             self._finish(owner)
+
+    def _picture(self, part: _Part, tokens: Tensor) -> Image.Image:
+        owner = part.owner
+        owner.tokens[part.index] = tokens
+        picture: Image.Image
+        (picture,) = owner.drawing.images(owner.tokens, rows=torch.tensor([part.index], device=self._device))
+        return picture
 
     def _finish(self, owner: _Submitted) -> None:
         request = owner.handle.request
         images = [owner.pictures[b] for b in range(len(request.labels))]
-        grids = [owner.tokens[b] for b in range(len(request.labels))]
-        tokens = torch.stack(grids) if grids else torch.empty(0, *request.config.grid, dtype=torch.int64)
-        owner.handle.finish(LPDPipelineOutput(images, tokens, list(request.seeds)))
+        owner.handle.finish(LPDPipelineOutput(images, owner.tokens, list(request.seeds)))
 
     def _fail_running(self, error: Exception) -> None:
         with self._changed:

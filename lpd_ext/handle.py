@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from lpd_ext.pipeline import LPDPipelineOutput
+from lpd_ext.drawing import LPDPipelineOutput
 from lpd_ext.request import DecodeRequest
 
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from lpd_ext import published
+from lpd_ext import editing, published
+from lpd_ext.cancel import Cancel
 from lpd_ext.checkpoint import ModelDType, load_model, read_config, save_model
 from lpd_ext.checks import as_int, as_positive_int, as_real, as_scalar
 from lpd_ext.class_names import find_class
 from lpd_ext.content import content_of
 from lpd_ext.cuda_graphs import DecodeGraphs
+from lpd_ext.drawing import Drawing, LPDPipelineOutput, OutputType, StepCallback, StepPreview, check_output_type
+from lpd_ext.editing import Margins
 from lpd_ext.hub import (
     CONFIG_FILE,
     HubOptions,
@@ -29,20 +29,17 @@ from lpd_ext.hub import (
     is_training_folder,
     published_tokenizer,
 )
+from lpd_ext.image_input import Pictures
 from lpd_ext.linear import pack, unpack
 from lpd_ext.model import LPDConfig, LPDModel
-from lpd_ext.orders import Cells
-from lpd_ext.pixel_decoder import DTYPES, PixelDecoder
+from lpd_ext.orders import Order
+from lpd_ext.pixel_decoder import DTYPES
 from lpd_ext.quantize import is_quantized
 from lpd_ext.request import DecodeRequest, GuidanceSchedule, OrderPolicy, make_request
-from lpd_ext.sampler import decode, generate
 from lpd_ext.tokenizer import VQTokenizer
 
 log = logging.getLogger(__name__)
-OutputType = Literal["pil", "np", "pt", "tokens"]
 Label = int | str | None
-# Images go through the tokenizer's decoder in slices, so its activations do not grow with the batch.
-_IMAGES_AT_A_TIME = 16
 _CHECKED_BY_REQUEST = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p")
 _ANY_MODEL = LPDConfig(dim=8, depth=1, heads=1, vocab_size=1, num_classes=1, grid=(1, 1))
 
@@ -76,25 +73,6 @@ class SamplingDefaults:
             values["repulsion_threshold"] = as_int(self.repulsion_threshold, "repulsion_threshold")
         for name, value in values.items():
             object.__setattr__(self, name, value)
-
-
-@dataclass(frozen=True)
-class LPDPipelineOutput:
-    """Finished images in the asked-for type, their tokens int64 [B, h, w], and the seeds that draw them again."""
-
-    images: Any
-    tokens: Tensor
-    seeds: list[int]
-
-
-@dataclass(frozen=True)
-class StepPreview:
-    """State after group `step` of `num_steps` (from 1): tokens int64 [B, h, w], -1 where not drawn, and previews."""
-
-    step: int
-    num_steps: int
-    tokens: Tensor
-    images: list[Image.Image]
 
 
 @dataclass
@@ -196,42 +174,70 @@ class LPDPipeline:
         class_labels: Label | Sequence[Label],
         *,
         output_type: OutputType = "pil",
-        callback_on_step_end: Callable[[int, int], None] | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        cancel: Cancel | None = None,
         **options: Any,
     ) -> LPDPipelineOutput:
         """Draw one image per label.
 
-        class_labels are class indices, class names, or None (unconditional); options as in `prepare`. output_type 'pil'
-        gives a list of PIL images, 'np' uint8 [B, H, W, 3], 'pt' float [B, 3, H, W] in [-1, 1], 'tokens' none.
-        callback_on_step_end(step, num_steps) is called after each group. Raises ValueError or TypeError naming a wrong
+        class_labels are class indices, class names, or None (unconditional); options as in `prepare`; output_type,
+        callback_on_step_end and cancel as in `drawing.Drawing.run`. Raises ValueError or TypeError naming a wrong
         argument before any work.
         """
-        if output_type not in ("pil", "np", "pt", "tokens"):
-            raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'tokens', got {output_type!r}")
-        request = self.prepare(class_labels, **options)
-        if callback_on_step_end is None:
-            grid = generate(self.model, request, self._graphs if self.cuda_graphs else None)
-        else:
-            num_steps = request.num_groups
-            grid = torch.empty(0, self.model.config.num_tokens, dtype=torch.int64)
-            for step, drawn_so_far in enumerate(decode(self.model, request), start=1):
-                grid = drawn_so_far
-                callback_on_step_end(step, num_steps)
-        tokens = grid.unflatten(1, self.model.config.grid)
-        return LPDPipelineOutput(self._images(tokens, output_type), tokens, list(request.seeds))
+        check_output_type(output_type)
+        return self.drawing(self.prepare(class_labels, **options)).run(output_type, callback_on_step_end, cancel)
 
-    def stream(self, class_labels: Label | Sequence[Label], **options: Any) -> Iterator[StepPreview]:
+    def stream(
+        self,
+        class_labels: Label | Sequence[Label],
+        *,
+        cancel: Cancel | None = None,
+        preview_every: int = 1,
+        **options: Any,
+    ) -> Iterator[StepPreview]:
         """Draw as `__call__` does, yielding the partial grid and a preview (undrawn cells grey) after each group.
 
-        Raises ValueError or TypeError naming a wrong argument at once.
+        cancel and preview_every as in `drawing.Drawing.stream`. Raises ValueError or TypeError naming a wrong argument
+        at once.
         """
-        return self._previews(self.prepare(class_labels, **options))
+        return self.drawing(self.prepare(class_labels, **options)).stream(cancel, preview_every)
 
-    def _previews(self, request: DecodeRequest) -> Iterator[StepPreview]:
-        num_steps = request.num_groups
-        for step, grid in enumerate(decode(self.model, request), start=1):
-            tokens = grid.unflatten(1, self.model.config.grid).clone()
-            yield StepPreview(step, num_steps, tokens, self._images(tokens, "pil"))
+    def drawing(self, request: DecodeRequest, **finish: Any) -> Drawing:
+        """The request to be drawn by this pipeline; finish as in `Drawing`."""
+        graphs = self._graphs if self.cuda_graphs else None
+        return Drawing(self.model, self.tokenizer, request, self.pixel_dtype, graphs, **finish)
+
+    def inpaint(
+        self, images: Pictures, masks: Pictures, class_labels: Label | Sequence[Label], **options: Any
+    ) -> LPDPipelineOutput:
+        """Paint the masked parts of pictures anew; see `editing.inpaint`."""
+        return editing.inpaint(self, images, masks, class_labels, **options)
+
+    def outpaint(
+        self,
+        images: Pictures,
+        margins: Margins | Sequence[Margins],
+        class_labels: Label | Sequence[Label] = None,
+        **options: Any,
+    ) -> LPDPipelineOutput:
+        """Continue pictures beyond their edges; see `editing.outpaint`."""
+        return editing.outpaint(self, images, margins, class_labels, **options)
+
+    def class_edit(
+        self, images: Pictures, masks: Pictures, new_labels: Label | Sequence[Label], **options: Any
+    ) -> LPDPipelineOutput:
+        """Paint the masked parts of pictures as parts of another class; see `editing.class_edit`."""
+        return editing.class_edit(self, images, masks, new_labels, **options)
+
+    def variations(
+        self,
+        images: Pictures,
+        keep: float | Sequence[float],
+        class_labels: Label | Sequence[Label] = None,
+        **options: Any,
+    ) -> LPDPipelineOutput:
+        """Redraw pictures of which a share of the cells is kept; see `editing.variations`."""
+        return editing.variations(self, images, keep, class_labels, **options)
 
     def prepare(
         self,
@@ -239,7 +245,7 @@ class LPDPipeline:
         *,
         num_inference_steps: int | Sequence[int] | None = None,
         group_sizes: Sequence[int] | Sequence[Sequence[int]] | None = None,
-        order: str | Cells | Sequence[str | Cells] | None = None,
+        order: Order | None = None,
         proximity_threshold: float | Sequence[float] | None = None,
         repulsion_threshold: int | Sequence[int] | None = None,
         guidance_scale: float | Sequence[float] | None = None,
@@ -248,13 +254,16 @@ class LPDPipeline:
         top_k: int | Sequence[int] | None = None,
         top_p: float | Sequence[float] | None = None,
         seeds: int | Sequence[int] | None = None,
+        known_tokens: Tensor | None = None,
+        prefill: Sequence[Sequence[int]] | None = None,
     ) -> DecodeRequest:
         """The checked request of a call; None means the pipeline's default. Raises ValueError or TypeError.
 
         Each option is one value, or a list with one entry per label. num_inference_steps (in [1, N]) takes the
-        published or cosine group sizes, group_sizes replaces it. order is a policy of `orders.ORDER_POLICIES` or a
-        permutation of the cells; the thresholds are those of `orders.locality_order`. One seed s means s, s + 1, ...;
-        None draws them from torch's generator.
+        published or cosine group sizes, group_sizes replaces it. order is a policy of `orders.ORDER_POLICIES`, a
+        permutation of the cells, or a priority map (an image, bright first, or floats [h, w]); the thresholds are those
+        of `orders.locality_order`. One seed s means s, s + 1, ...; None draws them from torch's generator. known_tokens
+        and prefill are as in `DecodeRequest`.
         """
         defaults = self.defaults
         if num_inference_steps is None and group_sizes is None:
@@ -278,6 +287,8 @@ class LPDPipeline:
             top_k=_given(top_k, defaults.top_k),
             top_p=_given(top_p, defaults.top_p),
             seeds=seeds,
+            known_tokens=known_tokens,
+            prefill=prefill,
         )
 
     def _labels(self, class_labels: Label | Sequence[Label]) -> list[int | None]:
@@ -291,32 +302,6 @@ class LPDPipeline:
             else:
                 labels.append(find_class(label, self.class_names))
         return labels
-
-    @torch.no_grad()
-    def _images(self, tokens: Tensor, output_type: OutputType) -> Any:
-        """Images of grids int64 [B, h, w]; cells that are -1 come out grey."""
-        if output_type == "tokens":
-            return None
-        side = self.tokenizer.config.stride
-        height, width = (cells * side for cells in self.model.config.grid)
-        images = torch.empty(len(tokens), 3, height, width, device=tokens.device)
-        for start in range(0, len(tokens), _IMAGES_AT_A_TIME):
-            part = slice(start, start + _IMAGES_AT_A_TIME)
-            images[part] = self._pixels(tokens[part], side)
-        if output_type == "pt":
-            return images.clamp(-1, 1)
-        pixels: np.ndarray = VQTokenizer.to_pixels(images).cpu().numpy()
-        return pixels if output_type == "np" else [Image.fromarray(image) for image in pixels]
-
-    def _pixels(self, tokens: Tensor, side: int) -> Tensor:
-        drawn = tokens >= 0
-        features = F.embedding(tokens.clamp(min=0), self.tokenizer.codes()) * drawn[..., None]
-        decoder = (
-            PixelDecoder(self.tokenizer, self.pixel_dtype) if PixelDecoder.supports(self.tokenizer) else self.tokenizer
-        )
-        images = decoder.decode_features(features.permute(0, 3, 1, 2))
-        pixels_drawn = drawn.repeat_interleave(side, 1).repeat_interleave(side, 2)
-        return torch.where(pixels_drawn[:, None], images, 0.0)
 
 
 def bundled_model() -> Path:

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from lpd_ext.drawing import LPDPipelineOutput
 from lpd_ext.engine import Engine, EngineClosedError, EngineFullError, StepReport
 from lpd_ext.handle import Handle
-from lpd_ext.pipeline import LPDPipeline, LPDPipelineOutput
+from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.request import DecodeRequest
 from lpd_ext.sampler import generate
 
@@ -38,7 +39,7 @@ def engine(pipe: LPDPipeline) -> Iterator[Engine]:
 def alone(pipe: LPDPipeline, request: DecodeRequest) -> LPDPipelineOutput:
     """The request's images by the pipeline's own way."""
     tokens = generate(pipe.model, request).unflatten(1, pipe.model.config.grid)
-    return LPDPipelineOutput(pipe._images(tokens, "pil"), tokens, list(request.seeds))
+    return LPDPipelineOutput(pipe.drawing(request).images(tokens), tokens, list(request.seeds))
 
 
 def any_request(pipe: LPDPipeline, rng: random.Random) -> DecodeRequest:
@@ -276,6 +277,7 @@ def test_arguments_are_checked(pipe: LPDPipeline, engine: Engine) -> None:
 
 
 UNCLOSED = """
+from lpd_ext.drawing import LPDPipelineOutput
 from lpd_ext.engine import Engine
 from lpd_ext.pipeline import LPDPipeline
 pipe = LPDPipeline.from_pretrained()

@@ -41,6 +41,7 @@ from training_runs import LPD
 from typer.testing import CliRunner, Result
 
 from lpd_ext import LPDPipeline, __version__, ops
+from lpd_ext.drawing import Drawing
 from lpd_ext.orders import ORDER_POLICIES
 
 COMMANDS = [
@@ -366,7 +367,7 @@ def test_a_wrong_argument_is_one_sentence(
     arguments: tuple[object, ...], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("taken").touch()
-    monkeypatch.setattr(LPDPipeline, "_images", None)  # nothing may be drawn
+    monkeypatch.setattr(Drawing, "pixels", None)  # nothing may be drawn
     result = lpd(*arguments)
     assert result.exit_code == 2, result.output
     assert sentence in result.stderr

@@ -22,8 +22,9 @@ from lpd_tools.data.fashion_mnist import load_fashion_mnist, to_images
 from lpd_tools.data.image_reader import ImageReader
 from lpd_tools.data.image_source import held_out
 from lpd_tools.data.names import in_order, whole_numbers
-from lpd_tools.data.pixels import UnreadableImageError, reads_heif
 from lpd_tools.data.sources import open_data
+
+from lpd_ext.picture import UnreadableImageError, reads_heif
 
 DATA = Path(__file__).parents[1] / "data" / "fashion_mnist"
 

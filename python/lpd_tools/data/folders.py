@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lpd_ext.picture import open_image, reads_heif
 from lpd_tools.data.image_source import DataSet, ImageSource, check_share, check_splits, digest, few, held_out
 from lpd_tools.data.names import in_order, is_hidden, pictures_below
-from lpd_tools.data.pixels import open_image, reads_heif
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 HEIF_SUFFIXES = frozenset({".heic", ".heif"})  # which Pillow reads with the help of pillow-heif

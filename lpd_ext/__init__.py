@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch  # noqa: F401  (the extension needs its libraries to be loaded)
 
 try:
@@ -15,11 +17,14 @@ except ModuleNotFoundError as error:
     ) from error
 from lpd_ext.checkpoint import load_model
 from lpd_ext.compat import accelerate, restore
+from lpd_ext.drawing import LPDPipelineOutput, StepPreview
 from lpd_ext.model import LPDConfig, LPDModel
-from lpd_ext.pipeline import LPDPipeline, LPDPipelineOutput, SamplingDefaults, StepPreview
+from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
 from lpd_ext.request import DecodeRequest, OrderPolicy, make_request
 from lpd_ext.sampler import decode, generate
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # the program decides what is shown
 
 __all__ = [
     "DecodeRequest",

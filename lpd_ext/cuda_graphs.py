@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -18,6 +20,7 @@ from lpd_ext import _C
 # Up to this many steps make one graph; with more, the graph of a whole decode is slow to build and each has its own.
 MAX_STEPS_PER_GRAPH = 64
 
+log = logging.getLogger(__name__)
 State = TypeVar("State")
 Run = Callable[[], None]
 
@@ -204,8 +207,10 @@ class DecodeGraphs:
         if captured is None and layout not in self._failed:
             while len(self._captured) >= self._limit:
                 self._captured.popitem(last=False)  # before the new one asks for memory
+            begun = time.perf_counter()
             try:
                 captured = capture()
+                log.info("recorded a batch layout as CUDA graphs in %.2f s", time.perf_counter() - begun)
             except Exception as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     self.clear()  # they hold the caches of several batches; one alone may fit

@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from lpd_ext import published
+from lpd_ext import editing, published
+from lpd_ext.cancel import Cancel
 from lpd_ext.checkpoint import ModelDType, load_model, read_config, save_model
-from lpd_ext.checks import as_int, as_scalar
+from lpd_ext.checks import as_int, as_positive_int, as_real, as_scalar
 from lpd_ext.class_names import find_class
+from lpd_ext.content import content_of
 from lpd_ext.cuda_graphs import DecodeGraphs
-from lpd_ext.hub import TOKENIZER_FILE, HubOptions, find_model, find_tokenizer, published_tokenizer
+from lpd_ext.drawing import Drawing, LPDPipelineOutput, OutputType, StepCallback, StepPreview, check_output_type
+from lpd_ext.editing import Margins
+from lpd_ext.hub import (
+    CONFIG_FILE,
+    HubOptions,
+    find_model,
+    find_tokenizer,
+    how_to_bundle,
+    is_training_folder,
+    published_tokenizer,
+)
+from lpd_ext.image_input import Pictures
 from lpd_ext.linear import pack, unpack
-from lpd_ext.model import LPDModel
+from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.orders import Cells
-from lpd_ext.pixel_decoder import DTYPES, PixelDecoder
+from lpd_ext.pixel_decoder import DTYPES
 from lpd_ext.quantize import is_quantized
 from lpd_ext.request import DecodeRequest, GuidanceSchedule, OrderPolicy, make_request
-from lpd_ext.sampler import decode, generate
-from lpd_ext.state_files import read_state_dict, write_state_dict
 from lpd_ext.tokenizer import VQTokenizer
 
-OutputType = Literal["pil", "np", "pt", "tokens"]
+log = logging.getLogger(__name__)
 Label = int | str | None
-# Images go through the tokenizer's decoder in slices, so its activations do not grow with the batch.
-_IMAGES_AT_A_TIME = 16
+_CHECKED_BY_REQUEST = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p")
+_ANY_MODEL = LPDConfig(dim=8, depth=1, heads=1, vocab_size=1, num_classes=1, grid=(1, 1))
 
 
 @dataclass(frozen=True)
@@ -49,24 +58,21 @@ class SamplingDefaults:
     proximity_threshold: float = 1.0
     repulsion_threshold: int | None = None  # None: orders.default_repulsion_threshold of the grid
 
-
-@dataclass(frozen=True)
-class LPDPipelineOutput:
-    """Finished images in the asked-for type, their tokens int64 [B, h, w], and the seeds that draw them again."""
-
-    images: Any
-    tokens: Tensor
-    seeds: list[int]
-
-
-@dataclass(frozen=True)
-class StepPreview:
-    """State after group `step` of `num_steps` (from 1): tokens int64 [B, h, w], -1 where not drawn, and previews."""
-
-    step: int
-    num_steps: int
-    tokens: Tensor
-    images: list[Image.Image]
+    def __post_init__(self) -> None:
+        """Values as a request has them, of Python's own types; TypeError or ValueError naming what it refuses."""
+        if not isinstance(self.order, str):
+            raise TypeError(f"order must be the name of a policy, got {self.order!r}")
+        policy = OrderPolicy(self.order, self.proximity_threshold, self.repulsion_threshold)
+        given = {name: getattr(self, name) for name in _CHECKED_BY_REQUEST}
+        request = make_request(_ANY_MODEL, [None], num_inference_steps=1, order=policy, seeds=0, **given)
+        values = {name: getattr(request, name)[0] for name in _CHECKED_BY_REQUEST} | {
+            "num_inference_steps": as_positive_int(self.num_inference_steps, "num_inference_steps"),
+            "proximity_threshold": as_real(self.proximity_threshold, "proximity_threshold"),
+        }
+        if self.repulsion_threshold is not None:
+            values["repulsion_threshold"] = as_int(self.repulsion_threshold, "repulsion_threshold")
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass
@@ -123,24 +129,34 @@ class LPDPipeline:
         options = HubOptions(revision, token)
         files = find_model(bundled_model() if path is None else path, options)
         config: Mapping[str, Any] = read_config(files.model) if files.model.is_dir() else {}
+        with content_of(files.model / CONFIG_FILE):
+            defaults, names = _sampling_defaults(config), _class_names(config)
         if tokenizer is not None:
             tokenizer = find_tokenizer(tokenizer)
         model = load_model(files.model, grid=grid, heads=heads, dtype=dtype, device=device, packed=True, ema=ema)
         if tokenizer is None and files.tokenizer is None and model.config.vocab_size != published.TOKENIZER_CODES:
+            if is_training_folder(files.model):
+                raise ValueError(how_to_bundle(files.model))
             raise ValueError(f"tokenizer must be given (a weight file): {str(files.model)!r} comes without one")
         vq_file = tokenizer or files.tokenizer or published_tokenizer()
-        vq = VQTokenizer.from_state_dict(read_state_dict(vq_file)).float().to(device)
-        defaults, names = _sampling_defaults(config), _class_names(config)
+        vq = VQTokenizer.from_file(vq_file).to(device)
+        log.info("%s, %s, tokenizer %s", files.weights, model.config, vq_file)
         if "sampling" not in config:
             defaults = SamplingDefaults(**published.sampling_settings(model.config))
-        return cls(model, vq, defaults, names or published.class_names(model.config))
+            log.info("no sampling settings beside the weights: %s", defaults)
+        with content_of(vq_file):
+            return cls(model, vq, defaults, names or published.class_names(model.config))
 
-    def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write config.json, model.safetensors and tokenizer.safetensors (floats in dtype, if given)."""
-        directory = Path(directory)
-        extra = {"sampling": asdict(self.defaults), "class_names": self.class_names}
-        save_model(self.model, directory, extra=extra, dtype=dtype)
-        write_state_dict(self.tokenizer.state_dict(), directory / TOKENIZER_FILE, dtype)
+    def save_pretrained(
+        self, directory: str | Path, dtype: torch.dtype | None = None, *, extra: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write config.json, model.safetensors and tokenizer.safetensors (floats in dtype, if given).
+
+        extra: further entries of config.json. A save that fails leaves the folder as it was; see `save_model`.
+        """
+        entries = {"sampling": asdict(self.defaults), "class_names": list(self.class_names), **(extra or {})}
+        _class_names(entries)  # what could not be loaded again is not written either
+        save_model(self.model, directory, extra=entries, dtype=dtype, tokenizer=self.tokenizer.state_dict())
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LPDPipeline:
         """Move both networks to device and the transformer to dtype; ValueError if its weights are int8, which stay."""
@@ -158,42 +174,64 @@ class LPDPipeline:
         class_labels: Label | Sequence[Label],
         *,
         output_type: OutputType = "pil",
-        callback_on_step_end: Callable[[int, int], None] | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        cancel: Cancel | None = None,
         **options: Any,
     ) -> LPDPipelineOutput:
         """Draw one image per label.
 
-        class_labels are class indices, class names, or None (unconditional); options as in `prepare`. output_type 'pil'
-        gives a list of PIL images, 'np' uint8 [B, H, W, 3], 'pt' float [B, 3, H, W] in [-1, 1], 'tokens' none.
-        callback_on_step_end(step, num_steps) is called after each group. Raises ValueError or TypeError naming a wrong
+        class_labels are class indices, class names, or None (unconditional); options as in `prepare`; output_type,
+        callback_on_step_end and cancel as in `drawing.Drawing.run`. Raises ValueError or TypeError naming a wrong
         argument before any work.
         """
-        if output_type not in ("pil", "np", "pt", "tokens"):
-            raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'tokens', got {output_type!r}")
-        request = self.prepare(class_labels, **options)
-        if callback_on_step_end is None:
-            grid = generate(self.model, request, self._graphs if self.cuda_graphs else None)
-        else:
-            num_steps = request.num_groups
-            grid = torch.empty(0, self.model.config.num_tokens, dtype=torch.int64)
-            for step, drawn_so_far in enumerate(decode(self.model, request), start=1):
-                grid = drawn_so_far
-                callback_on_step_end(step, num_steps)
-        tokens = grid.unflatten(1, self.model.config.grid)
-        return LPDPipelineOutput(self._images(tokens, output_type), tokens, list(request.seeds))
+        check_output_type(output_type)
+        return self.drawing(self.prepare(class_labels, **options)).run(output_type, callback_on_step_end, cancel)
 
-    def stream(self, class_labels: Label | Sequence[Label], **options: Any) -> Iterator[StepPreview]:
+    def stream(
+        self, class_labels: Label | Sequence[Label], *, cancel: Cancel | None = None, **options: Any
+    ) -> Iterator[StepPreview]:
         """Draw as `__call__` does, yielding the partial grid and a preview (undrawn cells grey) after each group.
 
         Raises ValueError or TypeError naming a wrong argument at once.
         """
-        return self._previews(self.prepare(class_labels, **options))
+        return self.drawing(self.prepare(class_labels, **options)).stream(cancel)
 
-    def _previews(self, request: DecodeRequest) -> Iterator[StepPreview]:
-        num_steps = request.num_groups
-        for step, grid in enumerate(decode(self.model, request), start=1):
-            tokens = grid.unflatten(1, self.model.config.grid).clone()
-            yield StepPreview(step, num_steps, tokens, self._images(tokens, "pil"))
+    def drawing(self, request: DecodeRequest, **finish: Any) -> Drawing:
+        """The request to be drawn by this pipeline; finish as in `Drawing`."""
+        graphs = self._graphs if self.cuda_graphs else None
+        return Drawing(self.model, self.tokenizer, request, self.pixel_dtype, graphs, **finish)
+
+    def inpaint(
+        self, images: Pictures, masks: Pictures, class_labels: Label | Sequence[Label], **options: Any
+    ) -> LPDPipelineOutput:
+        """Paint the masked parts of pictures anew; see `editing.inpaint`."""
+        return editing.inpaint(self, images, masks, class_labels, **options)
+
+    def outpaint(
+        self,
+        images: Pictures,
+        margins: Margins | Sequence[Margins],
+        class_labels: Label | Sequence[Label] = None,
+        **options: Any,
+    ) -> LPDPipelineOutput:
+        """Continue pictures beyond their edges; see `editing.outpaint`."""
+        return editing.outpaint(self, images, margins, class_labels, **options)
+
+    def class_edit(
+        self, images: Pictures, masks: Pictures, new_labels: Label | Sequence[Label], **options: Any
+    ) -> LPDPipelineOutput:
+        """Paint the masked parts of pictures as parts of another class; see `editing.class_edit`."""
+        return editing.class_edit(self, images, masks, new_labels, **options)
+
+    def variations(
+        self,
+        images: Pictures,
+        keep: float | Sequence[float],
+        class_labels: Label | Sequence[Label] = None,
+        **options: Any,
+    ) -> LPDPipelineOutput:
+        """Redraw pictures of which a share of the cells is kept; see `editing.variations`."""
+        return editing.variations(self, images, keep, class_labels, **options)
 
     def prepare(
         self,
@@ -210,13 +248,15 @@ class LPDPipeline:
         top_k: int | Sequence[int] | None = None,
         top_p: float | Sequence[float] | None = None,
         seeds: int | Sequence[int] | None = None,
+        known_tokens: Tensor | None = None,
+        prefill: Sequence[Sequence[int]] | None = None,
     ) -> DecodeRequest:
         """The checked request of a call; None means the pipeline's default. Raises ValueError or TypeError.
 
         Each option is one value, or a list with one entry per label. num_inference_steps (in [1, N]) takes the
         published or cosine group sizes, group_sizes replaces it. order is a policy of `orders.ORDER_POLICIES` or a
         permutation of the cells; the thresholds are those of `orders.locality_order`. One seed s means s, s + 1, ...;
-        None draws them from torch's generator.
+        None draws them from torch's generator. known_tokens and prefill are as in `DecodeRequest`.
         """
         defaults = self.defaults
         if num_inference_steps is None and group_sizes is None:
@@ -240,6 +280,8 @@ class LPDPipeline:
             top_k=_given(top_k, defaults.top_k),
             top_p=_given(top_p, defaults.top_p),
             seeds=seeds,
+            known_tokens=known_tokens,
+            prefill=prefill,
         )
 
     def _labels(self, class_labels: Label | Sequence[Label]) -> list[int | None]:
@@ -253,32 +295,6 @@ class LPDPipeline:
             else:
                 labels.append(find_class(label, self.class_names))
         return labels
-
-    @torch.no_grad()
-    def _images(self, tokens: Tensor, output_type: OutputType) -> Any:
-        """Images of grids int64 [B, h, w]; cells that are -1 come out grey."""
-        if output_type == "tokens":
-            return None
-        side = self.tokenizer.config.stride
-        height, width = (cells * side for cells in self.model.config.grid)
-        images = torch.empty(len(tokens), 3, height, width, device=tokens.device)
-        for start in range(0, len(tokens), _IMAGES_AT_A_TIME):
-            part = slice(start, start + _IMAGES_AT_A_TIME)
-            images[part] = self._pixels(tokens[part], side)
-        if output_type == "pt":
-            return images.clamp(-1, 1)
-        pixels: np.ndarray = VQTokenizer.to_pixels(images).cpu().numpy()
-        return pixels if output_type == "np" else [Image.fromarray(image) for image in pixels]
-
-    def _pixels(self, tokens: Tensor, side: int) -> Tensor:
-        drawn = tokens >= 0
-        features = F.embedding(tokens.clamp(min=0), self.tokenizer.codes()) * drawn[..., None]
-        decoder = (
-            PixelDecoder(self.tokenizer, self.pixel_dtype) if PixelDecoder.supports(self.tokenizer) else self.tokenizer
-        )
-        images = decoder.decode_features(features.permute(0, 3, 1, 2))
-        pixels_drawn = drawn.repeat_interleave(side, 1).repeat_interleave(side, 2)
-        return torch.where(pixels_drawn[:, None], images, 0.0)
 
 
 def bundled_model() -> Path:

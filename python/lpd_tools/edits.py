@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -134,3 +135,11 @@ def plan_again(pipe: LPDPipeline, picture: Any, settings: dict[str, Any], sampli
     bits = np.frombuffer(base64.b64decode(settings["mask"]), np.uint8)
     mask = torch.from_numpy(np.unpackbits(bits, count=height * width).reshape(1, 1, height, width).astype(np.float32))
     return pipe.drawing(request, finish=Paste(pixels[None], mask))
+
+
+def parse_margins(text: str) -> int | tuple[int, ...]:
+    """The margins that a text means; ValueError for any other."""
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) not in (1, 4) or not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
+        raise ValueError(f"margins must be a number or left,top,right,bottom, such as 8,0,8,0, got {text!r}")
+    return int(parts[0]) if len(parts) == 1 else tuple(map(int, parts))

@@ -40,7 +40,7 @@ def refused(*arguments: object) -> str:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current directory with a real picture, a mask of its middle, and a larger picture in colours."""
     monkeypatch.chdir(tmp_path)
-    FashionMNISTSource(load_fashion_mnist("test", DATA), "test").image(0).save("boot.png")
+    FashionMNISTSource(load_fashion_mnist("test", DATA), "test").image(14).save("boot.png")
     mask = np.zeros((32, 32), np.uint8)
     mask[8:24, 9:24] = 255
     Image.fromarray(mask).save("hole.png")
@@ -85,6 +85,11 @@ def test_the_file_draws_itself_again(edit: tuple[object, ...]) -> None:
     done(*edit, "--output", "out.png")
     done("sample", "--like", "out.png", "--output", "again.png")
     assert (pixels("again.png") == pixels("out.png")).all()
+
+
+def test_so_does_that_one_and_by_another_seed_another() -> None:
+    done("inpaint", "boot.png", "hole.png", "ankle boot", "--output", "out.png")
+    done("sample", "--like", "out.png", "--output", "again.png")
     done("sample", "--like", "again.png", "--output", "third.png")
     assert (pixels("third.png") == pixels("out.png")).all()
     done("sample", "--like", "out.png", "--output", "other.png", "--seed", 77)

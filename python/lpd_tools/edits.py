@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from PIL import Image
 from rich.progress import Progress
+from torch import Tensor
 
 from lpd_ext.drawing import Drawing, LPDPipelineOutput, StepCallback
-from lpd_ext.edit_plan import Paste
+from lpd_ext.edit_plan import Paste, picture_size
+from lpd_ext.image_input import fit_picture, read_pictures
 from lpd_tools.checks import check_device, check_output, check_seeds
 from lpd_tools.console import new_console
 from lpd_tools.models import load_pipeline, parse_label
@@ -22,6 +27,9 @@ from lpd_tools.sampling import Sampling
 
 if TYPE_CHECKING:
     from lpd_ext import LPDPipeline
+
+
+ONE_PICTURE = ("inpaint", "outpaint", "class-edit", "generate")  # commands whose files have one picture each
 
 
 @dataclass(frozen=True)
@@ -117,20 +125,38 @@ def known_settings(drawing: Drawing, row: int) -> dict[str, Any]:
     return settings
 
 
-def plan_again(pipe: LPDPipeline, picture: Any, settings: dict[str, Any], sampling: Sampling, seed: int) -> Drawing:
-    """The drawing of an edit from the file that it made and the settings in it."""
-    import torch
-
-    from lpd_ext.image_input import read_pictures
-
-    known = torch.tensor([settings["known_tokens"]], dtype=torch.int64)
-    request = pipe.prepare(
-        [settings["label"]], seeds=[seed], known_tokens=known, prefill=[settings["prefill"]], **sampling.options()
-    )
-    if "mask" not in settings:
+def plan_again(
+    pipe: LPDPipeline, picture: Image.Image, settings: dict[str, Any], sampling: Sampling, seed: int
+) -> Drawing:
+    """The drawing of one picture, an edit or not, from the file that it made and the settings in it."""
+    options = sampling.options()
+    try:
+        if "known_tokens" in settings:
+            known = torch.tensor([settings["known_tokens"]], dtype=torch.int64)
+            options |= {"known_tokens": known, "prefill": [settings["prefill"]]}
+        mask = _unpacked(settings["mask"], picture.height, picture.width) if "mask" in settings else None
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"like: what the file says of known cells is damaged: {error}") from error
+    request = pipe.prepare([settings.get("label")], seeds=[seed], **options)
+    if mask is None:
         return pipe.drawing(request)
     ((pixels,), _, _) = read_pictures(picture, "like")
-    height, width = pixels.shape[1:]
-    bits = np.frombuffer(base64.b64decode(settings["mask"]), np.uint8)
-    mask = torch.from_numpy(np.unpackbits(bits, count=height * width).reshape(1, 1, height, width).astype(np.float32))
-    return pipe.drawing(request, finish=Paste(pixels[None], mask))
+    fitted = fit_picture(pixels, picture_size(pipe), None, "like")
+    return pipe.drawing(request, finish=Paste(fitted[None], mask))
+
+
+def _unpacked(text: str, height: int, width: int) -> Tensor:
+    """The mask float32 [1, 1, H, W] of the bits that `known_settings` wrote."""
+    bits = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+    if len(bits) != -(-height * width // 8):
+        raise ValueError(f"{len(bits)} bytes are no mask of {width} x {height} pixels")
+    mask = np.unpackbits(bits, count=height * width).reshape(1, 1, height, width)
+    return torch.from_numpy(mask.astype(np.float32))
+
+
+def parse_margins(text: str) -> int | tuple[int, ...]:
+    """The margins that a text means; ValueError for any other."""
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) not in (1, 4) or not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
+        raise ValueError(f"margins must be a number or left,top,right,bottom, such as 8,0,8,0, got {text!r}")
+    return int(parts[0]) if len(parts) == 1 else tuple(map(int, parts))

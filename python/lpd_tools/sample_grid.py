@@ -13,7 +13,7 @@ from rich.text import Text
 from lpd_ext.class_names import short_name
 from lpd_tools.checks import check_device, check_output, check_seeds
 from lpd_tools.console import new_console
-from lpd_tools.edits import draw_with_progress, plan_again, said
+from lpd_tools.edits import ONE_PICTURE, draw_with_progress, plan_again, said
 from lpd_tools.models import load_pipeline, parse_label
 from lpd_tools.pictures import labelled_grid
 from lpd_tools.png_settings import read_settings, save_png
@@ -40,15 +40,15 @@ def draw_sample(
     where = check_device(device)
     console, start = new_console(), time.perf_counter()
     picture, before = (None, {}) if like is None else read_settings(like)
-    if before.get("command", "sample") != "sample" and "known_tokens" not in before:
-        raise ValueError(f"like: {str(like)!r} was made by lpd {before['command']}, which draws no picture of a model")
+    if before.get("command", "sample") not in ("sample", *ONE_PICTURE):
+        raise ValueError(f"like: {str(like)!r} was made by lpd {before['command']}, which sample cannot do again")
     model = {name: before.get(name) if value is None else value for name, value in of_model.items()}
     pipe = load_pipeline(model["model"], model["tokenizer"], model["dtype"] or "", where)
     sampling = sampling.over(Sampling.of(before)).resolved(pipe)
     seed = int(before.get("seed", 0)) if seed is None else seed
-    if picture is not None and "known_tokens" in before:
+    if picture is not None and before["command"] in ONE_PICTURE:
         if labels or images_per_label is not None:
-            raise ValueError(f"like: {str(like)!r} is an edit of one picture, which labels and --images cannot change")
+            raise ValueError(f"like: {str(like)!r} is one picture, which labels and --images cannot change")
         drawing = plan_again(pipe, picture, before, sampling, seed)
         image, count = draw_with_progress(lambda show: drawing.run("pil", show)).images[0], 1
         settings = before | model | sampling.settings() | {"seed": seed}

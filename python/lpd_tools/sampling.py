@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,20 @@ def is_image_file(text: str) -> bool:
     return Path(text).suffix.lower() in _IMAGES
 
 
+# What commands and pictures call the options of `LPDPipeline.prepare`, in the order of Sampling's fields.
+_OPTIONS = {
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "order": "order",
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "guidance_schedule": "guidance_schedule",
+    "proximity": "proximity_threshold",
+    "repulsion": "repulsion_threshold",
+}
+
+
 @dataclass(frozen=True)
 class Sampling:
     """One value each; None: the pipeline's default. order: a policy, the file of a priority map, or the map's rows."""
@@ -32,11 +46,19 @@ class Sampling:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    guidance_schedule: str | None = None
+    proximity: float | None = None
+    repulsion: int | None = None
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Sampling:
         """Those that a picture carries."""
-        return cls(**{item.name: settings.get(item.name) for item in fields(cls)})
+        return cls(**{name: settings.get(name) for name in _OPTIONS})
+
+    @classmethod
+    def of_options(cls, options: Mapping[str, Any]) -> Sampling:
+        """Those that the pipeline is called with, or that are its defaults."""
+        return cls(**{name: options.get(option) for name, option in _OPTIONS.items()})
 
     def over(self, other: Sampling) -> Sampling:
         """These, and where they are None the other's."""
@@ -44,27 +66,18 @@ class Sampling:
 
     def resolved(self, pipe: LPDPipeline) -> Sampling:
         """With the pipeline's defaults, and with the priorities of cells for a map in a file."""
-        defaults, order = pipe.defaults, self.order
+        order = self.order
         if isinstance(order, str) and is_image_file(order):
             grid = pipe.model.config.grid
             order = priority_of(Path(order), grid, "order").view(grid).tolist()
-        of_pipe = Sampling(
-            defaults.num_inference_steps, defaults.guidance_scale, defaults.order,
-            defaults.temperature, defaults.top_k, defaults.top_p,
-        )  # fmt: skip
-        return Sampling(self.steps, self.guidance, order, self.temperature, self.top_k, self.top_p).over(of_pipe)
+        return replace(self, order=order).over(Sampling.of_options(asdict(pipe.defaults)))
 
     def options(self) -> dict[str, Any]:
-        """As `LPDPipeline.prepare` takes them, of one that is resolved."""
-        order = torch.tensor(self.order, dtype=torch.float64) if isinstance(self.order, list) else self.order
-        return {
-            "num_inference_steps": self.steps,
-            "guidance_scale": self.guidance,
-            "order": order,
-            "temperature": self.temperature,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-        }
+        """As `LPDPipeline.prepare` takes them."""
+        options = {option: getattr(self, name) for name, option in _OPTIONS.items()}
+        if isinstance(self.order, list):
+            options["order"] = torch.tensor(self.order, dtype=torch.float64)
+        return options
 
     def settings(self) -> dict[str, Any]:
         """As pictures carry them."""

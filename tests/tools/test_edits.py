@@ -40,7 +40,7 @@ def refused(*arguments: object) -> str:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current directory with a real picture, a mask of its middle, and a larger picture in colours."""
     monkeypatch.chdir(tmp_path)
-    FashionMNISTSource(load_fashion_mnist("test", DATA), "test").image(0).save("boot.png")
+    FashionMNISTSource(load_fashion_mnist("test", DATA), "test").image(14).save("boot.png")
     mask = np.zeros((32, 32), np.uint8)
     mask[8:24, 9:24] = 255
     Image.fromarray(mask).save("hole.png")
@@ -85,6 +85,11 @@ def test_the_file_draws_itself_again(edit: tuple[object, ...]) -> None:
     done(*edit, "--output", "out.png")
     done("sample", "--like", "out.png", "--output", "again.png")
     assert (pixels("again.png") == pixels("out.png")).all()
+
+
+def test_so_does_that_one_and_by_another_seed_another() -> None:
+    done("inpaint", "boot.png", "hole.png", "ankle boot", "--output", "out.png")
+    done("sample", "--like", "out.png", "--output", "again.png")
     done("sample", "--like", "again.png", "--output", "third.png")
     assert (pixels("third.png") == pixels("out.png")).all()
     done("sample", "--like", "out.png", "--output", "other.png", "--seed", 77)
@@ -107,6 +112,30 @@ def test_a_grid_draws_itself_again() -> None:
     done("sample", "coat", "--like", "grid.png", "--output", "coats.png", "-n", 1)
     settings = read_settings(Path("coats.png"))[1]
     assert (settings["labels"], settings["images"], settings["steps"]) == (["coat"], 1, 5)
+
+
+def test_pictures_of_a_run_draw_themselves_again() -> None:
+    done("generate", "--out", "run", "--images-per-class", 1, "--seed", 5, "--num-inference-steps", 4,
+         "--repulsion-threshold", 1)  # fmt: skip
+    done("sample", "--like", "run/8/8.png", "--output", "again.png")
+    assert (pixels("again.png") == pixels("run/8/8.png")).all()
+    settings = read_settings(Path("again.png"))[1]
+    assert (settings["command"], settings["label"], settings["seed"]) == ("generate", 8, 13)
+    assert (settings["steps"], settings["repulsion"], settings["guidance_schedule"]) == (4, 1, "linear")
+
+
+def test_the_gallery_has_a_row_for_each_edit() -> None:
+    arguments = ("edit-gallery", "boot.png", "hole.png", "ankle boot", "sandal", "-n", 2, "--steps", 3)
+    done(*arguments)
+    shown = pixels("editing.png")
+    assert shown.shape[0] == 4 * (64 + 4) + 4
+    assert read_settings(Path("editing.png"))[1]["new_label"] == "sandal"
+    columns = shown[:, -3 * 68 :].reshape(shown.shape[0], 3, 68, 3)
+    rows = [columns[row * 68 + 4 : row * 68 + 68] for row in range(4)]
+    for row in rows:  # what was given and two results, all different
+        assert len({row[:, column, :64].tobytes() for column in range(3)}) == 3
+    assert "output 'editing.png' exists" in refused(*arguments)
+    assert "was made by lpd edit-gallery" in refused("sample", "--like", "editing.png")
 
 
 def test_several_images_are_numbered_and_each_is_that_of_its_seed() -> None:
@@ -184,6 +213,26 @@ def test_a_chunk_that_is_no_json() -> None:
     assert "like: the settings in 'a.png' are no JSON" in refused("sample", "--like", "a.png")
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"mask": "?"}, "what the file says of known cells is damaged: "),
+        ({"mask": "AAAA"}, "damaged: 3 bytes are no mask of 32 x 32 pixels"),
+        ({"known_tokens": "x"}, "what the file says of known cells is damaged: "),
+        ({"known_tokens": [1, 2]}, "known_tokens must be int64 of shape [1, 64]"),
+        ({"known_tokens": [512] * 64}, "known_tokens[0] must lie in [0, 512), or be -1"),
+        ({"prefill": [1]}, "prefill[0] must sum to"),
+        ({"seed": 2**70}, "seeds[0] must be a signed 64-bit integer"),
+        ({"label": "hat"}, "'hat' is not a class name"),
+    ],
+)
+def test_damaged_settings_are_refused(damage: dict[str, object], message: str) -> None:
+    done("inpaint", "boot.png", "hole.png", "9", "--output", "out.png", "--steps", 1)
+    image, settings = read_settings(Path("out.png"))
+    save_png(image, Path("damaged.png"), settings | damage)
+    assert message in refused("sample", "--like", "damaged.png")
+
+
 def test_orders_side_by_side_of_an_edit() -> None:
     arguments = ("locality", "outward", "boot.png", "--height", 8, "--width", 8, "--steps", 4, "-n", 1)
     output = done("orders", *arguments, "--mask", "hole.png", "--side-by-side").output
@@ -199,4 +248,6 @@ def test_orders_side_by_side_of_an_edit() -> None:
     assert "--like" not in output
     Image.new("L", (8, 8)).save("empty.png")
     assert "is empty: nothing is to be painted" in refused("orders", "--mask", "empty.png")
-    assert "like: 'orders.png' was made by lpd orders" in refused("sample", "--like", "orders.png")
+    assert "like: 'orders.png' was made by lpd orders, which sample cannot do again" in refused(
+        "sample", "--like", "orders.png"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,19 +59,12 @@ def outpaint(
     Example: lpd outpaint boot.png 8,0,8,0 "ankle boot" --resize crop --output whole.png
     """
     from lpd_ext.edit_plan import plan_outpaint
-    from lpd_tools.edits import Edit, draw_edit
+    from lpd_tools.edits import Edit, draw_edit, parse_margins
     from lpd_tools.sampling import Sampling
 
     sampling = Sampling(steps, guidance, order, temperature, top_k, top_p)
     edit = Edit("outpaint", label, model, tokenizer, dtype, device, sampling, output, images, seed, force)
-    sides = _sides(margins)
+    sides = parse_margins(margins)
     how: dict[str, Any] = {"dilate": dilate, "feather": feather, "paste": paste, "resize": resize}
     settings = {"image": image.name, "margins": sides, **how}
     draw_edit(edit, partial(plan_outpaint, images=image, margins=sides, **how), settings)
-
-
-def _sides(text: str) -> int | tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) not in (1, 4) or not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
-        raise ValueError(f"margins must be a number or left,top,right,bottom, such as 8,0,8,0, got {text!r}")
-    return int(parts[0]) if len(parts) == 1 else tuple(map(int, parts))

@@ -46,11 +46,7 @@ from lpd_tools.options import add_command
 from lpd_tools.training.stopping import TrainingStopped
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
-<<<<<<< HEAD
-    "Draw": (sample, inpaint, outpaint, class_edit, edit_gallery, orders, info, fetch),
-=======
-    "Draw": (sample, inpaint, outpaint, class_edit, orders, serve, info, fetch),
->>>>>>> main
+    "Draw": (sample, inpaint, outpaint, class_edit, edit_gallery, orders, serve, info, fetch),
     "Data": (prepare_icons, cache_tokens, check_tokens),
     "Train": (train_judge, train_tokenizer, train, training_cost, curves, replay, export, bundle),
     "Measure quality": (generate, measure, evaluate, int8_quality, study),

@@ -20,16 +20,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lpd_ext.checks import as_grid
-from lpd_ext.hub import CONFIG_FILE, MODEL_FILE, ModelFiles
+from lpd_ext.content import content_of, read_json
+from lpd_ext.hub import CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, ModelFiles
 from lpd_ext.linear import DecodingLinear, PackedLinear, can_pack, has_fast_arithmetic, replace_linears
 from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.quantize import SCALE, Int8Linear, use_planes
-from lpd_ext.state_files import complete_file, read_metadata, read_state_dict, write_state_dict
+from lpd_ext.state_files import complete_files, read_metadata, read_state_dict, without_prefixes, write_tensors
 
 _PUBLISHED_HEAD_DIM = 64
 ModelDType = torch.dtype | Literal["int8"]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, "int8")
 _BLOCKS = "blocks."
+_MOST_READS = 64  # of a file while it is packed: what it costs is the square of the number of blocks otherwise
 _MUTUAL_VISIBILITY = "mutual_visibility"  # in a file's metadata, where it is not as published
 _SCALE_SUFFIX = f".{SCALE}"
 _EARLIER_SCALE_SUFFIX = ".weight_scale"  # of int8 weights that were not rotated
@@ -59,28 +61,46 @@ def load_model(
     if dtype is not None and dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype}")
     device = torch.device(device)
+    float_dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
     path = Path(path)
+    with torch.inference_mode(False), content_of(path):  # weights that can be trained, whatever the caller's mode
+        state, config = _weights_and_sizes(path, grid, heads, ema)
+        _check_depth(state, config)
+        layers = _decoding_layers(state, dtype, device, packed)
+        if device.type == "cpu" and not has_fast_arithmetic(float_dtype):
+            warnings.warn(
+                f"this processor has no {float_dtype} arithmetic: decoding is slower than in float32", stacklevel=2
+            )
+        if layers is None:
+            return model_from_state_dict(state, config, grid=grid).to(device=device, dtype=float_dtype).eval()
+        del state
+        return _load_part_by_part(partial(read_state_dict, _weight_file(path), ema), config, grid, layers, float_dtype)
+
+
+def _weight_file(path: Path) -> Path:
+    return ModelFiles(path).weights
+
+
+def _weights_and_sizes(
+    path: Path, grid: tuple[int, int] | None, heads: int | None, ema: bool
+) -> tuple[dict[str, Tensor], LPDConfig]:
+    """The state dict of a weight file or folder, and the sizes that it says it has; for the arguments: `load_model`."""
     if path.is_dir():
         config = model_config(read_config(path))
         if heads is not None and heads != config.heads:
             raise ValueError(f"heads must be {config.heads} as config.json says, got {heads}")
-        path = ModelFiles(path).weights
-        state = read_state_dict(path, ema)
-    else:
-        state = read_state_dict(path, ema)
-        heads, stored_grid, mutual_visibility = _settings_of_file(path, heads)
-        config = infer_config(state, heads, stored_grid or grid)
-        config = replace(config, mutual_visibility=mutual_visibility)
-    layers = _decoding_layers(state, dtype, device, packed)
-    float_dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
-    if device.type == "cpu" and not has_fast_arithmetic(float_dtype):
-        warnings.warn(
-            f"this processor has no {float_dtype} arithmetic: decoding is slower than in float32", stacklevel=2
-        )
-    if layers is None:
-        return model_from_state_dict(state, config, grid=grid).to(device=device, dtype=float_dtype).eval()
-    del state
-    return _load_part_by_part(partial(read_state_dict, path, ema), config, grid, layers, float_dtype)
+        return read_state_dict(_weight_file(path), ema), config
+    state = read_state_dict(path, ema)
+    heads, stored_grid, mutual_visibility = _settings_of_file(path, heads)
+    config = infer_config(state, heads, stored_grid or grid)
+    return state, replace(config, mutual_visibility=mutual_visibility)
+
+
+def _check_depth(state: Mapping[str, Tensor], config: LPDConfig) -> None:
+    """ValueError for more blocks in config than in the file: what is made for it is no larger than the file."""
+    blocks = {name.split(".")[1] for name in state if name.startswith(_BLOCKS)}
+    if len(blocks) < config.depth:
+        raise ValueError(f"the checkpoint does not fit {config}: it has {len(blocks)} blocks")
 
 
 def _decoding_layers(
@@ -130,11 +150,16 @@ def _load_part_by_part(
     try:
         load(model, "", rest)
         del rest
+        known = [f"{_BLOCKS}{i}." for i in range(config.depth)]
+        together = -(-config.depth // _MOST_READS)
+        state = read()
         for i, block in enumerate(model.blocks):
-            load(block, prefix := f"{_BLOCKS}{i}.", _read_part(read(), prefix, dtype))
-        known = tuple(f"{_BLOCKS}{i}." for i in range(config.depth))
-        names = (name for name in read() if name.startswith(_BLOCKS))
-        faults.extend(f"{name} is unexpected" for name in names if not name.startswith(known))
+            if i and i % together == 0:
+                state = read()  # what the file held of the blocks before is let go
+            load(block, known[i], _read_part(state, known[i], dtype))
+        numbers = {prefix.split(".")[1] for prefix in known}
+        names = (name for name in state if name.startswith(_BLOCKS))
+        faults.extend(f"{name} is unexpected" for name in names if name.split(".")[1] not in numbers)
         if faults:
             raise RuntimeError("; ".join(faults))
     except RuntimeError as error:
@@ -160,11 +185,9 @@ def _settings_of_file(path: Path, heads: int | None) -> tuple[int | None, tuple[
     """
     metadata = read_metadata(path)
     if "heads" in metadata:
-        try:
+        with content_of(path, "has metadata whose heads or grid are no integers"):
             stored = int(metadata["heads"])
             height, width = map(int, metadata["grid"].split("x"))
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"path {str(path)!r} has metadata whose heads or grid are no integers: {error}") from error
         if heads is not None and heads != stored:
             raise ValueError(f"heads must be {stored} as the metadata of {str(path)!r} says, got {heads}")
         return stored, as_grid((height, width)), metadata.get(_MUTUAL_VISIBILITY) != "False"
@@ -178,7 +201,7 @@ def model_from_state_dict(
     state: Mapping[str, Tensor], config: LPDConfig, grid: tuple[int, int] | None = None
 ) -> LPDModel:
     """An LPDModel that uses the tensors of a published-layout state dict; ValueError if they do not fit config."""
-    state = dict(state)
+    state = without_prefixes(state)
     model, config = _empty_model(state, config, grid)
     try:
         model.load_state_dict(state, assign=True)
@@ -207,11 +230,14 @@ def infer_config(
 
     Raises ValueError naming what is missing, or asking for heads when the width does not tell.
     """
+    state = without_prefixes(state)
     try:
         vocab_size, dim = state["token_emb.weight"].shape
         num_classes = state["class_emb.weight"].shape[0]
         num_tokens = state["pos_embed"].shape[1] - 1
         hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
+        if not dim:
+            raise ValueError("the width of token_emb.weight, which is 0,")
     except (KeyError, ValueError, IndexError) as error:
         raise ValueError(f"not an LPD checkpoint of the published layout: {error} is missing or misshapen") from error
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
@@ -242,10 +268,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     file = directory / CONFIG_FILE
     if not file.is_file():
         raise FileNotFoundError(f"{str(directory)!r} has no {CONFIG_FILE}: not a checkpoint directory")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{str(file)!r} is not valid JSON: {error}") from error
+    config = read_json(file)
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise ValueError(f"{str(file)!r} must be a JSON object with a 'model' entry")
     return config
@@ -255,7 +278,7 @@ def model_config(config: Mapping[str, Any]) -> LPDConfig:
     """The LPDConfig in a parsed config.json; ValueError if a field is missing or unknown."""
     try:
         return LPDConfig(**config["model"])
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"config.json 'model': {error}") from error
 
 
@@ -265,22 +288,38 @@ def save_model(
     *,
     extra: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
+    tokenizer: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write config.json and model.safetensors (floats in dtype if given, but for the scales of int8 weights).
 
-    `extra` adds entries to config.json.
+    `extra` adds entries to config.json; tokenizer is a state dict to be written as tokenizer.safetensors. All files are
+    replaced when all are complete: what goes wrong before leaves the folder as it was. Raises TypeError or ValueError
+    for entries that config.json cannot hold.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    text = _config_text(model.config, extra or {})
     height, width = model.config.grid
     metadata = {"heads": str(model.config.heads), "grid": f"{height}x{width}"}
     if not model.config.mutual_visibility:
         metadata[_MUTUAL_VISIBILITY] = "False"
-    state = model.state_dict()
+    state = without_prefixes(model.state_dict())
     scales = {name: state.pop(name) for name in list(state) if name.endswith(_SCALE_SUFFIX)}
     if dtype is not None:
         state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
-    write_state_dict(state | scales, directory / MODEL_FILE, None, metadata)
-    text = json.dumps({"model": asdict(model.config), **(extra or {})}, indent=2) + "\n"
-    with complete_file(directory / CONFIG_FILE) as file:
-        file.write_text(text, encoding="utf-8")
+    directory.mkdir(parents=True, exist_ok=True)
+    names = [MODEL_FILE, CONFIG_FILE] + ([TOKENIZER_FILE] if tokenizer is not None else [])
+    with complete_files(*(directory / name for name in names)) as (weights, config, *rest):
+        write_tensors(state | scales, weights, None, metadata)
+        config.write_text(text, encoding="utf-8")
+        if tokenizer is not None:
+            write_tensors(tokenizer, rest[0], dtype)
+
+
+def _config_text(config: LPDConfig, extra: Mapping[str, Any]) -> str:
+    """config.json; TypeError or ValueError naming the first entry of `extra` that JSON cannot hold."""
+    for name, value in extra.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name} cannot be written to {CONFIG_FILE}: {error}") from error
+    return json.dumps({"model": asdict(config), **extra}, indent=2) + "\n"

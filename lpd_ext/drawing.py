@@ -137,6 +137,10 @@ class Drawing:
             images[part] = self._decoded(tokens[rows[part]], side)
         return images if self.finish is None else self.finish(images, rows)
 
+    def images(self, tokens: Tensor, output_type: OutputType = "pil", rows: Tensor | None = None) -> Any:
+        """What `pixels` gives, as one of the types of `run`."""
+        return self._convert(self.pixels(tokens, rows), output_type)
+
     def _decoded(self, tokens: Tensor, side: int) -> Tensor:
         drawn = tokens >= 0
         features = F.embedding(tokens.clamp(min=0), self.tokenizer.codes()) * drawn[..., None]

@@ -24,6 +24,7 @@ from lpd_ext.training_attention import Visibility, attend
 
 LAYER_NORM_EPS = 1e-6
 _MAX_HEAD_DIM = 256  # of group_attention
+_MAX_DEPTH = 1024  # a block takes milliseconds to make, and a file may ask for any number
 _PRESETS = {"lpd_l": (1024, 24, 16), "lpd_xl": (1280, 36, 20), "lpd_xxl": (1536, 48, 24)}
 
 
@@ -46,6 +47,8 @@ class LPDConfig:
     def __post_init__(self) -> None:
         for name in ("dim", "depth", "heads", "vocab_size", "num_classes", "mlp_ratio"):
             object.__setattr__(self, name, as_positive_int(getattr(self, name), name))
+        if self.depth > _MAX_DEPTH:
+            raise ValueError(f"depth must be at most {_MAX_DEPTH}, got {self.depth}")
         if not isinstance(self.mutual_visibility, bool):
             raise ValueError(f"mutual_visibility must be True or False, got {self.mutual_visibility!r}")
         object.__setattr__(self, "grid", as_grid(self.grid))
@@ -324,20 +327,26 @@ def _from_published_layout(
     prefix: str,
     local_metadata: object,
     strict: bool,
-    missing: object,
+    missing: list[str],
     unexpected: object,
     errors: list[str],
 ) -> None:
+    """Rows of the table that are not in the state stay as they are, and are reported as missing by their own names."""
     assert isinstance(module, LPDModel)
     parts = _content_parts(module.config)
-    found = [(name, shape, state.pop(prefix + name, None)) for name, shape in parts]
-    wrong = [
-        f"{name}: expected shape {list(shape)}, got {'none' if part is None else list(part.shape)}"
-        for name, shape, part in found
-        if part is None or tuple(part.shape) != shape
-    ]
-    errors.extend(wrong)
-    if not wrong:
-        state[prefix + "content"] = torch.cat([part.reshape(-1, shape[-1]) for _, shape, part in found])
+    rows = module.content.detach().split([torch.Size(shape[:-1]).numel() for _, shape in parts])
+    tables: list[Tensor] = []
+    given = next((state[prefix + name] for name, _ in parts if prefix + name in state), module.content)
+    for (name, shape), own in zip(parts, rows, strict=True):
+        part = state.pop(prefix + name, None)
+        if part is None:
+            missing.append(prefix + name)
+        elif tuple(part.shape) != shape:
+            errors.append(f"{name}: expected shape {list(shape)}, got {list(part.shape)}")
+        fits = part is not None and tuple(part.shape) == shape
+        tables.append(part.reshape(-1, shape[-1]) if fits else own if own.is_meta else own.to(given))
+    # A model without memory has no rows that could stay.
+    partly = any(table.is_meta for table in tables)
+    state[prefix + "content"] = module.content.detach() if partly else torch.cat(tables)
     if prefix + "pos_embed" in state:
         state[prefix + "pos_embed"] = state[prefix + "pos_embed"].squeeze(0)

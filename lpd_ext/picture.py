@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,23 @@ def check_pixels(image: Image.Image, max_pixels: int | None) -> None:
         raise UnreadableImageError(f"{image.width} x {image.height} pixels are more than {max_pixels:,}")
 
 
+@cache
+def reads_heif() -> bool:
+    """Whether HEIC pictures can be read: Pillow learns it from pillow-heif, if that is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
 def open_image(file: str | Path | bytes, max_pixels: int | None = None) -> Image.Image:
     """The picture in a file, or in the bytes of one, fully decoded; UnreadableImageError if that fails.
 
     One of more than max_pixels is refused before it is decoded.
     """
+    reads_heif()  # in worker processes too
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             check_pixels(image, max_pixels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -13,23 +14,34 @@ from torch import Tensor
 from lpd_ext import editing, published
 from lpd_ext.cancel import Cancel
 from lpd_ext.checkpoint import ModelDType, load_model, read_config, save_model
-from lpd_ext.checks import as_int, as_scalar
+from lpd_ext.checks import as_int, as_positive_int, as_real, as_scalar
 from lpd_ext.class_names import find_class
+from lpd_ext.content import content_of
 from lpd_ext.cuda_graphs import DecodeGraphs
 from lpd_ext.drawing import Drawing, LPDPipelineOutput, OutputType, StepCallback, StepPreview, check_output_type
 from lpd_ext.editing import Margins
-from lpd_ext.hub import TOKENIZER_FILE, HubOptions, find_model, find_tokenizer, published_tokenizer
+from lpd_ext.hub import (
+    CONFIG_FILE,
+    HubOptions,
+    find_model,
+    find_tokenizer,
+    how_to_bundle,
+    is_training_folder,
+    published_tokenizer,
+)
 from lpd_ext.image_input import Pictures
 from lpd_ext.linear import pack, unpack
-from lpd_ext.model import LPDModel
+from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.orders import Order
 from lpd_ext.pixel_decoder import DTYPES
 from lpd_ext.quantize import is_quantized
 from lpd_ext.request import DecodeRequest, GuidanceSchedule, OrderPolicy, make_request
-from lpd_ext.state_files import read_state_dict, write_state_dict
 from lpd_ext.tokenizer import VQTokenizer
 
+log = logging.getLogger(__name__)
 Label = int | str | None
+_CHECKED_BY_REQUEST = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p")
+_ANY_MODEL = LPDConfig(dim=8, depth=1, heads=1, vocab_size=1, num_classes=1, grid=(1, 1))
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,22 @@ class SamplingDefaults:
     order: str = "locality"
     proximity_threshold: float = 1.0
     repulsion_threshold: int | None = None  # None: orders.default_repulsion_threshold of the grid
+
+    def __post_init__(self) -> None:
+        """Values as a request has them, of Python's own types; TypeError or ValueError naming what it refuses."""
+        if not isinstance(self.order, str):
+            raise TypeError(f"order must be the name of a policy, got {self.order!r}")
+        policy = OrderPolicy(self.order, self.proximity_threshold, self.repulsion_threshold)
+        given = {name: getattr(self, name) for name in _CHECKED_BY_REQUEST}
+        request = make_request(_ANY_MODEL, [None], num_inference_steps=1, order=policy, seeds=0, **given)
+        values = {name: getattr(request, name)[0] for name in _CHECKED_BY_REQUEST} | {
+            "num_inference_steps": as_positive_int(self.num_inference_steps, "num_inference_steps"),
+            "proximity_threshold": as_real(self.proximity_threshold, "proximity_threshold"),
+        }
+        if self.repulsion_threshold is not None:
+            values["repulsion_threshold"] = as_int(self.repulsion_threshold, "repulsion_threshold")
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass
@@ -101,24 +129,34 @@ class LPDPipeline:
         options = HubOptions(revision, token)
         files = find_model(bundled_model() if path is None else path, options)
         config: Mapping[str, Any] = read_config(files.model) if files.model.is_dir() else {}
+        with content_of(files.model / CONFIG_FILE):
+            defaults, names = _sampling_defaults(config), _class_names(config)
         if tokenizer is not None:
             tokenizer = find_tokenizer(tokenizer)
         model = load_model(files.model, grid=grid, heads=heads, dtype=dtype, device=device, packed=True, ema=ema)
         if tokenizer is None and files.tokenizer is None and model.config.vocab_size != published.TOKENIZER_CODES:
+            if is_training_folder(files.model):
+                raise ValueError(how_to_bundle(files.model))
             raise ValueError(f"tokenizer must be given (a weight file): {str(files.model)!r} comes without one")
         vq_file = tokenizer or files.tokenizer or published_tokenizer()
-        vq = VQTokenizer.from_state_dict(read_state_dict(vq_file)).float().to(device)
-        defaults, names = _sampling_defaults(config), _class_names(config)
+        vq = VQTokenizer.from_file(vq_file).to(device)
+        log.info("%s, %s, tokenizer %s", files.weights, model.config, vq_file)
         if "sampling" not in config:
             defaults = SamplingDefaults(**published.sampling_settings(model.config))
-        return cls(model, vq, defaults, names or published.class_names(model.config))
+            log.info("no sampling settings beside the weights: %s", defaults)
+        with content_of(vq_file):
+            return cls(model, vq, defaults, names or published.class_names(model.config))
 
-    def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write config.json, model.safetensors and tokenizer.safetensors (floats in dtype, if given)."""
-        directory = Path(directory)
-        extra = {"sampling": asdict(self.defaults), "class_names": self.class_names}
-        save_model(self.model, directory, extra=extra, dtype=dtype)
-        write_state_dict(self.tokenizer.state_dict(), directory / TOKENIZER_FILE, dtype)
+    def save_pretrained(
+        self, directory: str | Path, dtype: torch.dtype | None = None, *, extra: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write config.json, model.safetensors and tokenizer.safetensors (floats in dtype, if given).
+
+        extra: further entries of config.json. A save that fails leaves the folder as it was; see `save_model`.
+        """
+        entries = {"sampling": asdict(self.defaults), "class_names": list(self.class_names), **(extra or {})}
+        _class_names(entries)  # what could not be loaded again is not written either
+        save_model(self.model, directory, extra=entries, dtype=dtype, tokenizer=self.tokenizer.state_dict())
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LPDPipeline:
         """Move both networks to device and the transformer to dtype; ValueError if its weights are int8, which stay."""

@@ -39,7 +39,8 @@ class OrderPolicy:
 class DecodeRequest:
     """What to draw for B images by a model of these sizes; sequences have B entries, one per image.
 
-    labels in [0, C) or None; group_sizes sum to the cells to draw; guidance_scale >= 1 (1: no unconditional branch);
+    labels in [0, C) or None; group_sizes sum to the cells to draw; guidance_scale is finite (1: no unconditional
+    branch);
     temperature >= 0 (0: argmax); top_k >= 0 (0: off); top_p in (0, 1] (1: off); seeds are 64-bit integers.
     guidance_schedule: one, or one per image. order: a policy, or the orders themselves, int64 [B, N], each a
     permutation of the cells: those known beforehand, then those to draw.
@@ -79,7 +80,7 @@ class DecodeRequest:
         num_free = [num_tokens - sum(sizes) for sizes in blocks]
         self._set("group_sizes", _check_rows(self.group_sizes, num_free))
         self._set("schedules", tuple(map(_schedule, self.group_sizes, blocks)))
-        self._check_reals("guidance_scale", 1, _LARGEST, f"in [1, {_LARGEST}]")
+        self._check_reals("guidance_scale", -_LARGEST, _LARGEST, f"in [-{_LARGEST}, {_LARGEST}]")
         self._check_reals("temperature", 0, _LARGEST, f"in [0, {_LARGEST}]")
         self._check_ints("top_k", 0, None, "an integer >= 0")
         self._check_reals("top_p", _SMALLEST, 1, f"in (0, 1] and >= {_SMALLEST:.2g}")
@@ -147,6 +148,14 @@ class DecodeRequest:
                 if not bool(in_order[b, :count].all()):
                     raise ValueError(f"order[{b}] must begin with the {count} cells that known_tokens[{b}] gives")
         return order
+
+    def image(self, b: int) -> DecodeRequest:
+        """The request of image b alone; nothing is checked or made again."""
+        one, rows = object.__new__(DecodeRequest), slice(b, b + 1)
+        for name, value in vars(self).items():
+            one._set(name, value[rows] if isinstance(value, (tuple, list, Tensor)) else value)
+        one._set("order", one.orders)
+        return one
 
     @property
     def guided(self) -> tuple[bool, ...]:

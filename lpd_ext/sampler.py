@@ -112,12 +112,13 @@ def decoding_modes(device: torch.device) -> Iterator[None]:
 def generate(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs | None = None) -> Tensor:
     """Draw images and return their tokens int64 [B, N] in raster order; errors as in `decode`.
 
-    graphs: on CUDA, captured decodes of this model to replay and to add to.
+    graphs: on CUDA, captured decodes of this model to replay and to add to; what cannot be captured is decoded without.
     """
     _check_model(model, request)
     if graphs is not None and graphs.supports(model.pos_embed.device) and request.num_groups:
         try:
-            return _replay(model, request, graphs)
+            if (tokens := _replay(model, request, graphs)) is not None:
+                return tokens
         except torch.OutOfMemoryError:
             graphs.clear()  # they hold the caches of several batches; one alone may fit
     grid = undrawn(model, request)  # all there is where nothing is to be drawn
@@ -132,7 +133,8 @@ def undrawn(model: LPDModel, request: DecodeRequest) -> Tensor:
     return (torch.full_like(request.orders, -1) if known is None else known.clone()).to(model.pos_embed.device)
 
 
-def _replay(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs) -> Tensor:
+def _replay(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs) -> Tensor | None:
+    """The tokens, or None if the decode could not be captured."""
     layout, device = Layout.of(request), model.pos_embed.device
     with decoding_modes(device), graphs.lock:
         plan = layout.plan(model.config.num_tokens, device)
@@ -143,7 +145,10 @@ def _replay(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs) -> Te
             return graphs.capture(state, [partial(advance, state, step) for step in plan.steps])
 
         # A graph reads the weights where they lay when it was captured.
-        state = (captured := graphs.find(weights_of(model), layout, capture)).state
+        captured = graphs.find(weights_of(model), layout, capture)
+        if captured is None:
+            return None
+        state = captured.state
         try:
             state.load(request, plan.places)
             captured.replay()

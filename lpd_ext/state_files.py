@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -13,9 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from lpd_ext.content import content_of, read_json
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 # Entries of trainers' files that hold a state dict, and those that hold an average of it.
@@ -24,6 +27,7 @@ _AVERAGED = ("model_ema", "ema", "ema_state_dict")
 _DEEPEST = 3  # wrappers within wrappers
 _PREFIXES = re.compile(r"^((module|_orig_mod)\.)+|(?<=\.)_orig_mod\.")
 _INDEX_SUFFIX = ".index.json"
+_MOST_SHARED = 4  # how often the bytes of a file may be used; tied embeddings use some of them twice
 
 
 def read_state_dict(path: str | Path, ema: bool = False) -> dict[str, Tensor]:
@@ -43,15 +47,18 @@ def read_state_dict(path: str | Path, ema: bool = False) -> dict[str, Tensor]:
         for name in shard_names(path):
             state |= read_state_dict(path.with_name(name))
         return without_prefixes(state)
-    try:
+    with content_of(path, "is not a readable checkpoint"):
         if _is_safetensors(path):
-            return without_prefixes(load_file(path))
+            return without_prefixes(load_file(path, "cpu"))
         # The published trainer pickles its arguments beside the weights; nothing else that is no tensor is accepted.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except Exception as error:  # a damaged pickle can raise anything
-        raise ValueError(f"path {str(path)!r} is not a readable checkpoint: {_reason(error)}") from error
-    return without_prefixes(_model_of(content, path, ema))
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            except (LookupError, EOFError) as error:  # by the number of a byte that is no pickle's
+                raise ValueError(f"no weight file ({type(error).__name__})") from error
+            except Warning as error:  # of an odd pickle, where the caller makes errors of warnings
+                raise ValueError(str(error)) from error
+        return without_prefixes(_checked(_model_of(content, path, ema), path.stat().st_size))
 
 
 def _model_of(content: object, path: Path, ema: bool) -> dict[str, Tensor]:
@@ -73,6 +80,23 @@ def _model_of(content: object, path: Path, ema: bool) -> dict[str, Tensor]:
     return dict(content)
 
 
+def _checked(state: Mapping[str, Tensor], size: int) -> Mapping[str, Tensor]:
+    """The state dict of a torch file of that many bytes; ValueError for tensors that say they are more than it holds.
+
+    Strides of 0, and views of one storage, let a small file stand for any amount of memory.
+    """
+    total = 0
+    for name, tensor in state.items():
+        if not isinstance(name, str):
+            raise ValueError(f"it has a tensor without a name, {name!r}")
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise ValueError(f"{name} is no plain tensor")
+        total += tensor.nbytes
+        if tensor.nbytes > tensor.untyped_storage().nbytes() or total > _MOST_SHARED * size:
+            raise ValueError(f"{name} stands for more memory than the file holds")
+    return state
+
+
 def _is_dict(value: object) -> bool:
     return isinstance(value, Mapping)
 
@@ -85,27 +109,33 @@ def _found(content: object) -> str:
 
 
 def without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state with the names of what was wrapped: by DistributedDataParallel, torch.compile, or both."""
-    return {_PREFIXES.sub("", name): tensor for name, tensor in state.items()}
+    """The state with the names of what was wrapped: by DistributedDataParallel, torch.compile, or both.
+
+    ValueError where two tensors would get one name.
+    """
+    plain: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        inner = _PREFIXES.sub("", name)
+        if inner in plain:
+            raise ValueError(f"{inner} is there twice, once as that of a wrapped module")
+        plain[inner] = tensor
+    return plain
 
 
 def shard_names(index: Path) -> list[str]:
     """Files of a model that lies in several, from the index beside them; ValueError if it is no such index."""
-    try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        names = sorted(set(files))
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise ValueError(f"path {str(index)!r} is no index of safetensors files: {_reason(error)}") from error
-    if not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise ValueError(f"path {str(index)!r} must name files beside it, got {names}")
-    return names
+    with content_of(index, "is no index of safetensors files"):
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        if not all(isinstance(name, str) and Path(name).name == name and _INDEX_SUFFIX not in name for name in names):
+            raise ValueError(f"it must name files beside it, got {names}")
+        return names
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata of a readable safetensors file; empty for one without, and for torch files."""
     if not _is_safetensors(Path(path)):
         return {}
-    with safe_open(path, "pt") as file:
+    with content_of(path, "is not a readable checkpoint"), safe_open(path, "pt") as file:
         return dict(file.metadata() or {})
 
 
@@ -117,38 +147,83 @@ def write_state_dict(
 ) -> None:
     """Write tensors as safetensors (floats in dtype, if given), replacing path only when the file is complete.
 
-    Equal tensors and metadata make equal bytes.
+    Equal tensors and metadata make equal bytes. Names are those without what wrappers add; see `without_prefixes`.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    with complete_file(path) as temporary:
+        write_tensors(state, temporary, dtype, metadata)
+
+
+def write_tensors(
+    state: Mapping[str, Tensor],
+    temporary: Path,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the content of `write_state_dict` to a file that `complete_files` gave."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in without_prefixes(state).items()}
     if dtype is not None:
         tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
     # safetensors refuses tensors that share memory (views into one table), so those are copied apart.
     tensors = {name: value.clone() if value._base is not None else value for name, value in tensors.items()}
-    with complete_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
-        _sort_metadata(temporary)
+    save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+    _sort_metadata(temporary)
 
 
 @contextmanager
 def complete_file(path: str | Path) -> Iterator[Path]:
     """A temporary file beside path, which takes path's place when the block ends well and vanishes when it does not.
 
-    It may be read and written by those who may the file whose place it takes, or else by whom the umask lets.
+    It may be read and written by those who may the file whose place it takes, or else by whom the umask lets. What the
+    system refuses meanwhile is an OSError that names path.
     """
-    path = Path(path)
-    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if mode is None else 0o600))
-    try:
+    with complete_files(path) as (temporary,):
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        if mode is not None:
-            temporary.chmod(mode)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+
+@contextmanager
+def complete_files(*paths: str | Path) -> Iterator[list[Path]]:
+    """Temporary files, as of `complete_file`, that take their places together: when all are on disk, and not before."""
+    places = [Path(path) for path in paths]
+    temporaries: list[Path] = []
+    modes: list[int | None] = []
+    try:
+        for path in places:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+            temporaries.append(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
+            modes.append(mode)
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+            os.close(os.open(temporaries[-1], flags, 0o666 if mode is None else 0o600))
+        yield list(temporaries)
+        for temporary, mode in zip(temporaries, modes, strict=True):
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            if mode is not None:
+                temporary.chmod(mode)
+        for temporary, path in zip(temporaries, places, strict=True):
+            temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        named = _naming(error, {str(t): path for t, path in zip(temporaries, places, strict=False)}, places[0])
+        if named is error:
+            raise
+        raise named from error
+    finally:
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+def _naming(error: OSError | SafetensorError, places: Mapping[str, Path], first: Path) -> Exception:
+    """The error of a system call as an OSError that names the file that was to be written, not its stand-in."""
+    number = getattr(error, "errno", None)
+    if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
+        number = int(found[1])
+    if number is None:
+        return error
+    filename = getattr(error, "filename", None)
+    if filename is not None and str(filename) not in places:  # another file, that was read meanwhile
+        return error
+    return OSError(number, os.strerror(number), str(places.get(str(filename), first)))
 
 
 def _sort_metadata(path: Path) -> None:
@@ -174,15 +249,3 @@ def _is_zip(path: Path) -> bool:
     # Only torch's zip format can be memory-mapped; older files are plain pickles.
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
-
-
-def _reason(error: BaseException) -> str:
-    """Why a file cannot be read, in one line: without torch's advice to read what it refuses all the same."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-    if text.startswith("Weights only load failed"):
-        refused = re.search(r"[Uu]nsupported (?:global: )?(?:GLOBAL )?(operand \d+|[\w.]+)", text)
-        what = f": {refused[1]}" if refused else ""
-        return f"it pickles more than tensors{what}; save the state dict alone, torch.save(model.state_dict(), path)"
-    if isinstance(error, LookupError) or not text:  # such as the number of a byte that is no pickle's
-        return f"no weight file ({type(error).__name__})"
-    return text.splitlines()[0]

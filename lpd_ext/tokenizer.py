@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lpd_ext.state_files import read_state_dict, write_state_dict
+from lpd_ext.content import content_of
+from lpd_ext.state_files import read_state_dict, without_prefixes, write_state_dict
 
 NORM_GROUPS = 32
+_MAX_LEVELS, _MAX_BLOCKS = 12, 32  # a block takes milliseconds to make, and a file may ask for any number
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,12 @@ class TokenizerConfig:
                 raise ValueError(f"{name} must be positive whole numbers, got {value!r}")
         if self.ch % NORM_GROUPS:
             raise ValueError(f"ch must be a multiple of {NORM_GROUPS} (GroupNorm), got {self.ch}")
+        blocks = max(self.encoder_res_blocks, self.decoder_res_blocks)
+        if len(self.ch_mult) > _MAX_LEVELS or blocks > _MAX_BLOCKS:
+            raise ValueError(
+                f"there may be at most {_MAX_LEVELS} levels of {_MAX_BLOCKS} blocks each, got {len(self.ch_mult)} of "
+                f"{blocks}"
+            )
 
     @property
     def stride(self) -> int:
@@ -259,18 +267,29 @@ class VQTokenizer(nn.Module):
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> VQTokenizer:
         """A float32 tokenizer, its sizes inferred from a published-layout state dict, else ValueError."""
         # The published file also counts code usage; nothing reads it.
-        state = {name: value for name, value in state.items() if name != "quantize.codebook_used"}
-        model = cls(infer_config(state))
+        state = {name: tensor for name, tensor in without_prefixes(state).items() if name != "quantize.codebook_used"}
+        config = infer_config(state)
+        with torch.device("meta"):  # no memory before it is known that the state fits
+            model = cls(config)
         try:
-            model.load_state_dict(state)
+            model.load_state_dict(state, assign=True)
         except RuntimeError as error:
             raise ValueError(f"state is not a VQ tokenizer of the published layout: {error}") from error
+        # Copies: the file may be mapped into memory, and the caller may go on with the tensors. Not in the default
+        # dtype, which a caller may have changed.
+        with torch.inference_mode(False):
+            own = {name: tensor.to(torch.float32, copy=True).contiguous() for name, tensor in state.items()}
+        for name, tensor in own.items():
+            if not bool(tensor.isfinite().all()):
+                raise ValueError(f"state is not a VQ tokenizer: {name} has numbers that are not finite")
+        model.load_state_dict(own, assign=True)
         return model.eval().requires_grad_(False)
 
     @classmethod
     def from_file(cls, path: str | Path) -> VQTokenizer:
         """A tokenizer from a safetensors file or a published `.pt`; errors as in `read_state_dict`."""
-        return cls.from_state_dict(read_state_dict(path))
+        with content_of(path):
+            return cls.from_state_dict(read_state_dict(path))
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Writes the state dict as safetensors in `dtype`."""

@@ -17,7 +17,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from lpd_ext.drawing import Drawing, LPDPipelineOutput, StepCallback
-from lpd_ext.edit_plan import Paste
+from lpd_ext.edit_plan import Paste, picture_size
 from lpd_ext.image_input import fit_picture, read_pictures
 from lpd_tools.checks import check_device, check_output, check_seeds
 from lpd_tools.console import new_console
@@ -141,9 +141,8 @@ def plan_again(
     if mask is None:
         return pipe.drawing(request)
     ((pixels,), _, _) = read_pictures(picture, "like")
-    side = pipe.tokenizer.config.stride
-    size = tuple(cells * side for cells in pipe.model.config.grid)
-    return pipe.drawing(request, finish=Paste(fit_picture(pixels, size, None, "like")[None], mask))
+    fitted = fit_picture(pixels, picture_size(pipe), None, "like")
+    return pipe.drawing(request, finish=Paste(fitted[None], mask))
 
 
 def _unpacked(text: str, height: int, width: int) -> Tensor:

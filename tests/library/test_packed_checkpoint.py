@@ -88,7 +88,7 @@ def test_slow_arithmetic_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ({"blocks.2.norm2.bias": None}, r"blocks\.2\.norm2\.bias is missing"),
         ({"head.weight": None}, r"head\.weight is missing"),
         ({"norm.weight": None}, r"norm\.weight is missing"),
-        ({"fake_latent": None}, r"fake_latent: expected shape \[1, 96\], got none"),
+        ({"fake_latent": None}, "fake_latent is missing"),
         ({"surprise": torch.ones(1)}, "surprise is unexpected"),
         ({"head.bias": torch.ones(64)}, r"head\.bias is unexpected"),
         ({"blocks.0.surprise": torch.ones(1)}, r"blocks\.0\.surprise is unexpected"),
@@ -117,7 +117,7 @@ def test_files_that_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depth": 4}, r"blocks\.3\.norm1\.weight is missing"),
+        ({"depth": 4}, r"it has 3 blocks"),
         ({"depth": 2}, r"blocks\.2\.norm1\.weight is unexpected"),
         ({"depth": 1}, r"blocks\.2\.norm1\.weight is unexpected"),
         ({"mlp_ratio": 2}, r"blocks\.0\..*mlp\.fc1\.weight: expected shape \[192, 96\], got \[384, 96\]"),
@@ -169,23 +169,26 @@ def kilobytes(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
+small, large = sys.argv[1:]
+load_model(small, packed=True)  # what torch imports meanwhile is no weight: 110 MB with torch 2.10
 Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
 before = kilobytes("VmRSS")
-model = load_model(sys.argv[1], packed=True)
+model = load_model(large, packed=True)
 print(kilobytes("VmHWM") - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_no_layer_is_held_twice(tmp_path: Path) -> None:
-    with torch.device("meta"):
-        model = LPDModel(LPDConfig(1024, depth=6, heads=16, vocab_size=1024, num_classes=10, grid=(16, 16)))
-    weights = {name: torch.zeros(value.shape) for name, value in model.state_dict().items()}
-    path = tmp_path / "model.safetensors"
-    save_file(weights, path, metadata={"heads": "16", "grid": "16x16"})
+    files = [tmp_path / "small.safetensors", tmp_path / "large.safetensors"]
+    for path, depth, width in zip(files, (1, 6), (256, 1024), strict=True):
+        with torch.device("meta"):
+            model = LPDModel(LPDConfig(width, depth, heads=16, vocab_size=1024, num_classes=10, grid=(16, 16)))
+        weights = {name: torch.zeros(value.shape) for name, value in model.state_dict().items()}
+        save_file(weights, path, metadata={"heads": "16", "grid": "16x16"})
     size = sum(value.numel() * 4 for value in weights.values())
     assert size > 300e6
-    command = [sys.executable, "-c", PEAK, str(path)]
+    command = [sys.executable, "-c", PEAK, *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     # Beyond the weights: one of the six blocks as it was read.

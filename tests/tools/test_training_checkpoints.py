@@ -32,7 +32,7 @@ def test_newest_and_best_are_kept(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / "run" / BEST)["step"] == 2
     newest = folder.newest({"dim": 32, "ch_mult": (1, 2)})
     assert newest is not None
-    assert torch.equal(newest["weight"], torch.full((3,), 10))
+    assert torch.equal(newest[1]["weight"], torch.full((3,), 10))
 
 
 def test_the_best_is_copied_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: py
     assert names(tmp_path) == ["step_000000002.pt"]
     newest = folder.newest({})
     assert newest is not None
-    assert newest["step"] == 2
+    assert newest[1]["step"] == 2
 
 
 def full_disk(*arguments: object) -> None:
@@ -108,7 +108,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"step_000000002\.pt' is not a readable checkpoint.*an older one is tried"):
         newest = folder.newest({"dim": 32})
     assert newest is not None
-    assert newest["step"] == 1
+    assert newest[1]["step"] == 1
     (tmp_path / "step_000000001.pt").write_bytes(b"")
     with pytest.warns(UserWarning, match="tried"), pytest.raises(ValueError, match=r"no checkpoint in .* can be read"):
         folder.newest({})
@@ -122,7 +122,7 @@ def test_a_damaged_newest_does_not_take_the_place_of_those_that_follow(tmp_path:
     assert folder.save(state(6), 6).is_file()  # of the training that went on from step 5
     newest = folder.newest({})
     assert newest is not None
-    assert newest["step"] == 6
+    assert newest[1]["step"] == 6
     assert names(tmp_path) == ["step_000000006.pt"]
 
 
@@ -133,7 +133,7 @@ def test_the_best_is_the_last_resort(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="step_000000002"):
         newest = folder.newest({})
     assert newest is not None
-    assert newest["step"] == 1
+    assert newest[1]["step"] == 1
 
 
 def test_other_settings_and_foreign_files_are_refused(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ class Payload:
 
 def test_pickled_code_is_never_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(state(1) | {"format": 2, "weights": Payload()}, tmp_path / "step_000000001.pt")
-    with pytest.raises(DamagedCheckpointError, match="not a readable checkpoint: UnpicklingError"):
+    with pytest.raises(DamagedCheckpointError, match="not a readable checkpoint: it pickles more than tensors: print"):
         read_checkpoint(tmp_path / "step_000000001.pt")
     assert capsys.readouterr().out == ""
 

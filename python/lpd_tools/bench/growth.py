@@ -23,7 +23,8 @@ from lpd_ext.linear import pack
 from lpd_ext.quantize import quantize
 from lpd_tools.bench.growth_series import DTYPES, Measured, Point, all_points
 from lpd_tools.bench.settings import Growth
-from lpd_tools.bench.timing import interleaved, machine
+from lpd_tools.bench.timing import interleaved
+from lpd_tools.machine import machine
 from lpd_tools.progress import track
 
 _CPU = torch.device("cpu")

@@ -47,6 +47,13 @@ def sample(
     like: Annotated[
         Path | None, typer.Option(help="PNG file that lpd wrote: its settings, where no other option is given.")
     ] = None,
+    animate: Annotated[
+        Path | None, typer.Option(help="WebP or GIF file that shows the images forming, in place of the grid.")
+    ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(help="With --animate: orders side by side on one clock, as 'locality,raster:256' (:steps)."),
+    ] = None,
     device: Device = "",
 ) -> None:
     """Draw images and write them as one labelled grid.
@@ -58,4 +65,13 @@ def sample(
 
     sampling = Sampling(steps, guidance, order, temperature, top_k, top_p)
     of_model = {"model": model, "tokenizer": tokenizer, "dtype": dtype or None}
+    if animate is not None:
+        if like is not None:
+            raise ValueError("animate and like exclude each other")
+        from lpd_tools.animation import animate_sample
+
+        animate_sample(labels, of_model, sampling, animate, compare or [], images_per_label, seed or 0, device)
+        return
+    if compare:
+        raise ValueError("compare needs animate, the file to write")
     draw_sample(labels, of_model, sampling, output, images_per_label, seed, like, device)

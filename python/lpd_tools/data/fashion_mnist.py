@@ -32,6 +32,7 @@ CLASS_NAMES = (
     "ankle boot",
 )
 BORDER = 2  # 28x28 images are zero-padded to 32x32
+SIDE = 28 + 2 * BORDER
 
 
 @dataclass(frozen=True)

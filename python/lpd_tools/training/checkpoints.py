@@ -6,15 +6,18 @@ import os
 import re
 import shutil
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lpd_ext.content import content_of
 from lpd_ext.state_files import complete_file
 
 FORMAT = 2  # of the dict in the file
+CHECKPOINTS = "checkpoints"  # the folder, in that of the training
 BEST = "best.pt"
 _NAME = re.compile(r"step_(\d{9})\.pt")
 
@@ -40,7 +43,7 @@ class CheckpointFolder:
         path = self.folder / f"step_{step:09d}.pt"
         try:
             with complete_file(path) as temporary:
-                torch.save({"format": FORMAT, **state}, temporary)
+                write_pickle({"format": FORMAT, **state}, temporary)
             if best:
                 self._link_best(path)
             _sync_folder(self.folder)
@@ -55,8 +58,8 @@ class CheckpointFolder:
             old.unlink(missing_ok=True)
         return path
 
-    def newest(self, settings: Mapping[str, Any], warn: bool = True) -> dict[str, Any] | None:
-        """The newest whole checkpoint, None if there is none at all; a damaged one is passed over with a warning.
+    def newest(self, settings: Mapping[str, Any], warn: bool = True) -> tuple[Path, dict[str, Any]] | None:
+        """The newest whole checkpoint and where it is, None if there is none; a damaged one is passed over, and told.
 
         Raises ValueError if all are damaged, or for a training that began with other `settings`.
         """
@@ -69,7 +72,7 @@ class CheckpointFolder:
                     warnings.warn(f"{error}; an older one is tried", stacklevel=2)
                 continue
             check_settings(state["settings"], settings, path)
-            return state
+            return path, state
         if files:
             raise ValueError(f"no checkpoint in {str(self.folder)!r} can be read: start anew in another out_dir")
         return None
@@ -103,18 +106,40 @@ class CheckpointFolder:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The dict in a checkpoint file; pickled code is never run (weights_only).
 
-    Raises DamagedCheckpointError for a file that is cut short or foreign.
+    Raises DamagedCheckpointError for a file that is cut short, changed or foreign.
     """
     try:
-        # Memory-mapped: the processes of one machine share it, and each copies what it needs.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged pickle can raise anything
-        raise DamagedCheckpointError(
-            f"path {str(path)!r} is not a readable checkpoint: {type(error).__name__}"
-        ) from error
+        with content_of(path, "is not a readable checkpoint"):
+            state = read_pickle(path)
+    except ValueError as error:
+        raise DamagedCheckpointError(str(error)) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT or not isinstance(state.get("settings"), dict):
         raise DamagedCheckpointError(f"path {str(path)!r} holds no training checkpoint of this version")
     return state
+
+
+def write_pickle(value: Mapping[str, Any], path: Path) -> None:
+    """torch.save, with a CRC-32 of each entry of the file, whatever the process has set."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)
+    try:
+        torch.save(value, path)
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+def read_pickle(path: str | Path) -> Any:
+    """What a file of `write_pickle` holds; any error, but for a file whose bytes are no longer those written.
+
+    torch does not compare the checksums that it writes, so that flips in weights would be learnt from.
+    """
+    with zipfile.ZipFile(path) as file:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
+            raise ValueError("it is compressed, which torch never does")
+        if damaged := file.testzip():
+            raise ValueError(f"the checksum of its entry {damaged} is wrong")
+    # Memory-mapped: the processes of one machine share it, and each copies what it needs.
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def check_settings(began: Mapping[str, Any], settings: Mapping[str, Any], path: Path) -> None:

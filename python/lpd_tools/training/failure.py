@@ -8,11 +8,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from lpd_ext.content import content_of
 from lpd_ext.state_files import complete_file
 from lpd_tools.processes import Processes
+from lpd_tools.training.checkpoints import read_pickle, write_pickle
 from lpd_tools.training.loop_settings import LoopSettings
 
 FORMAT = 1  # of the dict in the file
@@ -48,7 +49,7 @@ def save_failure(
     if group.rank == rank:
         path.parent.mkdir(parents=True, exist_ok=True)
         with complete_file(path) as temporary:
-            torch.save(
+            write_pickle(
                 {
                     "format": FORMAT,
                     "kind": type(settings).__name__,
@@ -69,10 +70,8 @@ def read_failure(path: str | Path) -> dict[str, Any]:
     """The dict that `save_failure` wrote; ValueError for another file. Pickled code is never run (weights_only)."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"path must be a file of a training that stopped, but there is none at {str(path)!r}")
-    try:
-        failure = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise anything
-        raise ValueError(f"path {str(path)!r} is no file to replay: {type(error).__name__}") from error
+    with content_of(path, "is no file to replay"):
+        failure = read_pickle(path)
     if not isinstance(failure, dict) or failure.get("format") != FORMAT or "batch" not in failure:
         raise ValueError(f"path {str(path)!r} is no file to replay")
     return failure

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lpd_ext.state_files import write_state_dict
+from lpd_ext.content import content_of
+from lpd_ext.state_files import read_state_dict, write_state_dict
 from lpd_tools.checks import check_finite
 from lpd_tools.data.fashion_mnist import (
     LabelledImages,
@@ -122,7 +122,8 @@ def load_judge(path: str | Path) -> Judge:
     if not Path(path).is_file():
         raise FileNotFoundError(f"path: no judge at {str(path)!r}; train one with `lpd train-judge`")
     judge = Judge()
-    judge.load_state_dict(load_file(path))
+    with content_of(path, "holds no judge"):
+        judge.load_state_dict(read_state_dict(path))
     return judge.eval().requires_grad_(False)
 
 

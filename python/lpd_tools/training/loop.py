@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -13,9 +14,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from lpd_ext.content import content_of
 from lpd_tools.processes import Processes
 from lpd_tools.progress import track
-from lpd_tools.training.checkpoints import CheckpointFolder
+from lpd_tools.training.checkpoints import CHECKPOINTS, CheckpointFolder
 from lpd_tools.training.failure import TrainingDivergedError, first_failed, save_failure
 from lpd_tools.training.gradients import add_gradients, clip_gradients, micro_batches, seed_step
 from lpd_tools.training.logs import EVALUATIONS, STEPS, TrainingLogs
@@ -25,6 +27,9 @@ from lpd_tools.training.precision import autocast_dtype
 from lpd_tools.training.state import TrainingState, parameter_groups
 from lpd_tools.training.stopping import StopSignals, TrainingStopped
 from lpd_tools.training.task import Task
+
+_PROGRESS = {"done": int, "seconds": float, "best": float, "sums": dict, "counted": int}  # of what a checkpoint keeps
+log = logging.getLogger(__name__)
 
 
 class Training:
@@ -39,7 +44,7 @@ class Training:
         self.share = group.share(settings.batch_size)
         self.parts = micro_batches(self.share, settings.micro_batch_size)
         self.dtype = autocast_dtype(settings.precision, group.device)
-        self.checkpoints = CheckpointFolder(Path(settings.out_dir) / "checkpoints", settings.keep)
+        self.checkpoints = CheckpointFolder(Path(settings.out_dir) / CHECKPOINTS, settings.keep)
         stored = self.checkpoints.newest(fixed, warn=self.first)
         self.model = prepare(task, settings, group)
         groups = parameter_groups(task.network, settings.weight_decay)
@@ -49,13 +54,22 @@ class Training:
         self.sums: dict[str, float] = {}  # of losses, since the last row of log.csv, and over how many steps
         self.counted = 0
         if stored is not None:
-            self.state.restore(stored)
-            task.restore(stored["task"])
-            for name, value in stored["progress"].items():
-                setattr(self, name, value)
+            path, entries = stored
+            with content_of(path, "does not fit this training"):
+                self.state.restore(entries)
+                task.restore(entries["task"])
+                self._restore_progress(entries["progress"])
+            if self.first:
+                log.info("going on in %s after step %d of %d", settings.out_dir, self.done, settings.steps)
         check_same_start(self.done, group)
         self.begun = self.saved_at = time.monotonic()
         self.begun -= self.seconds
+
+    def _restore_progress(self, progress: Mapping[str, Any]) -> None:
+        for name, kind in _PROGRESS.items():
+            if not isinstance(progress[name], kind):
+                raise ValueError(f"progress must have a {name} that is {kind.__name__}, got {progress[name]!r}")
+            setattr(self, name, progress[name])
 
     def run(self) -> None:
         """Trains to the last step and exports the averaged weights.
@@ -133,7 +147,7 @@ class Training:
 
     def save(self, best: bool) -> Path:
         """Writes a checkpoint; every process must take part. Returns where it is, or the folder in other processes."""
-        progress = {name: getattr(self, name) for name in ("done", "seconds", "best", "sums", "counted")}
+        progress = {name: getattr(self, name) for name in _PROGRESS}
         entries = self.state.gathered(self.first)
         entries |= {"task": self.task.state(), "progress": progress, "settings": self.fixed}
         path = self.checkpoints.save(entries, self.done, best=best) if self.first else self.checkpoints.folder

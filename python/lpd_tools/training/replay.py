@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lpd_ext.content import content_of
 from lpd_ext.model import LPDModel
 from lpd_tools.checks import check_device
 from lpd_tools.training.export import sizes_in
@@ -17,7 +18,7 @@ from lpd_tools.training.failure import read_failure
 from lpd_tools.training.gradients import add_gradients, micro_batches, seed_step
 from lpd_tools.training.precision import autocast_dtype
 from lpd_tools.training.settings import LPDTraining, Replay
-from lpd_tools.training.state import fill
+from lpd_tools.training.state import filled
 from lpd_tools.training.transformer import Batch, batch_loss
 
 
@@ -43,12 +44,13 @@ def replay(config: Replay) -> ReplayedStep:
     failure = read_failure(config.file)
     if failure["kind"] != LPDTraining.__name__:
         raise ValueError(f"file must be of a training of the transformer, got {failure['kind']} in {config.file!r}")
-    settings = LPDTraining(**failure["settings"])
     device = check_device(config.device)
-    model = LPDModel(sizes_in(failure["sizes"])).to(device)
-    fill(model, failure["weights"])
-    batch = Batch(**failure["batch"])
-    seed_step(settings.seed, failure["step"], failure["rank"])
+    with content_of(config.file, "is no file to replay"):
+        settings = LPDTraining(**failure["settings"])
+        sizes = sizes_in(failure["sizes"])
+        model = filled(lambda: LPDModel(sizes), failure["weights"]).to(device)
+        batch = Batch(**failure["batch"])
+        seed_step(settings.seed, failure["step"], failure["rank"])
     dtype = autocast_dtype(config.precision or settings.precision, device)
     parts = micro_batches(slice(0, len(batch.labels)), settings.micro_batch_size)
     with first_output_not_finite(model) as found:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lpd_tools.training.parallel import part_like, whole
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class TrainingState:
@@ -57,7 +59,11 @@ class TrainingState:
         }
 
     def restore(self, stored: Mapping[str, Any]) -> None:
-        """Puts back what `gathered` gave."""
+        """Puts back what `gathered` gave; ValueError or KeyError where it does not fit, before anything is changed."""
+        check_fits(self.weights, stored["weights"])
+        check_fits(self.average, stored["average"])
+        for name, moments in stored["moments"].items():
+            check_fits(dict.fromkeys(("exp_avg", "exp_avg_sq"), self.weights[name]), moments, beside=("step",))
         with torch.no_grad():
             for target, source in ((self.weights, stored["weights"]), (self.average, stored["average"])):
                 for name, value in target.items():
@@ -95,7 +101,37 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 def fill(network: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Copies whole tensors, by name, into the parameters and buffers of a network."""
+    """Copies whole tensors, by name, into the parameters and buffers of a network; ValueError unless all fit."""
+    own = dict(network.named_parameters()) | dict(network.named_buffers())
+    check_fits(own, values)
     with torch.no_grad():
-        for name, value in [*network.named_parameters(), *network.named_buffers()]:
+        for name, value in own.items():
             value.copy_(values[name])
+
+
+def filled(make: Callable[[], Network], values: Mapping[str, Tensor]) -> Network:
+    """A network with whole tensors by name; ValueError, before it has any memory, unless all fit."""
+    with torch.device("meta"):
+        network = make().float()  # not in the default dtype, which a caller may have changed
+    check_fits(dict(network.named_parameters()) | dict(network.named_buffers()), values)
+    network.to_empty(device="cpu")
+    fill(network, values)
+    return network
+
+
+def check_fits(own: Mapping[str, Tensor], values: Mapping[str, Any], beside: Collection[str] = ()) -> None:
+    """ValueError unless `values`, as a file gives them, are tensors of the names and shapes of `own`, and of `beside`.
+
+    copy_ would spread a smaller one.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"tensors by name are missing, got {type(values).__name__}")
+    for name in [*own, *beside]:
+        if not isinstance(values.get(name), Tensor):
+            raise ValueError(f"{name} is missing")
+        if name in own and values[name].shape != own[name].shape:
+            raise ValueError(f"{name} must have shape {list(own[name].shape)}, got {list(values[name].shape)}")
+        if values[name].nbytes > values[name].untyped_storage().nbytes():
+            raise ValueError(f"{name} stands for more memory than the file holds")
+    if unknown := [name for name in values if name not in own and name not in beside]:
+        raise ValueError(f"{unknown[0]} is unexpected")

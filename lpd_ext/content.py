@@ -1,0 +1,70 @@
+"""Where the content of a file becomes values that others trust: what is wrong with it is a ValueError naming the file.
+
+Nothing is read that is larger than it can be, and nobody but these functions has to know what a parser may raise.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_LARGEST_TEXT = 64 << 20  # bytes; the index of a token cache of ten thousand shards has two millions
+
+_LONGEST_REASON = 2000  # characters
+
+
+@contextmanager
+def content_of(path: str | Path, fault: str = "cannot be used") -> Iterator[None]:
+    """What goes wrong in the block is a fault of the file's content: ValueError "path 'x' `fault`: why".
+
+    Errors of the system stay what they are, and name the file; a ValueError that names it already stays as it is.
+    """
+    try:
+        yield
+    except Warning:  # a caller's filter made an error of it
+        raise
+    except Exception as error:  # a damaged file can raise anything
+        if isinstance(error, OSError):
+            if error.errno is None or error.filename is not None:
+                raise
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        raise ValueError(f"path {str(path)!r} {fault}: {reason(error)}") from error
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file in UTF-8; ValueError for another encoding, and for more than any file of ours has."""
+    with content_of(path, "is no text in UTF-8"), Path(path).open("rb") as file:
+        content = file.read(_LARGEST_TEXT + 1)
+        if len(content) > _LARGEST_TEXT:
+            raise ValueError(f"it is larger than {_LARGEST_TEXT >> 20} MB")
+        return content.decode("utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file says; ValueError if it is none."""
+    text = read_text(path)
+    with content_of(path, "is not valid JSON"):
+        return json.loads(text)
+
+
+def reason(error: BaseException) -> str:
+    """Why a file cannot be read, in one line: without torch's advice to read what it refuses all the same."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if text.startswith("Weights only load failed"):
+        refused = re.search(r"[Uu]nsupported (?:global: )?(?:GLOBAL )?(operand \d+|[\w.]+)", text)
+        what = f": {refused[1]}" if refused else ""
+        return f"it pickles more than tensors{what}; save the state dict alone, torch.save(model.state_dict(), path)"
+    if isinstance(error, KeyError):
+        return f"{text} is missing"
+    if isinstance(error, ValueError):  # of this library, which may list what does not fit
+        return textwrap.shorten(text, _LONGEST_REASON, placeholder=" ...") or type(error).__name__
+    return text.splitlines()[0] if text else type(error).__name__

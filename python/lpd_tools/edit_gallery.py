@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lpd_ext.drawing import Drawing
-from lpd_ext.edit_plan import Paste, plan_inpaint, plan_outpaint, plan_variations
+from lpd_ext.edit_plan import Paste, picture_size, plan_inpaint, plan_outpaint, plan_variations
 from lpd_ext.image_input import fit_picture, read_pictures
 from lpd_ext.tokenizer import VQTokenizer
 from lpd_tools.checks import check_device, check_output, check_seeds
@@ -77,9 +77,8 @@ def _rows(pipe: LPDPipeline, given: Given, seeds: list[int], options: dict[str, 
 
 def _picture(pipe: LPDPipeline, given: Given) -> Tensor:
     """The picture [3, H, W], stretched to the model's size."""
-    stride, (height, width) = pipe.tokenizer.config.stride, pipe.model.config.grid
     ((picture,), _, _) = read_pictures(given.image, "image")
-    return fit_picture(picture, (height * stride, width * stride), "stretch", "image")
+    return fit_picture(picture, picture_size(pipe), "stretch", "image")
 
 
 def _begun_from(pipe: LPDPipeline, given: Given, drawing: Drawing) -> Image.Image:

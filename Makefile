@@ -75,7 +75,7 @@ fuzz-asan: torch build-tools  ## Fuzz the operators of a build with AddressSanit
 	LPD_CUDA=OFF $(BIN)/pip install --quiet --no-build-isolation --no-deps --upgrade --target build/asan/site \
 	  -C build-dir=build/asan -C cmake.define.LPD_SANITIZE=address .
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" PYTHONPATH=build/asan/site \
-	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 OMP_NUM_THREADS=1 LPD_EMULATED_LIBRARY= \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 OMP_NUM_THREADS=1 LPD_EMULATED_LIBRARY=none \
 	  $(FUZZ) operators --calls $(CALLS)
 
 lint: torch lint-tools  ## Check style and types (ruff, mypy, clang-format)

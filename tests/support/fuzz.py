@@ -21,9 +21,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-HANGS = 60  # seconds without a new case
+HANGS = 120  # seconds without a new case
 MEMORY = 8 << 30  # bytes of addresses of one process; a sanitizer needs far more
 CLOCK_EVERY = 100  # cases
+SAY_EVERY = 10  # seconds
 
 
 def work(name: str, seed: int, first: int, calls: int, seconds: float) -> None:
@@ -93,7 +94,7 @@ def fuzz(
     share = -(-calls // processes)
     starts = range(first, first + calls, share)
     workers = [Worker(name, seed, start, min(share, first + calls - start), seconds) for start in starts]
-    began = time.monotonic()
+    began = said = time.monotonic()
     try:
         while True:
             for worker in workers:
@@ -103,12 +104,9 @@ def fuzz(
             running = [worker for worker in workers if worker.process.poll() is None]
             done = sum(worker.at() - worker.first for worker in running)
             done += sum(sum(worker.outcomes().values()) for worker in workers if worker not in running)
-            if not quiet:
-                print(
-                    f"\r{name}, seed {seed}: {done:,} of {calls:,} in {time.monotonic() - began:.0f} s",
-                    end="",
-                    flush=True,
-                )
+            if not quiet and (not running or time.monotonic() - said > SAY_EVERY):
+                said = time.monotonic()
+                print(f"{name}, seed {seed}: {done:,} of {calls:,} cases in {said - began:.0f} s", flush=True)
             if not running:
                 return sum((worker.outcomes() for worker in workers), Counter())
             time.sleep(0.2)
@@ -140,8 +138,8 @@ def main() -> None:
             arguments.name, arguments.calls, arguments.seconds, seed, arguments.first, processes, quiet=False
         )
     except RuntimeError as error:
-        raise SystemExit(f"\n{arguments.name}, seed {seed}: {error}") from None
-    print("\n" + ", ".join(f"{count:,} {word}" for word, count in sorted(outcomes.items())))
+        raise SystemExit(f"{arguments.name}, seed {seed}: {error}") from None
+    print(", ".join(f"{count:,} {word}" for word, count in sorted(outcomes.items())))
 
 
 if __name__ == "__main__":

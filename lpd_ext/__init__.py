@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch  # noqa: F401  (the extension needs its libraries to be loaded)
 
 try:
@@ -14,12 +16,15 @@ except ModuleNotFoundError as error:
         "'pip install .', or install it editable (see CONTRIBUTING.md)"
     ) from error
 from lpd_ext.checkpoint import load_model
-from lpd_ext.compat import accelerate
+from lpd_ext.compat import accelerate, restore
+from lpd_ext.drawing import LPDPipelineOutput, StepPreview
 from lpd_ext.model import LPDConfig, LPDModel
-from lpd_ext.pipeline import LPDPipeline, LPDPipelineOutput, SamplingDefaults, StepPreview
+from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
 from lpd_ext.request import DecodeRequest, OrderPolicy, make_request
 from lpd_ext.sampler import decode, generate
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # the program decides what is shown
 
 __all__ = [
     "DecodeRequest",
@@ -38,4 +43,5 @@ __all__ = [
     "generate",
     "load_model",
     "make_request",
+    "restore",
 ]

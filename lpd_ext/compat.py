@@ -2,42 +2,154 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from types import MethodType
-from typing import TypeVar
+from threading import Lock
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lpd_ext.checkpoint import infer_config, model_from_state_dict
-from lpd_ext.checks import as_int
+from lpd_ext import memory
+from lpd_ext.checks import as_int, as_real
 from lpd_ext.cuda_graphs import DecodeGraphs
+from lpd_ext.linear import PackedLinear, can_pack, is_plain
+from lpd_ext.mirror import Mirror
+from lpd_ext.model import LPDModel
+from lpd_ext.published_modules import config_of, linear_paths, module_at, owner_of, unwrapped
 from lpd_ext.request import GUIDANCE_SCHEDULES, make_request
 from lpd_ext.sampler import generate
 from lpd_ext.schedule import check_group_sizes, parse_group_sizes
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
+Packing = bool | Literal["inplace"] | None
+_NAME = "sample_tokens"
+_LEAST_TEMPERATURE = 1e-5  # of the published sampler, which takes it for anything below
+_LEAST_TOP_P = torch.finfo(torch.float32).tiny
 
 
-def accelerate(model: AnyModule, *, heads: int | None = None) -> AnyModule:
+def accelerate(model: AnyModule, *, heads: int | None = None, packed: Packing = None) -> AnyModule:
     """Replace `model.sample_tokens` by this library's decoder, under the published signature; returns the same model.
 
-    model is any module with the published state-dict layout; heads is needed where the head dimension is not 64. The
-    weights are taken as they are now (most are shared, the embedding tables are copied): after changing them, call
-    accelerate again. Shared weights cannot be packed: on a CPU, `LPDPipeline` decodes faster. Raises ValueError if the
-    layout does not fit.
-    """
-    state = {name: value.detach() for name, value in model.state_dict().items()}
-    if heads is None:
-        heads = _published_heads(model)
-    # Decoding needs the number of cells only: orders come from the caller.
-    positions = state.get("pos_embed")
-    row = None if positions is None or positions.ndim != 3 else (1, positions.shape[1] - 1)
-    decoder = model_from_state_dict(state, infer_config(state, heads, row)).eval()
-    graphs = DecodeGraphs()
+    model is built as the published one, or a wrapper of DDP, torch.compile or PEFT around one. heads is needed where
+    neither the model nor a head dimension of 64 tells it.
 
-    def sample_tokens(
-        self: nn.Module,
+    packed, on a CPU: decoding is faster from linear weights that are packed. True packs a second copy of them (1.2 GB
+    for lpd_l), False none, None (the default) where it takes no more than half of the memory that is free. "inplace"
+    packs the model's own layers, which then have no parameters, and can be called but not trained, until `restore`.
+    Other weights are shared, but for the embedding tables, which are copied.
+
+    Every call looks whether weights have changed and follows them: see docs/drop_in.md, also for adapters. Raises
+    ValueError for a model that cannot be decoded, TypeError for a name and for a model of this library's own.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be the published model object, got {model!r}: LPDPipeline.from_pretrained loads models by name"
+        )
+    if isinstance(model, LPDModel):
+        raise TypeError("model must be the published model object, got an LPDModel: `generate` decodes it as it is")
+    if packed not in (None, True, False, "inplace"):
+        raise ValueError(f"packed must be True, False, None or 'inplace', got {packed!r}")
+    models = unwrapped(model)
+    config_of(models[-1], heads)
+    restore(model)
+    drop_in = SampleTokens(models[-1], heads, packed)
+    try:
+        drop_in.decoder()
+    except Exception:
+        drop_in.give_back()
+        raise
+    for module in reversed(models):
+        if getattr(module, _NAME, None) is not drop_in:  # torch.compile's wrapper shows the attributes of what it wraps
+            vars(module)[_NAME] = drop_in
+    return model
+
+
+def restore(model: AnyModule) -> AnyModule:
+    """Undo `accelerate`: the model's own `sample_tokens` and, after "inplace", its own linear layers; returns it.
+
+    Weights stay as they are now. Nothing to do where the model was not accelerated.
+    """
+    for module in unwrapped(model):
+        if isinstance(vars(module).get(_NAME), SampleTokens):
+            vars(module).pop(_NAME).give_back()
+    return model
+
+
+class SampleTokens:
+    """The method `sample_tokens` of an accelerated model; copies and pickles of the model have one of their own."""
+
+    def __init__(self, model: nn.Module, heads: int | None, packed: Packing) -> None:
+        self._model, self._heads, self._packed = model, heads, packed
+        self._taken: list[tuple[PackedLinear, nn.Module]] = []  # packed in place, and the layer that was there
+        self._forget()
+
+    def _forget(self) -> None:
+        self._mirror: Mirror | None = None
+        self._graphs = DecodeGraphs()
+        self._lock = Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("_model", "_heads", "_packed", "_taken")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def decoder(self) -> LPDModel:
+        """The decoder, with the weights that the model has now."""
+        with self._lock:
+            if self._mirror is None or not self._mirror.up_to_date():
+                self._mirror, self._graphs = None, DecodeGraphs()  # before memory is taken for others
+                if self._packed == "inplace":
+                    self._take_layers()
+                self._mirror = Mirror(self._model, self._heads, self._shall_pack())
+            return self._mirror.decoder
+
+    def _shall_pack(self) -> bool:
+        if self._packed is not None:
+            return bool(self._packed)
+        free, needed = memory.available(), sum(weight.nbytes for _, weight in self._packable())
+        return free is None or needed <= free // 2
+
+    def _packable(self) -> list[tuple[str, Tensor]]:
+        """Paths and weights of the linear layers that are plain and nothing else."""
+        depth = len(self._model.get_submodule("blocks")._modules)
+        layers = [(path, module_at(self._model, path)) for path in linear_paths(depth)]
+        weights = [(path, layer._parameters.get("weight")) for path, layer in layers if is_plain(layer)]
+        return [(path, w) for path, w in weights if w is not None and can_pack(w.device, w.dtype)]
+
+    def _take_layers(self) -> None:
+        """Put packed layers in the place of the model's own, whose weights are emptied."""
+        uses = Counter(id(w) for module in self._model.modules() for w in module._parameters.values())
+        for path, weight in self._packable():
+            parent, name = owner_of(self._model, path)
+            layer = parent.get_submodule(name)
+            if uses[id(weight)] > 1 or layer._modules:  # the weights of others too, or a bias that is computed
+                continue
+            bias = layer._parameters.get("bias")
+            packed = PackedLinear(weight.shape[1], weight.shape[0], bias is not None)
+            packed.pack(weight=weight)
+            packed.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+            weight.data = weight.new_empty(0)
+            parent._modules[name] = packed
+            self._taken.append((packed, layer))
+
+    def give_back(self) -> None:
+        """Put the model's own linear layers back, with the weights that they have now."""
+        self._forget()  # it uses the packed ones
+        while self._taken:
+            packed, layer = self._taken.pop()
+            for parent in self._model.modules():
+                for name, child in parent._modules.items():
+                    if child is packed:
+                        layer.get_parameter("weight").data = packed.weight
+                        if packed.bias is not None:
+                            layer.get_parameter("bias").data = packed.bias.data
+                        parent._modules[name] = layer
+
+    def __call__(
+        self,
         bsz: int,
         cfg: float = 1.0,
         cfg_schedule: str = "linear",
@@ -49,7 +161,12 @@ def accelerate(model: AnyModule, *, heads: int | None = None) -> AnyModule:
         group_sizes: str | Sequence[int] | None = None,
         orders: Tensor | None = None,
     ) -> Tensor:
-        """Draw bsz images; int64 [bsz, N] in raster order. Random numbers follow torch's global generator."""
+        """Draw bsz images; int64 [bsz, N] in raster order. Random numbers follow torch's global generator.
+
+        As published: cfg is any number, 1 leaves the unconditional branch out; temperature is at least 1e-5; top_k < 1
+        and top_p >= 1 are off, and top_p <= 0 leaves the most likely token.
+        """
+        decoder = self.decoder()
         num_tokens = decoder.config.num_tokens
         bsz = as_int(bsz, "bsz")
         if bsz < 0:
@@ -71,17 +188,13 @@ def accelerate(model: AnyModule, *, heads: int | None = None) -> AnyModule:
             [None] * bsz if labels is None else [None if y == -1 else y for y in labels.tolist()],
             group_sizes=[sizes] * bsz,
             order=orders.to(torch.int64),
-            guidance_scale=float(cfg),
+            guidance_scale=as_real(cfg, "cfg"),
             guidance_schedule=cfg_schedule,
-            temperature=float(temperature),
-            top_k=top_k,
-            top_p=float(top_p),
+            temperature=max(as_real(temperature, "temperature"), _LEAST_TEMPERATURE),
+            top_k=max(as_int(top_k, "top_k"), 0),
+            top_p=min(max(as_real(top_p, "top_p"), _LEAST_TOP_P), 1.0),
         )
-        return generate(decoder, request, graphs)
-
-    # nn.Module declares its attributes to be tensors or modules; this one is a method.
-    model.sample_tokens = MethodType(sample_tokens, model)  # type: ignore[assignment]
-    return model
+        return generate(decoder, request, self._graphs)
 
 
 def _check_integers(name: str, value: Tensor) -> None:
@@ -89,12 +202,6 @@ def _check_integers(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} must be a tensor of integers, got {type(value).__name__}")
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} must be a tensor of integers, got one of {value.dtype}")
-
-
-def _published_heads(model: nn.Module) -> int | None:
-    blocks = getattr(model, "blocks", None)
-    heads = getattr(getattr(blocks[0], "attn", None), "num_heads", None) if blocks else None
-    return heads if isinstance(heads, int) else None
 
 
 def _check_attention_mask(mask: Tensor | None, group_sizes: Sequence[int]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from heapq import heappop, heappush
 
 from torch import Tensor
 
@@ -47,8 +49,15 @@ class ContinuousBatch:
         with decoding_modes(self._device):
             capacity = Capacity(max_images, slots, cache_positions=num_tokens, most_rows=0)
             self._state = DecodeState(model, capacity, Filters(False, False))
+        # Always the lowest ones first: images that are alike then come to lie as those before them did.
         self._free_rows, self._free_slots = list(range(max_images)), list(range(slots))
+        self._plan_step = lru_cache(maxsize=256)(plan_step)
         self.running: list[RunningImage] = []
+
+    @property
+    def cache_bytes(self) -> int:
+        """Size of the pool of cache slots."""
+        return sum(layer.k_cache.nbytes + layer.v_cache.nbytes for layer in self._state.parts.layers)
 
     def fits(self, request: DecodeRequest) -> bool:
         """Whether there is room for the request's images now."""
@@ -66,7 +75,7 @@ class ContinuousBatch:
                 f"{slots} cache slots are free"
             )
         places = [
-            Place(self._free_rows.pop(0), self._free_slots.pop(0), self._free_slots.pop(0) if guided else None)
+            Place(heappop(self._free_rows), heappop(self._free_slots), heappop(self._free_slots) if guided else None)
             for guided in request.guided
         ]
         with decoding_modes(self._device):
@@ -81,11 +90,11 @@ class ContinuousBatch:
         images = [image for image in self.running if not image.finished]
         if not images:
             return []
-        rows = [image.schedule.rows(image.steps_done) for image in images]
+        places, rows = zip(*((image.place, image.schedule.rows(image.steps_done)) for image in images), strict=True)
         self._state.filters = Filters(any(i.filters.top_k for i in images), any(i.filters.top_p for i in images))
         with decoding_modes(self._device):
             num_tokens = self._state.model.config.num_tokens
-            advance(self._state, plan_step([image.place for image in images], rows, num_tokens, self._device))
+            advance(self._state, self._plan_step(places, rows, num_tokens, self._device))
         for image in images:
             image.steps_done += 1
         return [image for image in images if image.finished]
@@ -98,5 +107,7 @@ class ContinuousBatch:
         """Give the places of images back, finished or not."""
         for image in images:
             self.running.remove(image)
-            self._free_rows.append(image.place.image)
-            self._free_slots += [slot for slot in (image.place.slot, image.place.twin) if slot is not None]
+            heappush(self._free_rows, image.place.image)
+            for slot in (image.place.slot, image.place.twin):
+                if slot is not None:
+                    heappush(self._free_slots, slot)

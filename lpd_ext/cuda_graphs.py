@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from threading import Lock
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lpd_ext import _C
 
 # Up to this many steps make one graph; with more, the graph of a whole decode is slow to build and each has its own.
 MAX_STEPS_PER_GRAPH = 64
 
+log = logging.getLogger(__name__)
 State = TypeVar("State")
 Run = Callable[[], None]
 
@@ -23,42 +28,115 @@ Run = Callable[[], None]
 _CAPTURING = Lock()  # CUDA has one capture under way per process
 
 
-def capture_cuda_graphs(runs: Sequence[Run]) -> list[Run]:
+class _OwnStream:
+    """A stream of the current GPU that nobody else launches to; once it is collected, the next recording may have it.
+
+    torch deals out 32 in turn, so one of them may be another thread's too. And the scratch memory of a stream's GEMMs
+    is shared by all that was recorded on it.
+    """
+
+    _free: ClassVar[dict[int, list[int]]] = {}
+
+    def __init__(self) -> None:
+        self._device = torch.cuda.current_device()
+        free = self._free.setdefault(self._device, [])
+        self._handle = free.pop() if free else _C.create_stream()
+        self.stream = torch.cuda.ExternalStream(self._handle, self._device)
+
+    def __del__(self) -> None:
+        self._free[self._device].append(self._handle)
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """Launches again what was recorded."""
+
+    graph: torch.cuda.CUDAGraph
+    recorded_on: _OwnStream
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
+def capture_cuda_graphs(runs: Sequence[Run]) -> Sequence[Run]:
     """Record what each of `runs` launches on the current device; the results launch it again, on the same memory.
 
     Each runs once before. What they allocate comes from one pool: the results must be called one after the other.
     Meanwhile other threads may launch kernels, but not draw from torch's CUDA generator.
     """
-    # A stream of its own: torch's default one belongs to the GPU of the first capture, and the scratch memory of a
-    # stream's GEMMs is shared by all that was recorded on it.
-    stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
     with _CAPTURING:
-        return [_capture(run, stream, pool) for run in runs]
+        own, pool = _OwnStream(), torch.cuda.graph_pool_handle()
+        return [_capture(run, own, pool) for run in runs]
 
 
-def _capture(run: Run, stream: torch.cuda.Stream, pool: Any) -> Run:
-    graph = torch.cuda.CUDAGraph()
+def _capture(run: Run, own: _OwnStream, pool: Any) -> Run:
+    graph, stream = torch.cuda.CUDAGraph(), own.stream
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()  # libraries set themselves up in their first call, which cannot be recorded
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    return graph.replay
+    try:
+        with torch.cuda.stream(stream):
+            run()  # libraries set themselves up in their first call, which cannot be recorded
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                run()
+    finally:  # of a run that fails too: what it has launched works on memory that others get now
+        torch.cuda.current_stream().wait_stream(stream)
+    return _Recording(graph, own)
 
 
 def weights_of(model: nn.Module) -> Hashable:
-    """Where the model's weights lie: equal as long as none has been replaced or moved."""
+    """What a recorded decode takes from the model as it is: equal as long as the recording still holds.
+
+    That is where its weights lie, not their values, but for those that weights are computed from
+    (torch.nn.utils.parametrize); the plain attributes of modules of others, as adapters; and torch's TF32 setting.
+    """
     # `model.parameters()` takes ten times as long, a millisecond of each decode.
-    addresses: list[int] = []
-    modules: list[nn.Module] = [model]
-    for module in modules:  # which grows
-        for weight in module._parameters.values():
-            if weight is not None:
-                addresses.append(weight.data_ptr())
-        if module._modules:
-            modules += [child for child in module._modules.values() if child is not None]
-    return tuple(addresses)
+    found: list[Hashable] = [torch.backends.cuda.matmul.fp32_precision]
+    modules: list[tuple[nn.Module, bool]] = [(model, False)]
+    for module, computes in modules:  # which grows
+        for tensors in (module._parameters, module._buffers):
+            for tensor in tensors.values():
+                if tensor is not None:
+                    found.append(_Contents.of(tensor) if computes else tensor.data_ptr())
+                    found.append(tensor.dtype)
+        if computes or not _is_known(type(module).__module__):
+            found.append(plain_settings(module))
+        for name, child in module._modules.items():
+            if child is not None:
+                modules.append((child, computes or name == "parametrizations"))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a tensor holds: equal until it is written to, which writes to its `.data` do not tell."""
+
+    address: int
+    version: int
+    memory: Tensor = field(compare=False)  # kept, so that no other tensor comes to lie there
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Contents:
+        return cls(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.detach())
+
+
+@cache
+def _is_known(home: str) -> bool:
+    """Whether modules of types that are defined there have no attributes that a decode depends on."""
+    return home.startswith(("torch.nn.modules.", "lpd_ext."))
+
+
+def plain_settings(module: nn.Module) -> Hashable:
+    """The attributes of a module that are numbers, words, or lists and dicts of them, as an adapter's scale."""
+    return _plain(vars(module))
+
+
+def _plain(value: object) -> Hashable:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    if isinstance(value, dict):
+        return tuple((key, _plain(entry)) for key, entry in value.items())
+    return ...
 
 
 @dataclass(frozen=True)
@@ -94,6 +172,7 @@ class DecodeGraphs:
         self._device_type = device_type
         self._weights: Hashable = None
         self._captured: OrderedDict[Hashable, CapturedDecode[Any]] = OrderedDict()
+        self._failed: set[Hashable] = set()
 
     def __len__(self) -> int:
         return len(self._captured)
@@ -108,23 +187,43 @@ class DecodeGraphs:
             return False
         return device.type == self._device_type
 
+    def has(self, layout: Hashable) -> bool:
+        """Whether a decode of this layout is captured; its weights may have changed since."""
+        return layout in self._captured
+
     def clear(self) -> None:
         """Give the memory of all captured decodes back."""
         self._captured.clear()
 
     def find(
         self, weights: Hashable, layout: Hashable, capture: Callable[[], CapturedDecode[State]]
-    ) -> CapturedDecode[State]:
-        """The decode captured for `layout`, or the one that `capture` returns; with other weights none is kept."""
+    ) -> CapturedDecode[State] | None:
+        """The decode captured for `layout`, or the one that `capture` returns; with other weights none is kept.
+
+        None where capturing fails, of which a warning says why. It is tried again with other weights only, or where
+        memory was short.
+        """
         if weights != self._weights:
             self.clear()
+            self._failed.clear()
             self._weights = weights
         captured = self._captured.pop(layout, None)
-        if captured is None:
+        if captured is None and layout not in self._failed:
             while len(self._captured) >= self._limit:
                 self._captured.popitem(last=False)  # before the new one asks for memory
-            captured = capture()
-        self._captured[layout] = captured
+            begun = time.perf_counter()
+            try:
+                captured = capture()
+                log.info("recorded a batch layout as CUDA graphs in %.2f s", time.perf_counter() - begun)
+            except Exception as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    self.clear()  # they hold the caches of several batches; one alone may fit
+                else:
+                    self._failed.add(layout)
+                reason = f"{type(error).__name__}: {error}"
+                warnings.warn(f"decoding without a CUDA graph, which could not be captured: {reason}", stacklevel=2)
+        if captured is not None:
+            self._captured[layout] = captured
         return captured
 
     def capture(self, state: State, steps: Sequence[Run]) -> CapturedDecode[State]:

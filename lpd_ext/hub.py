@@ -6,6 +6,9 @@ Downloads go through huggingface_hub: its cache, progress bars, resumption, HF_H
 from __future__ import annotations
 
 import errno
+import logging
+import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +23,9 @@ INDEX_FILE = "model.safetensors.index.json"  # of a model in several files
 TOKENIZER_FILE = "tokenizer.safetensors"
 _TOKENIZERS = (TOKENIZER_FILE, published.TOKENIZER_FILE)
 _LAST_CHECKPOINT = "checkpoint-last"  # what the published trainer calls its newest file
+_CHECKPOINT = re.compile(r"best\.pt|step_\d{9}\.pt")  # as `lpd train` names them
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,10 @@ def find_model(name: str | Path, options: HubOptions | None = None) -> ModelFile
     if path.is_file():
         return ModelFiles(path)
     if path.is_dir():
-        chosen = _choose([item.name for item in path.iterdir() if item.is_file()], str(path), path.name)
+        names = [item.name for item in path.iterdir() if item.is_file()]
+        if is_training_folder(path) and MODEL_FILE not in names:
+            raise FileNotFoundError(how_to_bundle(path))
+        chosen = _choose(names, str(path), path.name)
         tokenizer = next((path / file for file in _TOKENIZERS if (path / file).is_file()), None)
         return ModelFiles(path if chosen is None else path / chosen, tokenizer)
     repository = _repository(name)
@@ -73,6 +82,21 @@ def find_model(name: str | Path, options: HubOptions | None = None) -> ModelFile
         model = _download_weights(repository, chosen, options)
     tokenizer = None if tokenizer_name is None else _download(repository, tokenizer_name, options)
     return ModelFiles(model, tokenizer)
+
+
+def is_training_folder(path: Path) -> bool:
+    """Whether a training of `lpd train` writes, or wrote, to that folder: `lpd bundle` makes a model of it."""
+    return any(_CHECKPOINT.fullmatch(item.name) for item in (path / "checkpoints").glob("*.pt"))
+
+
+def how_to_bundle(folder: Path) -> str:
+    """The sentence for a training's folder that is taken for a model."""
+    quoted, out = shlex.quote(str(folder)), shlex.quote(f"{folder.absolute().name}-model")
+    return (
+        f"{str(folder)!r} is the folder of a training, which has no tokenizer: "
+        f"`lpd bundle --model {quoted} --tokenizer FILE --out {out}` makes a model of it, "
+        "FILE being the tokenizer that its tokens are of"
+    )
 
 
 def find_tokenizer(name: str | Path, options: HubOptions | None = None) -> Path:
@@ -144,8 +168,9 @@ def _list_files(repository: str, options: HubOptions) -> list[str]:
             return names
         except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
             raise
-        except Exception:
+        except Exception as error:
             if cached := _cached_files(repository, options.revision):
+                log.info("%s: the cache is taken, the hub was not asked (%s)", repository, _first_line(error))
                 return cached
             raise
 
@@ -182,7 +207,9 @@ def _download(repository: str, name: str, options: HubOptions) -> Path:
     with _explained(repository, options, name):
         from huggingface_hub import HfApi
 
-        return Path(HfApi().hf_hub_download(repository, name, revision=options.revision, token=options.token))
+        path = Path(HfApi().hf_hub_download(repository, name, revision=options.revision, token=options.token))
+        log.info("%s/%s: %s", repository, name, path)
+        return path
 
 
 @contextmanager

@@ -181,8 +181,13 @@ def unpack(model: nn.Module) -> nn.Module:
 
 
 def replace_linears(module: nn.Module, kind: type[nn.Module], replacement: Callable[[Any], nn.Module]) -> nn.Module:
-    """Put replacement(layer) in the place of every layer of exactly that kind below module; returns module."""
+    """Put replacement(layer) in the place of every layer of exactly that kind below module; returns module.
+
+    What computes the weights of another layer (torch.nn.utils.parametrize) stays as it is.
+    """
     for name, child in list(module.named_children()):
+        if name == "parametrizations":
+            continue
         if type(child) is kind:
             setattr(module, name, replacement(child))
         else:
@@ -190,8 +195,18 @@ def replace_linears(module: nn.Module, kind: type[nn.Module], replacement: Calla
     return module
 
 
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is x W^T + b and no more: an adapter or a layer with hooks does something else when called.
+
+    A module that cannot be called, and only holds the weights, is plain.
+    """
+    if type(layer).forward not in (nn.Linear.forward, nn.Module.forward) or "forward" in vars(layer):
+        return False
+    return not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
 def _packed_from(linear: nn.Linear) -> nn.Module:
-    if not can_pack(linear.weight.device, linear.weight.dtype):
+    if not is_plain(linear) or not can_pack(linear.weight.device, linear.weight.dtype):
         return linear
     packed = PackedLinear(linear.in_features, linear.out_features, linear.bias is not None)
     packed.pack(weight=linear.weight)
@@ -234,11 +249,13 @@ class ResultRows:
 def linear_step(linear: nn.Module, results: ResultRows) -> Callable[[Tensor], Tensor]:
     """A linear layer as the decoding steps call it: looked up, and its weight transposed for addmm, once per decode.
 
-    A packed layer writes to results, torch's own to new memory.
+    A packed layer writes to results, torch's own to new memory. A layer that is more than a product, as an adapter
+    around one, is called as it is.
     """
     if isinstance(linear, DecodingLinear):
         return lambda x: results.product(linear, x)
-    assert isinstance(linear, nn.Linear)
+    if not isinstance(linear, nn.Linear) or not is_plain(linear):
+        return linear
     bias, transposed = linear.bias, linear.weight.detach().t()
     return (lambda x: x @ transposed) if bias is None else (lambda x: torch.addmm(bias, x, transposed))
 

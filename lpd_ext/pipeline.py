@@ -3,39 +3,46 @@
 from __future__ import annotations
 
 import copy
+import logging
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from lpd_ext import published
+from lpd_ext import editing, published
+from lpd_ext.cancel import Cancel
 from lpd_ext.checkpoint import ModelDType, load_model, read_config, save_model
 from lpd_ext.checks import as_int, as_positive_int, as_real, as_scalar
 from lpd_ext.class_names import find_class
 from lpd_ext.content import content_of
 from lpd_ext.cuda_graphs import DecodeGraphs
-from lpd_ext.hub import CONFIG_FILE, HubOptions, find_model, find_tokenizer, published_tokenizer
+from lpd_ext.drawing import Drawing, LPDPipelineOutput, OutputType, StepCallback, StepPreview, check_output_type
+from lpd_ext.editing import Margins
+from lpd_ext.hub import (
+    CONFIG_FILE,
+    HubOptions,
+    find_model,
+    find_tokenizer,
+    how_to_bundle,
+    is_training_folder,
+    published_tokenizer,
+)
+from lpd_ext.image_input import Pictures
 from lpd_ext.linear import pack, unpack
 from lpd_ext.model import LPDConfig, LPDModel
-from lpd_ext.modes import decoding_modes, own_modes
-from lpd_ext.orders import Cells
-from lpd_ext.pixel_decoder import DTYPES, PixelDecoder
+from lpd_ext.modes import own_modes
+from lpd_ext.orders import Order
+from lpd_ext.pixel_decoder import DTYPES
 from lpd_ext.quantize import is_quantized
 from lpd_ext.request import DecodeRequest, GuidanceSchedule, OrderPolicy, make_request
-from lpd_ext.sampler import decode, generate
 from lpd_ext.tokenizer import VQTokenizer
 
-OutputType = Literal["pil", "np", "pt", "tokens"]
+log = logging.getLogger(__name__)
 Label = int | str | None
-# Images go through the tokenizer's decoder in slices, so its activations do not grow with the batch.
-_IMAGES_AT_A_TIME = 16
 _CHECKED_BY_REQUEST = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p")
 _ANY_MODEL = LPDConfig(dim=8, depth=1, heads=1, vocab_size=1, num_classes=1, grid=(1, 1))
 
@@ -71,31 +78,14 @@ class SamplingDefaults:
             object.__setattr__(self, name, value)
 
 
-@dataclass(frozen=True)
-class LPDPipelineOutput:
-    """Finished images in the asked-for type, their tokens int64 [B, h, w], and the seeds that draw them again."""
-
-    images: Any
-    tokens: Tensor
-    seeds: list[int]
-
-
-@dataclass(frozen=True)
-class StepPreview:
-    """State after group `step` of `num_steps` (from 1): tokens int64 [B, h, w], -1 where not drawn, and previews."""
-
-    step: int
-    num_steps: int
-    tokens: Tensor
-    images: list[Image.Image]
-
-
 @dataclass
 class LPDPipeline:
     """Class-conditional image generation with locality-aware parallel decoding.
 
     cuda_graphs: on a GPU, record each new batch layout once and replay it (the KV caches of the last four stay
     allocated); False saves that memory, and the recording where no layout comes twice.
+    max_images: how many images are drawn at once; more come one part after the other, and are the same. None: as many
+    as memory allows, which is looked up before (a warning is logged where it takes parts).
     pixel_dtype: on a CPU, bfloat16 decodes tokens to images faster where the processor has AVX512_BF16, within 40 dB
     of float32; see `pixel_decoder.PixelDecoder`.
     """
@@ -106,6 +96,7 @@ class LPDPipeline:
     class_names: list[str] = field(default_factory=list)
     cuda_graphs: bool = True
     pixel_dtype: torch.dtype = torch.float32
+    max_images: int | None = None
     _graphs: DecodeGraphs = field(default_factory=DecodeGraphs, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -114,6 +105,8 @@ class LPDPipeline:
                 f"tokenizer has {self.tokenizer.config.codebook_size} codes, but the model's vocabulary is "
                 f"{self.model.config.vocab_size}"
             )
+        if self.max_images is not None:
+            self.max_images = as_positive_int(self.max_images, "max_images")
         if self.pixel_dtype not in DTYPES:
             raise ValueError(f"pixel_dtype must be torch.float32 or torch.bfloat16, got {self.pixel_dtype}")
 
@@ -164,11 +157,15 @@ class LPDPipeline:
             tokenizer = find_tokenizer(tokenizer)
         model = load_model(files.model, grid=grid, heads=heads, dtype=dtype, device=device, packed=True, ema=ema)
         if tokenizer is None and files.tokenizer is None and model.config.vocab_size != published.TOKENIZER_CODES:
+            if is_training_folder(files.model):
+                raise ValueError(how_to_bundle(files.model))
             raise ValueError(f"tokenizer must be given (a weight file): {str(files.model)!r} comes without one")
         vq_file = tokenizer or files.tokenizer or published_tokenizer()
         vq = VQTokenizer.from_file(vq_file).to(device)
+        log.info("%s, %s, tokenizer %s", files.weights, model.config, vq_file)
         if "sampling" not in config:
             defaults = SamplingDefaults(**published.sampling_settings(model.config))
+            log.info("no sampling settings beside the weights: %s", defaults)
         with content_of(vq_file):
             return cls(model, vq, defaults, names or published.class_names(model.config))
 
@@ -199,42 +196,71 @@ class LPDPipeline:
         class_labels: Label | Sequence[Label],
         *,
         output_type: OutputType = "pil",
-        callback_on_step_end: Callable[[int, int], None] | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        cancel: Cancel | None = None,
         **options: Any,
     ) -> LPDPipelineOutput:
         """Draw one image per label.
 
-        class_labels are class indices, class names, or None (unconditional); options as in `prepare`. output_type 'pil'
-        gives a list of PIL images, 'np' uint8 [B, H, W, 3], 'pt' float [B, 3, H, W] in [-1, 1], 'tokens' none.
-        callback_on_step_end(step, num_steps) is called after each group. Raises ValueError or TypeError naming a wrong
+        class_labels are class indices, class names, or None (unconditional); options as in `prepare`; output_type,
+        callback_on_step_end and cancel as in `drawing.Drawing.run`. Raises ValueError or TypeError naming a wrong
         argument before any work.
         """
-        if output_type not in ("pil", "np", "pt", "tokens"):
-            raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'tokens', got {output_type!r}")
-        request = self.prepare(class_labels, **options)
-        if callback_on_step_end is None:
-            grid = generate(self.model, request, self._graphs if self.cuda_graphs else None)
-        else:
-            num_steps = request.num_groups
-            grid = torch.empty(0, self.model.config.num_tokens, dtype=torch.int64)
-            for step, drawn_so_far in enumerate(decode(self.model, request), start=1):
-                grid = drawn_so_far
-                callback_on_step_end(step, num_steps)
-        tokens = grid.unflatten(1, self.model.config.grid)
-        return LPDPipelineOutput(self._images(tokens, output_type), tokens, list(request.seeds))
+        check_output_type(output_type)
+        return self.drawing(self.prepare(class_labels, **options)).run(output_type, callback_on_step_end, cancel)
 
-    def stream(self, class_labels: Label | Sequence[Label], **options: Any) -> Iterator[StepPreview]:
+    def stream(
+        self,
+        class_labels: Label | Sequence[Label],
+        *,
+        cancel: Cancel | None = None,
+        preview_every: int = 1,
+        **options: Any,
+    ) -> Iterator[StepPreview]:
         """Draw as `__call__` does, yielding the partial grid and a preview (undrawn cells grey) after each group.
 
-        Raises ValueError or TypeError naming a wrong argument at once.
+        cancel and preview_every as in `drawing.Drawing.stream`. Raises ValueError or TypeError naming a wrong argument
+        at once.
         """
-        return self._previews(self.prepare(class_labels, **options))
+        return self.drawing(self.prepare(class_labels, **options)).stream(cancel, preview_every)
 
-    def _previews(self, request: DecodeRequest) -> Iterator[StepPreview]:
-        num_steps = request.num_groups
-        for step, grid in enumerate(decode(self.model, request), start=1):
-            tokens = grid.unflatten(1, self.model.config.grid).clone()
-            yield StepPreview(step, num_steps, tokens, self._images(tokens, "pil"))
+    def drawing(self, request: DecodeRequest, **finish: Any) -> Drawing:
+        """The request to be drawn by this pipeline; finish as in `Drawing`."""
+        graphs = self._graphs if self.cuda_graphs else None
+        finish = {"max_images": self.max_images, **finish}
+        return Drawing(self.model, self.tokenizer, request, self.pixel_dtype, graphs, **finish)
+
+    def inpaint(
+        self, images: Pictures, masks: Pictures, class_labels: Label | Sequence[Label], **options: Any
+    ) -> LPDPipelineOutput:
+        """Paint the masked parts of pictures anew; see `editing.inpaint`."""
+        return editing.inpaint(self, images, masks, class_labels, **options)
+
+    def outpaint(
+        self,
+        images: Pictures,
+        margins: Margins | Sequence[Margins],
+        class_labels: Label | Sequence[Label] = None,
+        **options: Any,
+    ) -> LPDPipelineOutput:
+        """Continue pictures beyond their edges; see `editing.outpaint`."""
+        return editing.outpaint(self, images, margins, class_labels, **options)
+
+    def class_edit(
+        self, images: Pictures, masks: Pictures, new_labels: Label | Sequence[Label], **options: Any
+    ) -> LPDPipelineOutput:
+        """Paint the masked parts of pictures as parts of another class; see `editing.class_edit`."""
+        return editing.class_edit(self, images, masks, new_labels, **options)
+
+    def variations(
+        self,
+        images: Pictures,
+        keep: float | Sequence[float],
+        class_labels: Label | Sequence[Label] = None,
+        **options: Any,
+    ) -> LPDPipelineOutput:
+        """Redraw pictures of which a share of the cells is kept; see `editing.variations`."""
+        return editing.variations(self, images, keep, class_labels, **options)
 
     def prepare(
         self,
@@ -242,7 +268,7 @@ class LPDPipeline:
         *,
         num_inference_steps: int | Sequence[int] | None = None,
         group_sizes: Sequence[int] | Sequence[Sequence[int]] | None = None,
-        order: str | Cells | Sequence[str | Cells] | None = None,
+        order: Order | None = None,
         proximity_threshold: float | Sequence[float] | None = None,
         repulsion_threshold: int | Sequence[int] | None = None,
         guidance_scale: float | Sequence[float] | None = None,
@@ -251,13 +277,16 @@ class LPDPipeline:
         top_k: int | Sequence[int] | None = None,
         top_p: float | Sequence[float] | None = None,
         seeds: int | Sequence[int] | None = None,
+        known_tokens: Tensor | None = None,
+        prefill: Sequence[Sequence[int]] | None = None,
     ) -> DecodeRequest:
         """The checked request of a call; None means the pipeline's default. Raises ValueError or TypeError.
 
         Each option is one value, or a list with one entry per label. num_inference_steps (in [1, N]) takes the
-        published or cosine group sizes, group_sizes replaces it. order is a policy of `orders.ORDER_POLICIES` or a
-        permutation of the cells; the thresholds are those of `orders.locality_order`. One seed s means s, s + 1, ...;
-        None draws them from torch's generator.
+        published or cosine group sizes, group_sizes replaces it. order is a policy of `orders.ORDER_POLICIES`, a
+        permutation of the cells, or a priority map (an image, bright first, or floats [h, w]); the thresholds are those
+        of `orders.locality_order`. One seed s means s, s + 1, ...; None draws them from torch's generator. known_tokens
+        and prefill are as in `DecodeRequest`.
         """
         defaults = self.defaults
         if num_inference_steps is None and group_sizes is None:
@@ -281,6 +310,8 @@ class LPDPipeline:
             top_k=_given(top_k, defaults.top_k),
             top_p=_given(top_p, defaults.top_p),
             seeds=seeds,
+            known_tokens=known_tokens,
+            prefill=prefill,
         )
 
     def _labels(self, class_labels: Label | Sequence[Label]) -> list[int | None]:
@@ -294,38 +325,6 @@ class LPDPipeline:
             else:
                 labels.append(find_class(label, self.class_names))
         return labels
-
-    def _images(self, tokens: Tensor, output_type: OutputType) -> Any:
-        """Images of grids int64 [B, h, w]; cells that are -1 come out grey."""
-        if output_type == "tokens":
-            return None
-        side = self.tokenizer.config.stride
-        height, width = (cells * side for cells in self.model.config.grid)
-        shape, kind = (len(tokens), 3, height, width), torch.float32
-        if output_type != "pt":  # a quarter of the memory: each slice is rounded at once
-            shape, kind = (len(tokens), height, width, 3), torch.uint8
-        with decoding_modes(tokens.device):
-            result = torch.empty(shape, dtype=kind, device=tokens.device)
-            for start in range(0, len(tokens), _IMAGES_AT_A_TIME):
-                part = slice(start, start + _IMAGES_AT_A_TIME)
-                images = self._pixels(tokens[part], side)
-                if not bool(images.isfinite().all()):
-                    raise RuntimeError("the tokenizer's decoder gave pixels that are not finite")
-                result[part] = images.clamp(-1, 1) if output_type == "pt" else VQTokenizer.to_pixels(images)
-        if output_type == "pt":
-            return result
-        pixels: np.ndarray = result.cpu().numpy()
-        return pixels if output_type == "np" else [Image.fromarray(image) for image in pixels]
-
-    def _pixels(self, tokens: Tensor, side: int) -> Tensor:
-        drawn = tokens >= 0
-        features = F.embedding(tokens.clamp(min=0), self.tokenizer.codes()) * drawn[..., None]
-        decoder = (
-            PixelDecoder(self.tokenizer, self.pixel_dtype) if PixelDecoder.supports(self.tokenizer) else self.tokenizer
-        )
-        images = decoder.decode_features(features.permute(0, 3, 1, 2))
-        pixels_drawn = drawn.repeat_interleave(side, 1).repeat_interleave(side, 2)
-        return torch.where(pixels_drawn[:, None], images, 0.0)
 
 
 def _from_bytes(kind: type[LPDPipeline], parts: bytes) -> LPDPipeline:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lpd_ext.checks import as_int, as_real, as_scalar, check_tensor, per_image
 from lpd_ext.model import LPDConfig
 from lpd_ext.modes import own_modes
-from lpd_ext.orders import Cells, known_first, make_checked_orders
+from lpd_ext.orders import Order, known_first, make_checked_orders
 from lpd_ext.plan import Schedule
 from lpd_ext.schedule import check_group_sizes, sizes_per_image
 from lpd_ext.schedule import group_sizes as default_group_sizes
@@ -30,7 +30,7 @@ _DRAWN_SEEDS = 2**53
 class OrderPolicy:
     """How the orders of a request are made, on which device; arguments as in `orders.make_orders`."""
 
-    order: str | Cells | Sequence[str | Cells] = "locality"
+    order: Order = "locality"
     proximity_threshold: float | Sequence[float] = 1.0
     repulsion_threshold: int | Sequence[int | None] | None = None
     device: torch.device | str = "cpu"
@@ -40,7 +40,8 @@ class OrderPolicy:
 class DecodeRequest:
     """What to draw for B images by a model of these sizes; sequences have B entries, one per image.
 
-    labels in [0, C) or None; group_sizes sum to the cells to draw; guidance_scale >= 1 (1: no unconditional branch);
+    labels in [0, C) or None; group_sizes sum to the cells to draw; guidance_scale is finite (1: no unconditional
+    branch);
     temperature >= 0 (0: argmax); top_k >= 0 (0: off); top_p in (0, 1] (1: off); seeds are 64-bit integers.
     guidance_schedule: one, or one per image. order: a policy, or the orders themselves, int64 [B, N], each a
     permutation of the cells: those known beforehand, then those to draw.
@@ -80,7 +81,7 @@ class DecodeRequest:
         num_free = [num_tokens - sum(sizes) for sizes in blocks]
         self._set("group_sizes", _check_rows(self.group_sizes, num_free))
         self._set("schedules", tuple(map(_schedule, self.group_sizes, blocks)))
-        self._check_reals("guidance_scale", 1, _LARGEST, f"in [1, {_LARGEST}]")
+        self._check_reals("guidance_scale", -_LARGEST, _LARGEST, f"in [-{_LARGEST}, {_LARGEST}]")
         self._check_reals("temperature", 0, _LARGEST, f"in [0, {_LARGEST}]")
         self._check_ints("top_k", 0, None, "an integer >= 0")
         self._check_reals("top_p", _SMALLEST, 1, f"in (0, 1] and >= {_SMALLEST:.2g}")
@@ -149,6 +150,14 @@ class DecodeRequest:
                     raise ValueError(f"order[{b}] must begin with the {count} cells that known_tokens[{b}] gives")
         return order
 
+    def image(self, b: int) -> DecodeRequest:
+        """The request of image b alone; nothing is checked or made again."""
+        one, rows = object.__new__(DecodeRequest), slice(b, b + 1)
+        for name, value in vars(self).items():
+            one._set(name, value[rows] if isinstance(value, (tuple, list, Tensor)) else value)
+        one._set("order", one.orders)
+        return one
+
     @property
     def guided(self) -> tuple[bool, ...]:
         """Which images have an unconditional branch: without a label both would be the same."""
@@ -211,33 +220,50 @@ def make_request(
 ) -> DecodeRequest:
     """A request whose settings are one value for all images, or a list with one entry per label.
 
-    num_inference_steps (in [1, N]) takes the published or cosine group sizes; group_sizes replaces it. order: None is
+    num_inference_steps takes the published or cosine group sizes, of [1, N], or of [1, cells to draw] where there are
+    known_tokens; group_sizes replaces it. order: None is
     the locality order; one seed s means s, s + 1, ...; None draws them from torch's generator. known_tokens and prefill
     are as in DecodeRequest. Raises ValueError or TypeError naming the wrong argument.
     """
     batch = len(labels)
-    if seeds is None:
-        seeds = torch.randint(_DRAWN_SEEDS, (batch,), device="cpu").tolist()
-    elif not isinstance(seeds := as_scalar(seeds), Iterable):
-        first = as_int(seeds, "seeds")
-        seeds = range(first, first + batch)
     return DecodeRequest(
         config=config,
         labels=labels,
-        group_sizes=_group_sizes_of(config.num_tokens, batch, num_inference_steps, group_sizes),
+        group_sizes=_group_sizes_of(_num_free(config, batch, known_tokens), num_inference_steps, group_sizes),
         order=OrderPolicy() if order is None else order,
         guidance_scale=_reals(guidance_scale, "guidance_scale", batch),
         temperature=_reals(temperature, "temperature", batch),
         top_k=_ints(top_k, "top_k", batch),
         top_p=_reals(top_p, "top_p", batch),
-        seeds=list(seeds),
+        seeds=seeds_for(seeds, batch),
         guidance_schedule=per_image(guidance_schedule, "guidance_schedule", batch),
         known_tokens=known_tokens,
         prefill=prefill,
     )
 
 
-def _group_sizes_of(num_tokens: int, batch: int, steps: Any, group_sizes: Any) -> list[Any]:
+def seeds_for(seeds: int | Sequence[int] | None, batch: int) -> list[int]:
+    """Those given; s, s + 1, ... for one seed s; drawn from torch's generator for None. They are not checked yet."""
+    if seeds is None:
+        drawn: list[int] = torch.randint(_DRAWN_SEEDS, (batch,), device="cpu").tolist()
+        return drawn
+    if isinstance(seeds := as_scalar(seeds), Iterable):
+        return list(seeds)
+    first = as_int(seeds, "seeds")
+    return list(range(first, first + batch))
+
+
+def _num_free(config: LPDConfig, batch: int, known_tokens: Tensor | None) -> list[int]:
+    """How many cells of each image are to be drawn."""
+    if known_tokens is None:
+        return [config.num_tokens] * batch
+    check_tensor(known_tokens, "known_tokens", torch.int64, (batch, config.num_tokens))
+    num_free: list[int] = (known_tokens < 0).sum(dim=1).tolist()
+    return num_free
+
+
+def _group_sizes_of(num_free: Sequence[int], steps: Any, group_sizes: Any) -> list[Any]:
+    batch = len(num_free)
     if (steps is None) == (group_sizes is None):
         raise ValueError("num_inference_steps and group_sizes exclude each other: give one of them")
     if group_sizes is not None:
@@ -246,10 +272,10 @@ def _group_sizes_of(num_tokens: int, batch: int, steps: Any, group_sizes: Any) -
             raise ValueError(f"group_sizes must be one schedule or one per label ({batch}), got {len(rows)}")
         return rows
     counts = _ints(steps, "num_inference_steps", batch)
-    for count in counts:
-        if not 1 <= count <= num_tokens:
-            raise ValueError(f"num_inference_steps must be in [1, {num_tokens}], got {count}")
-    return [_default_group_sizes(num_tokens, count) for count in counts]
+    for count, most in zip(counts, num_free, strict=True):
+        if not 1 <= count <= max(1, most):
+            raise ValueError(f"num_inference_steps must be in [1, {most}], got {count}")
+    return [_default_group_sizes(most, count) if most else () for count, most in zip(counts, num_free, strict=True)]
 
 
 @lru_cache(maxsize=256)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from lpd_ext import ops
+from lpd_ext.cancel import Cancel, as_check
 from lpd_ext.cuda_graphs import CapturedDecode, DecodeGraphs, weights_of
 from lpd_ext.decode_state import DecodeState, Layout
 from lpd_ext.model import LPDModel
@@ -61,18 +62,19 @@ def _rows_of(state: DecodeState, step: Step) -> tuple[Tensor, Tensor]:
     return state.contents.view(-1)[step.content_index], state.positions.view(-1)[step.position_index]
 
 
-def decode(model: LPDModel, request: DecodeRequest) -> Iterator[Tensor]:
+def decode(model: LPDModel, request: DecodeRequest, cancel: Cancel | None = None) -> Iterator[Tensor]:
     """Draw images step by step; yields the grids int64 [B, N] (raster order, -1 not yet drawn) after each group.
 
-    The yielded tensor is the same one each time, updated in place. Raises ValueError at once for a request made for a
-    model of other sizes, and RuntimeError when logits are NaN. No gradients, and the model's own dtypes even under
-    torch.autocast.
+    The yielded tensor is the same one each time, updated in place. cancel, an event or a callable, is asked before each
+    step: once it says so, what is drawn stays as it is and the iterator ends. Raises ValueError at once for a request
+    made for a model of other sizes, and RuntimeError when logits are NaN. No gradients, and the model's own dtypes even
+    under torch.autocast.
     """
     _check_model(model, request)
-    return _decode(model, request)
+    return _decode(model, request, as_check(cancel))
 
 
-def _decode(model: LPDModel, request: DecodeRequest) -> Iterator[Tensor]:
+def _decode(model: LPDModel, request: DecodeRequest, cancelled: Callable[[], bool]) -> Iterator[Tensor]:
     # Left at each yield: between two steps the caller's own modes hold.
     device, layout = model.pos_embed.device, Layout.of(request)
     with decoding_modes(device):
@@ -81,6 +83,8 @@ def _decode(model: LPDModel, request: DecodeRequest) -> Iterator[Tensor]:
         state.load(request, plan.places)
         plan.record_stream()
     for t, step in enumerate(plan.steps):
+        if cancelled():
+            return
         with decoding_modes(device):
             advance(state, step)
             if t + 1 == len(plan.steps):
@@ -97,22 +101,29 @@ def _check_model(model: LPDModel, request: DecodeRequest) -> None:
 def generate(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs | None = None) -> Tensor:
     """Draw images and return their tokens int64 [B, N] in raster order; errors as in `decode`.
 
-    graphs: on CUDA, captured decodes of this model to replay and to add to.
+    graphs: on CUDA, captured decodes of this model to replay and to add to; what cannot be captured is decoded without.
     """
     _check_model(model, request)
     if graphs is not None and graphs.supports(model.pos_embed.device) and request.num_groups:
         try:
-            return _replay(model, request, graphs)
+            if (tokens := _replay(model, request, graphs)) is not None:
+                return tokens
         except torch.OutOfMemoryError:
             graphs.clear()  # they hold the caches of several batches; one alone may fit
-    known = request.known_tokens  # all there is where nothing is to be drawn
-    grid = (request.orders if known is None else known.clone()).to(model.pos_embed.device)
-    for drawn_so_far in _decode(model, request):
+    grid = undrawn(model, request)  # all there is where nothing is to be drawn
+    for drawn_so_far in _decode(model, request, as_check(None)):
         grid = drawn_so_far
     return grid
 
 
-def _replay(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs) -> Tensor:
+def undrawn(model: LPDModel, request: DecodeRequest) -> Tensor:
+    """The grids int64 [B, N] before anything is drawn: known tokens, elsewhere -1."""
+    known = request.known_tokens
+    return (torch.full_like(request.orders, -1) if known is None else known.clone()).to(model.pos_embed.device)
+
+
+def _replay(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs) -> Tensor | None:
+    """The tokens, or None if the decode could not be captured."""
     layout, device = Layout.of(request), model.pos_embed.device
     with decoding_modes(device), graphs.lock:
         plan = layout.plan(model.config.num_tokens, device)
@@ -123,7 +134,10 @@ def _replay(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs) -> Te
             return graphs.capture(state, [partial(advance, state, step) for step in plan.steps])
 
         # A graph reads the weights where they lay when it was captured.
-        state = (captured := graphs.find(weights_of(model), layout, capture)).state
+        captured = graphs.find(weights_of(model), layout, capture)
+        if captured is None:
+            return None
+        state = captured.state
         try:
             state.load(request, plan.places)
             captured.replay()

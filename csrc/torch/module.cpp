@@ -11,6 +11,12 @@
 #include "common/cpu_kernels.h"
 #include "group_attention/group_attention.h"
 
+#if defined(LPD_WITH_CUDA)
+namespace lpd {
+void* create_stream();  // of common/cuda.cuh, which only CUDA sources include
+}
+#endif
+
 namespace {
 
 // A wish: pages that are huge already or cannot be are left as they are. Only whole huge pages inside the memory count.
@@ -56,6 +62,11 @@ PYBIND11_MODULE(_C, m) {
       "Which of 'vnni' and 'bfloat16' instructions the AVX-512 kernels use, less those that LPD_CPU_WITHOUT names.");
   m.def("prefer_huge_pages", &prefer_huge_pages, pybind11::arg("address"), pybind11::arg("bytes"),
         "Ask the system to back memory by pages of 2 MB where it is not yet; does nothing where there are none.");
+#if defined(LPD_WITH_CUDA)
+  m.def(
+      "create_stream", [] { return reinterpret_cast<uintptr_t>(lpd::create_stream()); },
+      "A cudaStream_t of the current device that nobody else has; it is never given back. In CUDA builds only.");
+#endif
   m.def("group_attention_workspace_bytes", &lpd::group_attention_workspace_bytes, pybind11::arg("head_dim"),
         pybind11::arg("multiprocessors"), "Bytes of the workspace that group_attention takes on a GPU.");
 }

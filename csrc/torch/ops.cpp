@@ -173,6 +173,9 @@ Tensor embed_rows(const Tensor& content_ids, const Tensor& positions, const Tens
   params.positions = static_cast<const int64_t*>(positions.const_data_ptr());
   params.num_contents = content.size(0);
   params.num_positions = position_embedding.size(0);
+  // A row of an empty table is none; kernels read the first one in place of a wrong one.
+  check(rows == 0 || params.num_contents > 0, "content must have rows, got an empty table");
+  check(rows == 0 || params.num_positions > 0, "position_embedding must have rows, got an empty table");
   // CUDA kernels, which cannot be checked beforehand without waiting for the device, make a NaN row of a wrong id.
   for (int64_t row = 0; row < rows && !on_cuda_kernels(content_ids); ++row) {
     check(params.content_ids[row] >= 0 && params.content_ids[row] < params.num_contents, "content_ids[", row,

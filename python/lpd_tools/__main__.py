@@ -5,20 +5,23 @@ from __future__ import annotations
 import sys
 from io import TextIOWrapper
 
-from lpd_tools.extras import missing_from_tools
+from lpd_tools.extras import missing_from_extras
+from lpd_tools.launch import run_and_leave
+from lpd_tools.spinning import bound_spinning
 
 
 def main() -> None:
     """Run the command line."""
+    bound_spinning()
     try:
         from lpd_tools.cli import app
     except ModuleNotFoundError as error:
-        if (sentence := missing_from_tools(error)) is None:
+        if (sentence := missing_from_extras(error)) is None:
             raise
         raise SystemExit(sentence) from error
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a path may hold what cannot be encoded
-    app()
+    run_and_leave(app)
 
 
 if __name__ == "__main__":

@@ -29,18 +29,19 @@ from lpd_tools.commands.orders import orders
 from lpd_tools.commands.prepare_icons import prepare_icons
 from lpd_tools.commands.replay import replay
 from lpd_tools.commands.sample import sample
+from lpd_tools.commands.serve import serve
 from lpd_tools.commands.study import study
 from lpd_tools.commands.train import train
 from lpd_tools.commands.train_judge import train_judge
 from lpd_tools.commands.train_tokenizer import train_tokenizer
 from lpd_tools.commands.training_cost import training_cost
-from lpd_tools.console import new_console, say
-from lpd_tools.extras import missing_from_tools
+from lpd_tools.console import new_console, say, show_logs
+from lpd_tools.extras import missing_from_extras
 from lpd_tools.options import add_command
 from lpd_tools.training.stopping import TrainingStopped
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Draw": (sample, orders, info, fetch),
+    "Draw": (sample, orders, serve, info, fetch),
     "Data": (prepare_icons, cache_tokens, check_tokens),
     "Train": (train_judge, train_tokenizer, train, training_cost, curves, replay, export, bundle),
     "Measure quality": (generate, measure, evaluate, int8_quality, study),
@@ -60,7 +61,7 @@ class FriendlyGroup(TyperGroup):
         except (typer.Exit, typer.Abort, BrokenPipeError):  # a reader like `head` may leave early; that is no mistake
             raise
         except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
-            missing = missing_from_tools(error) if isinstance(error, ModuleNotFoundError) else None
+            missing = missing_from_extras(error) if isinstance(error, ModuleNotFoundError) else None
             sentence = Text.assemble(("error:", "red"), " ", missing or str(error))
             new_console(stderr=True).print(sentence, soft_wrap=True)
             raise typer.Exit(2) from error
@@ -80,8 +81,10 @@ def lpd(
     show_version: Annotated[
         bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and end.")
     ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the library logs too.")] = False,
 ) -> None:
     """Locality-aware parallel decoding: draw images, train models, measure them."""
+    show_logs(verbose)
 
 
 for panel, commands in GROUPS.items():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from lpd_tools.launch import place
 
@@ -18,6 +20,28 @@ def say(text: str) -> None:
     """One line, however wide the terminal is. Once under torchrun."""
     if place().rank == 0:
         new_console().print(text, soft_wrap=True)
+
+
+class ConsoleHandler(logging.Handler):
+    """Shows log records on stderr, each as a line; under torchrun those of the first process."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes the record."""
+        try:
+            text = self.format(record)
+            line = Text.assemble(("warning:", "yellow"), " ", text) if record.levelno >= logging.WARNING else Text(text)
+            new_console(stderr=True).print(line, soft_wrap=True)
+        except Exception:
+            self.handleError(record)
+
+
+def show_logs(verbose: bool) -> None:
+    """From now on shows what the programs log, and the library's warnings; `verbose`: all that the library says."""
+    for name, level in (("lpd_tools", logging.INFO), ("lpd_ext", logging.INFO if verbose else logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        if place().rank == 0 and not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
+            logger.addHandler(ConsoleHandler())
 
 
 def say_skipped(count: int, path: Path) -> None:

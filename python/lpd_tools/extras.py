@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-TOOLS_EXTRA = ("typer", "rich", "matplotlib", "scipy", "huggingface_hub")
+EXTRAS = {
+    "tools": ("typer", "rich", "matplotlib", "scipy", "huggingface_hub"),
+    "serve": ("fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "python_multipart"),
+}
 
 
-def missing_from_tools(error: ImportError) -> str | None:
-    """What to install, if the library that could not be imported is one of the [tools] extra; else None."""
-    if error.name is None or error.name.split(".")[0] not in TOOLS_EXTRA:
-        return None
-    return f"The lpd command needs {error.name}, which the [tools] extra brings: pip install 'lpd-ext[tools]'"
+def missing_from_extras(error: ImportError) -> str | None:
+    """What to install, if the library that could not be imported is one that an extra brings; else None."""
+    for extra, libraries in EXTRAS.items():
+        if error.name is not None and error.name.split(".")[0] in libraries:
+            name = "The lpd command" if extra == "tools" else f"lpd {extra}"
+            return f"{name} needs {error.name}, which the [{extra}] extra brings: pip install 'lpd-ext[{extra}]'"
+    return None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 
@@ -43,3 +46,24 @@ def _number(name: str, default: int | None) -> int:
         return int(text)
     except ValueError:
         raise ValueError(f"{name} must be a whole number, as torchrun sets it, got {text!r}") from None
+
+
+def run_and_leave(command: Callable[[], None]) -> None:
+    """Runs a command; one of several processes then ends without finalising Python.
+
+    gloo's threads outlive the process group where FSDP2 still holds it. One that drops its last tensor while Python is
+    being finalised asks for the interpreter's lock, and the process dies of SIGABRT after all its work is done.
+    """
+    try:
+        command()
+        status: str | int | None = 0
+    except SystemExit as end:
+        if "WORLD_SIZE" not in os.environ or isinstance(end.code, str):
+            raise
+        status = end.code
+    if "WORLD_SIZE" in os.environ:
+        # What finalising would do first, as multiprocessing ends its processes.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(status or 0))

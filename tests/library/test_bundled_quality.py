@@ -13,7 +13,7 @@ pytest.importorskip("rich")
 
 from lpd_tools.data.fashion_mnist import centre_psnr, from_pixels, load_fashion_mnist, to_images
 from lpd_tools.data.sources import open_data
-from lpd_tools.evaluation.evaluate import reconstruct
+from lpd_tools.evaluation.evaluate import reconstruct_images
 from lpd_tools.evaluation.generate import draw
 from lpd_tools.evaluation.images import data_images
 from lpd_tools.evaluation.int8_quality import FLOAT32, INT8, Int8Quality, forced_by_order, int8_quality
@@ -45,7 +45,7 @@ def test_the_judge_reads_real_images(judge: Judge) -> None:
 def test_reconstruction(pipe: LPDPipeline, judge: Judge) -> None:
     test = load_fashion_mnist("test", DATA / "fashion_mnist")
     images = data_images(open_data(f"fashion-mnist:{DATA / 'fashion_mnist'}").test, (32, 32), "real")
-    restored = from_pixels(reconstruct(pipe.tokenizer, images))
+    restored = from_pixels(reconstruct_images(pipe.tokenizer, images))
     assert centre_psnr(restored, test.pixels) >= 22
     assert (predict(judge, restored) == test.labels).float().mean() >= 0.85
 

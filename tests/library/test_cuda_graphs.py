@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
+import itertools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from decodes import random_model, request_for
 from torch import Tensor
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lpd_ext import cuda_graphs
-from lpd_ext.cuda_graphs import DecodeGraphs
+from lpd_ext.cuda_graphs import DecodeGraphs, weights_of
 from lpd_ext.decode_state import DecodeState, Layout
 from lpd_ext.model import LPDModel
 from lpd_ext.plan import Places
@@ -181,29 +186,185 @@ def test_a_gpu_without_kernels_is_not_captured(monkeypatch: pytest.MonkeyPatch) 
         assert DecodeGraphs().supports(torch.device("cuda", 0)) == supported
 
 
-def test_a_failed_capture_leaves_nothing_behind(model: LPDModel) -> None:
+def refusing(error: Exception) -> Callable[[Sequence[Callable[[], None]]], list[Callable[[], None]]]:
     def refuse(runs: Sequence[Callable[[], None]]) -> list[Callable[[], None]]:
-        raise RuntimeError("out of memory")
+        raise error
 
-    graphs = DecodeGraphs(capture=refuse, device_type="cpu")
-    with pytest.raises(RuntimeError, match="out of memory"):
-        generate(model, request_for(model, [[16]]), graphs)
-    assert len(graphs) == 0
+    return refuse
+
+
+@pytest.mark.parametrize("error", [RuntimeError("not permitted"), TypeError("an adapter"), AssertionError("")])
+def test_a_decode_that_cannot_be_captured_goes_on_without(model: LPDModel, error: Exception) -> None:
+    recorder = Recorder()
+    graphs = DecodeGraphs(capture=recorder, device_type="cpu")
+    generate(model, request_for(model, [[8, 8]]), graphs)
+    graphs._capture = refusing(error)
+    request = request_for(model, [[16]])
+    with pytest.warns(UserWarning, match=f"without a CUDA graph, .* captured: {type(error).__name__}: {error}"):
+        drawn = generate(model, request, graphs)
+    assert torch.equal(drawn, generate(model, request))
     assert not graphs.lock.locked()
+    assert torch.equal(generate(model, request, graphs), drawn)  # not tried again, so not warned of either
+    graphs._capture = recorder
+    generate(model, request, graphs)
+    generate(model, request_for(model, [[8, 8]]), graphs)
+    assert (recorder.captures, len(graphs)) == (1, 1)  # the other layout's is kept
+    model.norm.weight = torch.nn.Parameter(model.norm.weight.detach().clone())
+    generate(model, request, graphs)
+    assert recorder.captures == 2  # other weights, another try
 
 
 def test_without_memory_for_a_capture_decoding_goes_on_without(model: LPDModel) -> None:
-    graphs = DecodeGraphs(capture=Recorder(), device_type="cpu")
+    recorder = Recorder()
+    graphs = DecodeGraphs(capture=recorder, device_type="cpu")
     generate(model, request_for(model, [[8, 8]]), graphs)
     assert len(graphs) == 1
-
-    def refuse(runs: Sequence[Callable[[], None]]) -> list[Callable[[], None]]:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    graphs._capture = refuse
+    graphs._capture = refusing(torch.OutOfMemoryError("CUDA out of memory"))
     request = request_for(model, [[16]])
-    assert torch.equal(generate(model, request, graphs), generate(model, request))
+    with pytest.warns(UserWarning, match="captured: OutOfMemoryError: CUDA out of memory"):
+        assert torch.equal(generate(model, request, graphs), generate(model, request))
     assert len(graphs) == 0
+    graphs._capture = recorder  # there may be memory later
+    generate(model, request, graphs)
+    assert recorder.captures == 2
+
+
+def test_what_a_recording_takes_from_the_model_is_in_its_key(model: LPDModel) -> None:
+    """Weights that are computed when a decode begins, types, adapters' attributes, and torch's choice of TF32."""
+    recorder = Recorder()
+    graphs = DecodeGraphs(capture=recorder, device_type="cpu")
+    request = requests_of_one_layout(model)[0]
+
+    def captures() -> int:
+        assert torch.equal(generate(model, request, graphs), generate(model, request))
+        return recorder.captures
+
+    class Scaled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("factor", torch.tensor(-2.0))
+            self.settings = {"default": 1.0}
+
+        def forward(self, weight: Tensor) -> Tensor:
+            scaled: Tensor = weight * self.factor * self.settings["default"]
+            return scaled
+
+    parametrize.register_parametrization(model.blocks[0].mlp.fc1, "weight", scaled := Scaled())
+    assert (captures(), captures()) == (1, 1)
+    scaled.factor.neg_()
+    assert (captures(), captures()) == (2, 2)
+    scaled.settings["default"] = 4.0
+    assert (captures(), captures()) == (3, 3)
+    with torch.no_grad():
+        model.blocks[0].mlp.fc1.parametrizations.weight.original.neg_()
+    assert (captures(), captures()) == (4, 4)
+    with torch.no_grad():
+        model.blocks[0].mlp.fc2.weight.neg_()  # read where it lies
+    assert captures() == 4
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if before != "tf32" else "ieee"
+    try:
+        assert (captures(), captures()) == (5, 5)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_the_type_of_a_weight_is_in_the_key(model: LPDModel) -> None:
+    """Memory may come to hold weights of another type: here the same bytes."""
+    before = weights_of(model)
+    model.half()
+    halves = model.head.weight.detach()
+    key = weights_of(model)
+    model.head.weight.data = halves.view(torch.bfloat16)
+    assert model.head.weight.data_ptr() == halves.data_ptr()
+    assert len({before, key, weights_of(model)}) == 3
+
+
+def test_rounded_weights_that_others_are_computed_from(model: LPDModel) -> None:
+    """.bfloat16().float() may leave new values at the old address, of an equal version."""
+    parametrize.register_parametrization(model.head, "weight", torch.nn.Identity())
+    before = weights_of(model)
+    model.bfloat16().float()
+    assert weights_of(model) != before
+
+
+class Adapter(torch.nn.Module):
+    """Around a layer, with an attribute that a recording would keep."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer, self.scale = layer, 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.scale * self.layer(x)
+        return y
+
+
+@pytest.mark.parametrize("place", ["mlp.fc1", "mlp.fc2", "attn.qkv"])
+def test_an_adapter_is_called_in_every_step(model: LPDModel, place: str) -> None:
+    recorder = Recorder()
+    graphs = DecodeGraphs(capture=recorder, device_type="cpu")
+    request = request_for(model, [[4, 12]])
+    before = generate(model, request, graphs)
+    parent, name = place.split(".")
+    holder = model.blocks[0].get_submodule(parent)
+    setattr(holder, name, adapter := Adapter(holder.get_submodule(name)))
+    assert torch.equal(generate(model, request, graphs), before)
+    adapter.scale = -3.0
+    after = generate(model, request, graphs)
+    assert recorder.captures == 3
+    assert torch.equal(after, generate(model, request))
+    assert not torch.equal(after, before)
+
+
+class FakeStream:
+    """Notes which streams it waited for."""
+
+    def __init__(self, handle: int = 0, device: int = 0) -> None:
+        self.handle, self.waited = handle, []
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self.waited.append(other)
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
+    """torch.cuda with streams that do nothing; the current one."""
+    current, handles = FakeStream(), itertools.count(1)
+    for name, stand_in in {
+        "current_stream": lambda: current,
+        "current_device": lambda: 0,
+        "ExternalStream": FakeStream,
+        "stream": lambda stream: nullcontext(),
+        "graph": lambda graph, **options: nullcontext(),
+        "graph_pool_handle": lambda: None,
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(cuda_graphs._C, "create_stream", lambda: next(handles), raising=False)
+    monkeypatch.setattr(cuda_graphs._OwnStream, "_free", {})
+    return current
+
+
+def test_the_current_stream_waits_for_a_warm_up_that_fails(fake_cuda: FakeStream) -> None:
+    def fail() -> None:
+        raise RuntimeError("no such kernel")
+
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        cuda_graphs.capture_cuda_graphs([fail])
+    (side,) = fake_cuda.waited
+    assert side.waited == [fake_cuda]
+
+
+def test_no_two_recordings_share_a_stream(fake_cuda: FakeStream) -> None:
+    """torch's streams are 32 in all; ours are used again once nothing recorded on them is left."""
+    kept = [cuda_graphs.capture_cuda_graphs([lambda: None] * 2) for _ in range(40)]
+    handles = [[run.recorded_on.stream.handle for run in runs] for runs in kept]
+    assert handles == [[i, i] for i in range(1, 41)]
+    del kept[3]
+    gc.collect()
+    assert cuda_graphs.capture_cuda_graphs([lambda: None])[0].recorded_on.stream.handle == 4
+    kept.append(cuda_graphs.capture_cuda_graphs([lambda: None]))
 
 
 def test_only_devices_that_can_be_captured_are(model: LPDModel) -> None:

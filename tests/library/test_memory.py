@@ -62,6 +62,23 @@ def test_memory_is_what_was_asked_for(shape: tuple[int, ...]) -> None:
     assert memory.empty(shape, torch.float32, torch.device("meta")).is_meta
 
 
+def test_available_memory_is_that_of_the_machine_or_its_container(tmp_path: Path) -> None:
+    assert memory.available(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:       9000 kB\nMemAvailable:   5000 kB\nHugePages_Total:   0\n")
+    assert memory.available(tmp_path) == 5000 * 1024
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    for name, text in (("max", "max"), ("current", "300000"), ("stat", "anon 100000\ninactive_file 150000")):
+        (group / f"memory.{name}").write_text(text + "\n")
+    assert memory.available(tmp_path) == 5000 * 1024
+    for limit, left in ((1_000_000, 850_000), (100_000, 0), (10**9, 5000 * 1024)):
+        (group / "memory.max").write_text(f"{limit}\n")
+        assert memory.available(tmp_path) == left
+    (tmp_path / "proc/meminfo").unlink()
+    assert memory.available(tmp_path) == 10**9 - 150_000
+
+
 @pytest.mark.parametrize(("make", "operator"), [(pack, "packed_linear"), (quantize, "packed_linear_int8")])
 def test_layers_share_the_memory_of_their_results(make: object, operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(32, (4, 4))

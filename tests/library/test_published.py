@@ -16,6 +16,8 @@ import torch
 from hub_server import COMMIT, Hub, serving
 from huggingface_hub import HfApi, constants
 from lpd_tools.cli import app
+from lpd_tools.data.model_files import model_files
+from lpd_tools.data.token_shards import file_hash
 from PIL import Image
 from safetensors.torch import save
 from typer.testing import CliRunner
@@ -25,12 +27,13 @@ from lpd_ext.checkpoint import load_model
 from lpd_ext.class_names import find_class, short_name
 from lpd_ext.hub import HubOptions, find_model, find_tokenizer
 from lpd_ext.model import LPDConfig, LPDModel
-from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
+from lpd_ext.pipeline import LPDPipeline, SamplingDefaults, bundled_model
 from lpd_ext.state_files import read_state_dict
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
 
 # The published vocabulary and classes in a model of a moment.
 SMALL = LPDConfig(64, depth=1, heads=1, vocab_size=16384, num_classes=1000, grid=(16, 16))
+FASHION_MNIST = str(Path(__file__).parents[1] / "data" / "fashion_mnist")
 MODEL, TOKENIZER = "mit-han-lab/lpd_l_256", "FoundationVision/LlamaGen"
 
 
@@ -146,6 +149,62 @@ def test_commands_take_a_published_model(
     assert wrong.exit_code == 2
     assert "did you mean 'golden retriever'" in " ".join(wrong.output.split())
     assert CliRunner().invoke(app, ["fetch", "lpd_xl_256"]).exit_code == 2
+
+
+def test_bundles_of_published_models(
+    hub: Hub, published_size: None, model: LPDModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name, id, folder and file: the published tokenizer, guidance, steps and class names."""
+    weights = tmp_path / "there" / "own.pth"
+    weights.parent.mkdir()
+    weights.write_bytes(hub.files[MODEL]["lpd_l_256.pth"])
+    for name in ("lpd_l_256", MODEL, str(weights.parent), str(weights)):
+        out = tmp_path / "out"
+        result = CliRunner().invoke(app, ["bundle", "--model", name, "--out", str(out), "--temperature", "0.5"])
+        assert (result.exit_code, result.output) == (0, f"wrote {out}\n")
+        pipe = LPDPipeline.from_pretrained(out)
+        assert pipe.defaults == SamplingDefaults(20, 4.8, "linear", 0.5, repulsion_threshold=2)
+        assert pipe.class_names[207] == "golden retriever"
+        embedding = "token_emb.weight"
+        assert torch.equal(pipe.model.state_dict()[embedding], model.state_dict()[embedding].half().float())
+    monkeypatch.setitem(published._SAMPLING, (64, 1, 16), (48, 7.3, 4))
+    assert CliRunner().invoke(app, ["bundle", "--model", str(weights), "--out", str(out)]).exit_code == 0
+    assert LPDPipeline.from_pretrained(out).defaults == SamplingDefaults(48, 7.3, "linear", repulsion_threshold=4)
+
+
+def test_the_study_takes_names_and_judges_what_its_judge_knows(hub: Hub, tmp_path: Path) -> None:
+    hub.files["someone/garments"] = {path.name: path.read_bytes() for path in bundled_model().iterdir()}
+    judge = str(Path(__file__).parents[1] / "data" / "judge.safetensors")
+    options = ["--judge", judge, "--minutes", "0", "--out", str(tmp_path / "study"), "--data-dir", FASHION_MNIST]
+    result = CliRunner().invoke(app, ["study", "--model", "someone/garments", *options])
+    assert result.exit_code == 0, result.output
+    noted = json.loads((tmp_path / "study.json").read_text())
+    assert noted["model_sha256"] == file_hash(bundled_model() / "model.safetensors")
+    assert noted["tokenizer_sha256"] == file_hash(bundled_model() / "tokenizer.safetensors")
+    refused = CliRunner().invoke(app, ["study", "--model", "lpd_l_256", *options])
+    assert refused.exit_code == 2
+    assert "the study judges Fashion-MNIST, 10 classes at 32x32 pixels, but this one draws 1000 at" in " ".join(
+        refused.output.split()
+    )
+
+
+def test_an_evaluation_by_name(hub: Hub, tmp_path: Path) -> None:
+    """A stranger's line, but for how much is drawn: one image of each class, against a folder of pictures."""
+    hub.files["someone/garments"] = {path.name: path.read_bytes() for path in bundled_model().iterdir()}
+    for i in range(4):
+        (tmp_path / "real").mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(tmp_path / "real" / f"{i}.png")
+    nothing_else = [f"--{what}-images=0" for what in ("nats", "self", "reconstructed")]
+    options = ["--images-per-class", "1", "--num-inference-steps", "1", "--device", "cpu", *nothing_else]
+    out = tmp_path / "evaluation"
+    command = ["evaluate", "--model", "someone/garments", "--reference", str(tmp_path / "real"), "--out", str(out)]
+    result = CliRunner().invoke(app, [*command, *options])
+    assert result.exit_code == 0, result.output
+    found = json.loads((out / "evaluation.json").read_text())
+    assert found["images"]["generated"] == 10
+    assert found["sampling"]["guidance_scale"] == LPDPipeline.from_pretrained().defaults.guidance_scale
+    files = model_files("lpd_l_256")
+    assert (files.model.name, files.tokenizer and files.tokenizer.name) == ("lpd_l_256.pth", "vq_ds16_c2i.pt")
 
 
 def test_a_file_takes_the_published_tokenizer(hub: Hub, tmp_path: Path) -> None:

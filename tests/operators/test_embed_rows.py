@@ -206,6 +206,17 @@ def test_ids_outside_their_table(name: str, backend: torch.device, on_cuda_kerne
             spoil(args).embed(backend)
 
 
+@pytest.mark.parametrize("table", ["content", "position_embedding"])
+def test_an_empty_table_is_refused(table: str, backend: torch.device) -> None:
+    """Kernels read its first row in place of one that is not there."""
+    args = random_arguments(3, 24, torch.bfloat16)
+    empty = args._replace(**{table: getattr(args, table)[:0].clone()})
+    with pytest.raises(RuntimeError, match=f"{table} must have rows, got an empty table"):
+        empty.embed(backend)
+    none = empty._replace(content_ids=args.content_ids[:0], positions=args.positions[:0])
+    assert none.embed(backend).shape == (0, 24)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_opcheck(dtype: torch.dtype, backend: torch.device) -> None:
     args = random_arguments(5, 24, dtype)

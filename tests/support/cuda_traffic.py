@@ -14,6 +14,7 @@ from typing import Any
 
 import emulation
 import torch
+from lpd_tools.markdown import markdown_table
 from torch import Tensor
 
 from lpd_ext import _C
@@ -207,15 +208,13 @@ CASES["sample_tokens, V = 131072, guided top-k top-p, bf16"] = lambda: sample_to
 
 def markdown(counted: dict[str, dict[str, int]]) -> str:
     """The table of docs/kernels.md."""
-    lines = ["| launch | blocks | moved / least | least, bytes | apart, bytes | wavefronts / conflict-free |"]
-    lines.append("|---|---|---|---|---|---|")
+    rows = []
     for name, counts in counted.items():
         conflicts = f"{counts['wavefronts'] / counts['conflict_free']:.3f}" if counts["conflict_free"] else "none"
         ratio = f"{counts['moved'] / counts['least']:.3f}"
-        lines.append(
-            f"| {name} | {counts['blocks']:,} | {ratio} | {counts['least']:,} | {counts['apart']:,} | {conflicts} |"
-        )
-    return "\n".join(lines) + "\n"
+        rows.append([name, f"{counts['blocks']:,}", ratio, f"{counts['least']:,}", f"{counts['apart']:,}", conflicts])
+    head = ["launch", "blocks", "moved / least", "least, bytes", "apart, bytes", "wavefronts / conflict-free"]
+    return markdown_table(head, rows) + "\n"
 
 
 if __name__ == "__main__":

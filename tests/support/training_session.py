@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lpd_tools.launch import run_and_leave
 from lpd_tools.training.stopping import TrainingStopped
 from lpd_tools.training.tokenizer import TokenizerTraining, train_tokenizer
 from lpd_tools.training.transformer import Batch, LPDTraining, TransformerTask, train
@@ -54,8 +55,12 @@ def run(kind: str, settings: dict[str, Any], fault: dict[str, Any] | None) -> No
         (out / f"error_{dist.get_rank()}.txt").write_text(f"{type(error).__name__}: {error}")
 
 
-if __name__ == "__main__":
+def run_all() -> None:
     dist.init_process_group("gloo")
     for training in json.loads(Path(sys.argv[1]).read_text()):
         run(training["kind"], training["settings"], training["fault"])
     dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run_and_leave(run_all)

@@ -6,6 +6,7 @@ import builtins
 import errno
 import io
 import json
+import logging
 import os
 import re
 import shlex
@@ -26,23 +27,25 @@ pytest.importorskip("matplotlib")
 
 from lpd_tools import __main__ as entry
 from lpd_tools import console as says
+from lpd_tools import machine as machine_module
 from lpd_tools import progress
-from lpd_tools.bench import timing as bench_timing
 from lpd_tools.bench.cases import SHAPES
 from lpd_tools.bench.decode import BASELINES
 from lpd_tools.cli import FriendlyGroup, app
 from lpd_tools.console import new_console
 from lpd_tools.evaluation import report
 from lpd_tools.progress import track
+from lpd_tools.spinning import ROUNDS, bound_spinning
 from rich.console import Console
 from training_runs import LPD
 from typer.testing import CliRunner, Result
 
 from lpd_ext import LPDPipeline, __version__, ops
+from lpd_ext.drawing import Drawing
 from lpd_ext.orders import ORDER_POLICIES
 
 COMMANDS = [
-    *("sample", "orders", "info", "fetch"),
+    *("sample", "orders", "serve", "info", "fetch"),
     *("prepare-icons", "cache-tokens", "check-tokens"),
     *("train-judge", "train-tokenizer", "train", "training-cost", "curves", "replay", "export", "bundle"),
     *("generate", "measure", "evaluate", "int8-quality", "study"),
@@ -107,6 +110,69 @@ def test_help_imports_nothing_that_takes_long() -> None:
     command = [sys.executable, "-c", textwrap.dedent(code), *COMMANDS]
     imported = subprocess.run(command, check=True, capture_output=True, text=True, cwd=sys.prefix).stdout
     assert imported == "\n"
+
+
+def test_threads_that_wait_soon_sleep() -> None:
+    """As torch's libgomp says it itself."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    ran = subprocess.run(
+        [LPD, "orders", "--height", "2", "--width", "2", "--steps", "1"],
+        check=True, capture_output=True, text=True, env={**kept, "OMP_DISPLAY_ENV": "verbose"},
+    )  # fmt: skip
+    if "GOMP_SPINCOUNT" not in ran.stderr:
+        pytest.skip("torch's threads are not libgomp's in this build")
+    assert re.findall(r"GOMP_SPINCOUNT = '(\d+)'", ran.stderr) == [ROUNDS]
+
+
+@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_what_the_user_says_of_waiting_threads_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for other in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "7")
+    before = dict(os.environ)
+    bound_spinning()
+    assert dict(os.environ) == before
+
+
+def test_what_is_logged_is_shown_and_the_library_more_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(*options: str) -> list[str]:
+        def info(*arguments: object, **settings: object) -> None:
+            logging.getLogger("lpd_ext.hub").info("found [it]")
+            logging.getLogger("lpd_ext.hub").warning("no room")
+            logging.getLogger("lpd_tools.data").info("held out %d", 3)
+            raise ValueError("enough")
+
+        monkeypatch.setattr(LPDPipeline, "from_pretrained", info)
+        result = lpd(*options, "info")
+        assert result.stdout == ""
+        return result.stderr.splitlines()
+
+    plain = ["warning: no room", "held out 3", "error: enough"]
+    assert said() == plain
+    assert said("--verbose") == ["found [it]", *plain]
+    assert said() == plain
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    for name in ("lpd_ext", "lpd_tools"):
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+    assert said() == ["error: enough"]
+
+
+def test_the_library_alone_says_nothing() -> None:
+    code = """
+        import logging
+        import lpd_ext
+        lpd_ext.LPDPipeline.from_pretrained()
+        logging.getLogger("lpd_ext.hub").warning("not shown")
+        logging.basicConfig(level=logging.INFO)
+        lpd_ext.LPDPipeline.from_pretrained()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, cwd=sys.prefix)
+    assert ran.stdout == ""
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("INFO:lpd_ext.pipeline:")
+    assert "model.safetensors" in line
 
 
 def test_version_of_the_library() -> None:
@@ -256,14 +322,14 @@ def test_bench_prints_and_writes_figures() -> None:
 
 
 def test_bench_names_the_commit_of_a_checkout(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_timing, "__file__", str(elsewhere / "lib" / "lpd_tools" / "bench" / "timing.py"))
-    assert bench_timing.version() == __version__
+    monkeypatch.setattr(machine_module, "__file__", str(elsewhere / "lib" / "lpd_tools" / "machine.py"))
+    assert machine_module.version() == __version__
     (elsewhere / ".git").mkdir()
     (elsewhere / "lpd_ext").mkdir()
     (elsewhere / "lpd_ext" / "_C.pyi").touch()
-    assert bench_timing.version() == __version__  # an empty folder is no repository
-    monkeypatch.setattr(bench_timing.subprocess, "run", lambda command, **_: Described(command))
-    assert bench_timing.version() == f"{__version__} (git -C {elsewhere} describe --always --dirty)"
+    assert machine_module.version() == __version__  # an empty folder is no repository
+    monkeypatch.setattr(machine_module.subprocess, "run", lambda command, **_: Described(command))
+    assert machine_module.version() == f"{__version__} (git -C {elsewhere} describe --always --dirty)"
 
 
 class Described:
@@ -301,7 +367,7 @@ def test_a_wrong_argument_is_one_sentence(
     arguments: tuple[object, ...], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("taken").touch()
-    monkeypatch.setattr(LPDPipeline, "_images", None)  # nothing may be drawn
+    monkeypatch.setattr(Drawing, "pixels", None)  # nothing may be drawn
     result = lpd(*arguments)
     assert result.exit_code == 2, result.output
     assert sentence in result.stderr

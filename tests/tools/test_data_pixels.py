@@ -16,16 +16,10 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 
 from lpd_tools.data.image_reader import ImageReader, Skipped, read_skipped, write_skipped
-from lpd_tools.data.pixels import (
-    UnreadableImageError,
-    background_colour,
-    centre_crop,
-    open_image,
-    square_pixels,
-    to_input,
-    to_rgb,
-)
+from lpd_tools.data.pixels import background_colour, centre_crop, square_pixels, to_input
 from lpd_tools.data.sources import open_data
+
+from lpd_ext.picture import UnreadableImageError, open_image, to_rgb
 
 DATA = Path(__file__).parents[1] / "data" / "fashion_mnist"
 WHITE = (255, 255, 255)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from lpd_tools.data.fashion_mnist import load_fashion_mnist, to_images
 from lpd_tools.data.image_reader import ImageReader
 from lpd_tools.data.image_source import held_out
 from lpd_tools.data.names import in_order, whole_numbers
-from lpd_tools.data.pixels import UnreadableImageError
 from lpd_tools.data.sources import open_data
+
+from lpd_ext.picture import UnreadableImageError, reads_heif
 
 DATA = Path(__file__).parents[1] / "data" / "fashion_mnist"
 
@@ -170,6 +173,59 @@ def test_a_share_is_held_out_by_name(tmp_path: Path) -> None:
     assert open_data(f"folder:{tmp_path}").class_names == ("a", "b", "train")
 
 
+def test_a_share_is_held_out_of_a_lone_train_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for i in range(60):
+        picture(tmp_path / "set" / "train" / ("a" if i % 2 else "b") / f"{i}.png")
+    with caplog.at_level(logging.INFO, "lpd_tools"):
+        train, test = names(tmp_path / "set")
+    assert len(train) + len(test) == 60
+    assert [held_out(name, 0.1) for name, _ in train + test] == [False] * len(train) + [True] * len(test)
+    assert test[0][0].startswith("train/a/")
+    assert f"{len(test)} of its 60 pictures are held out by their names (?held_out=0.1)" in caplog.text
+    caplog.clear()
+    picture(tmp_path / "set/val/a/1.png")
+    picture(tmp_path / "set/val/b/1.png")
+    with caplog.at_level(logging.INFO, "lpd_tools"):
+        assert len(names(tmp_path / "set")[1]) == 2  # given, so none is held out
+    assert not caplog.records
+
+
+@pytest.fixture
+def with_heif() -> Iterator[None]:
+    """What the computer at hand says of pillow-heif is asked anew, before and after."""
+    reads_heif.cache_clear()
+    yield
+    reads_heif.cache_clear()
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(root: Path, with_heif: None) -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    Image.new("RGB", (4, 4), (200, 10, 10)).save(root / "train/a/phone.HEIC", format="HEIF")
+    data = open_data(f"folder:{root}")
+    assert names(root)[0][1] == ("train/a/phone.HEIC", 0)
+    red, green, _ = np.asarray(data.train.image(1).convert("RGB"))[0, 0].tolist()
+    assert red > 190
+    assert green < 30
+
+
+def test_heic_is_named_where_it_cannot_be_read(
+    root: Path, with_heif: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    before = names(root)
+    assert not caplog.records
+    for name in ("a/1.heic", "a/2.HEIF", "b/3.heic"):
+        (root / "train" / name).touch()
+    assert names(root) == before
+    (said,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert said.getMessage() == (
+        f"3 HEIC pictures of {str(root / 'train')!r} are left out: `pip install pillow-heif` reads them"
+    )
+    (root / "val/a/1.png").rename(root / "val/a/1.heic")
+    with pytest.raises(ValueError, match=r"no images in .val/a. of .*; 1 HEIC pictures of .* are left out: `pip"):
+        names(root)
+
+
 def test_held_out_share_is_the_share() -> None:
     share = sum(held_out(f"class/{i}.png", 0.1) for i in range(10000)) / 10000
     assert share == pytest.approx(0.1, abs=0.012)  # four standard deviations
@@ -191,8 +247,6 @@ def test_folders_that_are_no_data_set(root: Path, tmp_path: Path) -> None:
     refused("no images in 'train/c' of")
     picture(root / "train/c/1.png")
     refused("no images in 'val/c' of")
-    shutil.rmtree(root / "val")
-    refused("has a folder train but neither val nor test")
     picture(tmp_path / "one/a/1.png")
     for share, match in (("0.999999", "has no images in its train split"), ("0.000001", "no images in its test split")):
         refused(match, spec=f"folder:{tmp_path / 'one'}?held_out={share}")

@@ -18,7 +18,6 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("torchmetrics")
 
 from evaluation_models import DATA, FASHION, noise, save_images, save_inception
-from lpd_tools.data.pixels import UnreadableImageError
 from lpd_tools.data.sources import open_data
 from lpd_tools.evaluation.features import (
     InceptionFeatures,
@@ -29,6 +28,8 @@ from lpd_tools.evaluation.metrics import frechet_distance, kernel_distance, prec
 from lpd_tools.evaluation.readable import without_unreadable
 from lpd_tools.evaluation.reference import balanced_sample
 from PIL import Image
+
+from lpd_ext.picture import UnreadableImageError
 
 JUDGE = str(DATA / "judge.safetensors")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -141,3 +144,36 @@ def test_a_device_is_checked_before_anything_is_joined(joined: list[tuple[str, t
     with pytest.raises(ValueError, match="device must be one of"), processes("cuda:2"):
         pass
     assert joined == []
+
+
+LEAVING = """
+import atexit, sys
+from lpd_tools.launch import run_and_leave
+
+class Last:
+    def __del__(self):
+        print("finalised")
+
+kept = Last()
+atexit.register(print, "exit functions ran")
+
+def command():
+    print("done", end=" ")
+    sys.exit({code})
+
+run_and_leave(command)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 3, None])
+@pytest.mark.parametrize("launched", [True, False])
+def test_one_of_several_processes_ends_without_finalising_python(launched: bool, code: int | None) -> None:
+    """Where gloo's threads live on, finalising is what kills them, and the process with them."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    if launched:
+        environment |= {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", LEAVING.format(code=code)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == (code or 0), ended.stderr
+    assert ended.stdout == "done exit functions ran\n" + ("" if launched else "finalised\n")

@@ -39,6 +39,8 @@ ICON_COMMANDS = {
     "train": LPDTraining,
     "bundle": Bundling,
 }
+OWN = ROOT / "recipes" / "own_pictures.toml"
+OWN_COMMANDS = {name: ICON_COMMANDS[name] for name in ("train-tokenizer", "cache-tokens", "train", "bundle")}
 IMAGENET = 1_281_167
 
 
@@ -66,6 +68,30 @@ def test_the_recipe_of_icons_is_whole_and_small() -> None:
     with torch.device("meta"):
         networks = (LPDModel(sizes), VQTokenizer(tokenizer_sizes(tokenizer)))
     assert sum(2 * p.numel() for network in networks for p in network.parameters()) <= 8e6
+
+
+def test_the_recipe_of_own_pictures_is_whole_and_tests_often() -> None:
+    tokenizer, caching, train, bundle = (
+        make_config(kind, read_config(OWN, name, OWN_COMMANDS), {}, str(OWN), name)
+        for name, kind in OWN_COMMANDS.items()
+    )
+    weights = f"{tokenizer.out_dir}/tokenizer.safetensors"
+    assert caching.tokenizer == train.tokenizer == bundle.tokenizer == weights
+    assert (tokenizer.data, tokenizer.image_size, tokenizer.mirror) == (
+        caching.data,
+        caching.image_size,
+        caching.mirror,
+    )
+    assert (caching.out, train.out_dir) == (train.tokens, bundle.model)
+    side = caching.image_size // tokenizer_sizes(tokenizer).stride
+    assert max(train.decoding_steps) == side * side
+    assert bundle.num_inference_steps in train.decoding_steps
+    assert train.steps % train.evaluate_every == 0
+    few = 300  # pictures: the best weights are looked for at least every six times that all were seen
+    assert train.evaluate_every * train.batch_size <= 6 * few
+    page = (ROOT / "docs" / "own_pictures.md").read_text()
+    for name in OWN_COMMANDS:
+        assert f"lpd {name} --config recipes/own_pictures.toml" in " ".join(page.split()), name
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

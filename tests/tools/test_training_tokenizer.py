@@ -17,7 +17,6 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 from lpd_tools.cli import app
-from lpd_tools.data.pixels import UnreadableImageError
 from lpd_tools.data.sources import open_data
 from lpd_tools.processes import Processes
 from lpd_tools.training.codebook import CodebookAverages
@@ -26,6 +25,7 @@ from lpd_tools.training.tokenizer import ImageBatch, TokenizerTask, tokenizer_si
 from training_runs import as_options, differences, newest_state, tokenizer_config
 from typer.testing import CliRunner
 
+from lpd_ext.picture import UnreadableImageError
 from lpd_ext.tokenizer import VQTokenizer
 
 

@@ -39,6 +39,13 @@ __device__ __forceinline__ void store_vector(void* to, Vector value) {
 // Throws std::runtime_error with a sentence for the user, unless error is cudaSuccess.
 void check_cuda(cudaError_t error, const char* kernel, size_t shared_bytes);
 
+// Lets launches of the kernel on the current device ask for that much dynamic shared memory. Other threads may launch
+// it with less at the same time, so the limit is only ever raised.
+void allow_shared_memory(const char* name, const void* kernel, size_t bytes);
+
+// A stream of the current device that nobody else has, as none of torch's are; a cudaStream_t.
+void* create_stream();
+
 // Blocks, and how many of them, next to each other, form a cluster; without clusters a dim3 will do.
 struct Grid {
   dim3 blocks, cluster;
@@ -51,8 +58,7 @@ void launch(const char* name, void (*kernel)(Parameters...), Grid grid, dim3 blo
             Arguments... arguments) {
   constexpr size_t kSharedWithoutAsking = 40 * 1024;  // of 48 KiB, which static shared memory counts towards
   if (shared_bytes > kSharedWithoutAsking) {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)), name,
-               shared_bytes);
+    allow_shared_memory(name, reinterpret_cast<const void*>(kernel), shared_bytes);
   }
   cudaLaunchConfig_t config{};
   config.gridDim = grid.blocks;

@@ -49,6 +49,26 @@ void check_cuda(cudaError_t error, const char* kernel, size_t shared_bytes) {
   throw std::runtime_error(std::string(kernel) + ": " + reason);
 }
 
+void allow_shared_memory(const char* name, const void* kernel, size_t bytes) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, size_t> allowed;
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), name, bytes);
+  const std::lock_guard<std::mutex> lock(mutex);
+  size_t& most = allowed[{device, kernel}];
+  if (bytes <= most) return;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), name,
+             bytes);
+  most = bytes;
+}
+
+void* create_stream() {
+  cudaStream_t stream = nullptr;
+  // Non-blocking: one that waits for the default stream, as others' work there would make it, cannot be captured.
+  check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "create_stream", 0);
+  return stream;
+}
+
 bool can_form_clusters(const void* kernel) {
   static std::mutex mutex;
   static std::map<std::pair<int, const void*>, bool> known;

@@ -12,7 +12,7 @@ namespace lpd {
 struct EmbedRowsParams {
   const int64_t* content_ids;      // [R], each in [0, M)
   const int64_t* positions;        // [R], each in [0, 1 + N)
-  const void* content;             // [M, E]
+  const void* content;             // [M, E], not empty if there are rows; neither is the next
   const void* position_embedding;  // [1 + N, E]
   const void* weight;              // [E]
   const void* bias;                // [E]

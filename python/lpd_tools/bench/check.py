@@ -32,8 +32,9 @@ from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
 from lpd_tools.bench.cases import SHAPES, Shape, cases
 from lpd_tools.bench.decode import Decode
 from lpd_tools.bench.settings import BenchCheck
-from lpd_tools.bench.timing import Function, interleaved, machine
+from lpd_tools.bench.timing import Function, interleaved
 from lpd_tools.console import new_console, say
+from lpd_tools.machine import machine
 from lpd_tools.progress import track
 
 ALLOWED = 0.75  # of the committed ratio

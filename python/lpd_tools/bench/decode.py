@@ -13,8 +13,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lpd_ext.compat import SampleTokens, accelerate
 from lpd_ext.cuda_graphs import DecodeGraphs
 from lpd_ext.decode_state import DecodeState, Layout
 from lpd_ext.linear import ResultRows, linear_step, pack
@@ -101,6 +102,29 @@ def ours_on_cpu(decode: Decode) -> dict[str, LPDModel]:
     pack(packed)
     quantize(rounded)
     return {"float32": packed, "int8": rounded}
+
+
+def drop_in(decode: Decode) -> Callable[[], Tensor]:
+    """`sample_tokens` of a model object of the published layout, accelerated; it shares the weights of decode.model."""
+    published = nn.Module()
+    for name, tensor in decode.model.state_dict().items():
+        module = published
+        *path, leaf = name.split(".")
+        for part in path:
+            if part not in module._modules:
+                module.add_module(part, nn.Module())
+            module = module.get_submodule(part)
+        module.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
+    sample_tokens = accelerate(published, heads=decode.model.config.heads).sample_tokens
+    assert isinstance(sample_tokens, SampleTokens)
+    return partial(
+        sample_tokens,
+        decode.batch,
+        cfg=decode.shape.guidance_scale,
+        labels=decode.labels,
+        group_sizes=decode.shape.group_sizes,
+        orders=decode.orders,
+    )
 
 
 def ours_on_cuda(decode: Decode) -> dict[str, Callable[[], Tensor]]:
@@ -236,6 +260,7 @@ def time_on_cpu(decode: Decode, repeats: int, chosen: Sequence[str] = BASELINES)
     runs: dict[str, Callable[[], Any]] = {
         name: partial(generate, model, decode.request()) for name, model in models.items()
     }
+    runs["float32, drop-in"] = drop_in(decode)
     runs["float32, GEMMs alone"] = products_alone(models["float32"], decode.request())
     runs["int8, GEMMs alone"] = products_alone(models["int8"], decode.request())
     runs |= {name: run for name, run in plain.items() if name != NEXT_TOKEN}

@@ -25,7 +25,8 @@ from lpd_ext.quantize import quantize
 from lpd_ext.state_files import write_text
 from lpd_tools.bench.growth_series import DTYPES, Measured, Point, all_points
 from lpd_tools.bench.settings import Growth
-from lpd_tools.bench.timing import interleaved, machine
+from lpd_tools.bench.timing import interleaved
+from lpd_tools.machine import machine
 from lpd_tools.progress import track
 
 _CPU = torch.device("cpu")

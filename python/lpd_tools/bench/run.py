@@ -21,10 +21,11 @@ from lpd_tools.bench.host import time_host
 from lpd_tools.bench.image import time_decoders, time_images
 from lpd_tools.bench.result import Result, cell
 from lpd_tools.bench.settings import Bench, Part
-from lpd_tools.bench.timing import copy_bandwidth, interleaved, machine, time_text
+from lpd_tools.bench.timing import copy_bandwidth, interleaved, time_text
 from lpd_tools.bench.training import time_training
 from lpd_tools.checks import check_device, check_output
 from lpd_tools.console import new_console, say
+from lpd_tools.machine import machine
 
 _FIRST_SHAPE = next(iter(SHAPES))
 _TRAINING_BATCH = 4

@@ -17,7 +17,8 @@ from lpd_ext import ops
 from lpd_ext.pixel_decoder import PixelDecoder
 from lpd_ext.tokenizer import NORM_GROUPS, TokenizerConfig, VQTokenizer
 from lpd_tools.bench.result import Result, cell
-from lpd_tools.bench.timing import interleaved, machine
+from lpd_tools.bench.timing import interleaved
+from lpd_tools.machine import machine
 from lpd_tools.pictures import psnr
 
 CPU = torch.device("cpu")

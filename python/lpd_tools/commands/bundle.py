@@ -7,10 +7,13 @@ from lpd_tools.training.settings import Bundling
 
 
 def bundle(config: Bundling) -> None:
-    """Put a trained model, its tokenizer and defaults in a folder.
+    """Put a model, its tokenizer and sampling defaults in a folder; of a training, its best weights.
 
     Example: lpd bundle --model runs/l --tokenizer vq/tokenizer.safetensors --out model
     """
+    from lpd_ext.checkpoint import read_config
     from lpd_tools.training import bundle as bundling
 
-    say(f"wrote {bundling.bundle(config)}")
+    path = bundling.bundle(config)
+    step = read_config(path).get(bundling.STEP)
+    say(f"wrote {path}" if step is None else f"wrote {path}, with the weights after step {step}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,6 +35,13 @@ def sample(
     top_k: Annotated[int | None, typer.Option(help="0 switches it off.")] = None,
     top_p: Annotated[float | None, typer.Option(help="1 switches it off.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first image; the next ones count up.")] = 0,
+    animate: Annotated[
+        Path | None, typer.Option(help="WebP or GIF file that shows the images forming, in place of the grid.")
+    ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(help="With --animate: orders side by side on one clock, as in 'locality,raster:256' (:steps)."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:<index>; default: cuda if there is one.")] = "",
 ) -> None:
     """Draw images and write them as one labelled grid.
@@ -48,7 +55,12 @@ def sample(
     from lpd_tools.commands.model_options import load_pipeline
     from lpd_tools.pictures import labelled_grid, write_png
 
-    check_output(output, ".png")
+    if animate is None:
+        if compare:
+            raise ValueError("compare needs animate, the file to write")
+        check_output(output, ".png")
+    else:
+        check_output(animate, ".webp", ".gif", name="animate")
     where = check_device(device)
     console = new_console()
     start = time.perf_counter()
@@ -57,17 +69,27 @@ def sample(
     wanted = [_parse_label(pipe, text) for text in labels] if labels else list(every)
     per_image = [label for label in wanted for _ in range(images_per_label)]
     seeds = check_seeds(seed, len(per_image))
+    options: dict[str, Any] = {
+        "guidance_scale": guidance,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seeds": seeds,
+    }
+    if animate is not None:
+        from lpd_tools.animation import record_orders, write_animation
+
+        entries = [entry for text in compare or [] for entry in text.replace(",", " ").split()]
+        write_animation(record_orders(pipe, per_image, entries, steps, order, **options), animate)
+        console.print(Text.assemble((str(animate.resolve()), "bold")), soft_wrap=True)
+        return
     with Progress(console=console) as progress:
         task = progress.add_task("Drawing", total=None)
         result = pipe(
             per_image,
             num_inference_steps=steps,
-            guidance_scale=guidance,
             order=order,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seeds=seeds,
+            **options,
             callback_on_step_end=lambda step, total: progress.update(task, completed=step, total=total),
         )
     captions = [_caption(pipe, label) for label in wanted]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lpd_tools.console import say
+from lpd_tools.launch import place
 from lpd_tools.training.settings import LPDTraining
 
 
@@ -12,5 +13,9 @@ def train(config: LPDTraining) -> None:
     Example: lpd train --config recipes/lpd_l_256.toml --out-dir runs/l
     """
     from lpd_tools.training import transformer
+    from lpd_tools.training.best import best_sentence
 
-    say(f"wrote {transformer.train(config)}")
+    out = transformer.train(config)
+    say(f"wrote {out}")
+    if place().rank == 0 and (sentence := best_sentence(out, config.steps)):
+        say(sentence)

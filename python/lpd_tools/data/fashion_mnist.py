@@ -33,6 +33,7 @@ CLASS_NAMES = (
 )
 _MOST_COMPRESSED = 1032  # bytes that one byte of a gzip file can stand for
 BORDER = 2  # 28x28 images are zero-padded to 32x32
+SIDE = 28 + 2 * BORDER
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lpd_ext.picture import open_image, reads_heif
 from lpd_tools.data.image_source import DataSet, ImageSource, check_share, check_splits, digest, few, held_out
 from lpd_tools.data.names import in_order, is_hidden, pictures_below
-from lpd_tools.data.pixels import open_image
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+HEIF_SUFFIXES = frozenset({".heic", ".heif"})  # which Pillow reads with the help of pillow-heif
 OPTIONS = {"held_out": "0.1"}  # the share held out where there is no folder of test images
+
+log = logging.getLogger(__name__)
 
 
 class FolderSource(ImageSource):
@@ -42,7 +46,7 @@ class FolderSource(ImageSource):
 
 
 def open_folders(location: str, options: dict[str, str]) -> DataSet:
-    """root/train/<class> with root/val/<class> (or root/test/<class>), or root/<class> with a share held out.
+    """root/train/<class> with root/val/<class> (or root/test/<class>); a share is held out of root/train or root alone.
 
     Raises FileNotFoundError for a missing root, ValueError for folders that are no data set.
     """
@@ -52,11 +56,9 @@ def open_folders(location: str, options: dict[str, str]) -> DataSet:
     # A lone folder `train` of pictures is a class of that name.
     if (root / "train").is_dir() and _folders(root / "train"):
         test = next((name for name in ("val", "test") if (root / name).is_dir()), None)
-        if test is None:
-            raise ValueError(f"data: {location!r} has a folder train but neither val nor test beside it")
-        splits, names = _given_splits(root, test)
+        splits, names = _held_out_splits(root, "train", share) if test is None else _given_splits(root, test)
     else:
-        splits, names = _held_out_splits(root, share)
+        splits, names = _held_out_splits(root, "", share)
     sources = []
     for files in splits:
         labels = torch.tensor([label for label, _ in files], dtype=torch.int64)
@@ -81,12 +83,16 @@ def _given_splits(root: Path, test: str) -> tuple[list[Files], tuple[str, ...]]:
     return [_files(root, split, names) for split in ("train", test)], tuple(names)
 
 
-def _held_out_splits(root: Path, share: float) -> tuple[list[Files], tuple[str, ...]]:
-    names = _folders(root)
+def _held_out_splits(root: Path, below: str, share: float) -> tuple[list[Files], tuple[str, ...]]:
+    names = _folders(root / below)
     if not names:
         raise ValueError(f"data: {str(root)!r} has no class folders; images belong in <folder>/<class>/")
-    files = _files(root, "", names)
+    files = _files(root, below, names)
     test = [held_out(path, share) for _, path in files]
+    log.info(
+        "%s has no val or test: %d of its %d pictures are held out by their names (?held_out=%g)",
+        root, sum(test), len(files), share,
+    )  # fmt: skip
     return [[file for file, out in zip(files, test, strict=True) if out == side] for side in (False, True)], tuple(
         names
     )
@@ -99,15 +105,21 @@ def _folders(folder: Path) -> list[str]:
 
 def _files(root: Path, split: str, names: list[str]) -> Files:
     files: Files = []
-    empty = []
+    empty, left_out = [], 0
     for label, name in enumerate(names):
         top = root / split / name
-        found = sorted(path.relative_to(root).as_posix() for path in pictures_below(top, SUFFIXES))
-        if not found:
+        found = sorted(path.relative_to(root).as_posix() for path in pictures_below(top, SUFFIXES | HEIF_SUFFIXES))
+        readable = [path for path in found if reads_heif() or Path(path).suffix.lower() not in HEIF_SUFFIXES]
+        left_out += len(found) - len(readable)
+        if not readable:
             empty.append(f"{split}/{name}" if split else name)
-        files += [(label, path) for path in found]
+        files += [(label, path) for path in readable]
+    heif = f"{left_out} HEIC pictures of {str(root / split)!r} are left out: `pip install pillow-heif` reads them"
     if empty:
+        why = f"; {heif}" if left_out else ""
         raise ValueError(
-            f"data: no images in {few(empty)} of {str(root)!r} (files ending in {', '.join(sorted(SUFFIXES))})"
+            f"data: no images in {few(empty)} of {str(root)!r} (files ending in {', '.join(sorted(SUFFIXES))}){why}"
         )
+    if left_out:
+        log.warning("%s", heif)
     return files

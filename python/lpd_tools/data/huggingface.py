@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from lpd_ext.picture import UnreadableImageError, open_image
 from lpd_tools.data.image_source import DataSet, ImageSource, check_share, check_splits, digest, few, held_out
 from lpd_tools.data.names import in_order
-from lpd_tools.data.pixels import UnreadableImageError, open_image
 
 OPTIONS = {
     "image": "",  # column of the pictures; by default the only one of that type

@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from lpd_ext.content import content_of, read_json
+from lpd_ext.picture import open_image
 from lpd_tools.data.names import visible
-from lpd_tools.data.pixels import open_image
 
 PERSON = "1f9d1"
 _SELECTOR = "fe0f"  # asks for a coloured picture; packages differ in where they write it

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from lpd_ext.content import content_of
+from lpd_ext.picture import UnreadableImageError
 from lpd_ext.state_files import complete_file
 from lpd_tools.data.image_source import ImageSource
-from lpd_tools.data.pixels import UnreadableImageError, square_pixels, to_input
+from lpd_tools.data.pixels import square_pixels, to_input
 
 WHITE = (255, 255, 255)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,11 +89,16 @@ class TokenCache:
 
 def check_tokenizer(model: str | Path, tokenizer: str | Path) -> None:
     """ValueError if config.json of the folder `model` names another tokenizer than the file `tokenizer`."""
-    trained_with = read_config(Path(model)).get("tokenizer_sha256")
+    check_trained_with(read_config(Path(model)), tokenizer, str(Path(model) / CONFIG_FILE))
+
+
+def check_trained_with(config: Mapping[str, Any], tokenizer: str | Path, where: str) -> None:
+    """`check_tokenizer` of a parsed config.json, or what stands for one in the file `where`."""
+    trained_with = config.get("tokenizer_sha256")
     if trained_with is not None and trained_with != file_hash(tokenizer):
         raise ValueError(
-            f"tokenizer {str(tokenizer)!r} is not the one whose tokens {str(Path(model) / CONFIG_FILE)!r} "
-            f"was trained on (SHA-256 {trained_with[:12]}...)"
+            f"tokenizer {str(tokenizer)!r} is not the one whose tokens {where!r} was trained on "
+            f"(SHA-256 {trained_with[:12]}...)"
         )
 
 

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lpd_ext.picture import UnreadableImageError
 from lpd_ext.tokenizer import VQTokenizer
 from lpd_tools.checks import check_device
 from lpd_tools.data.image_reader import Skipped, write_skipped
 from lpd_tools.data.image_source import DataSet, few
 from lpd_tools.data.names import visible
-from lpd_tools.data.pixels import UnreadableImageError, background_colour, square_pixels, to_input
+from lpd_tools.data.pixels import background_colour, square_pixels, to_input
 from lpd_tools.data.settings import TokenCaching
 from lpd_tools.data.sources import open_data
 from lpd_tools.data.token_shards import (

@@ -16,12 +16,14 @@ from lpd_ext.state_files import complete_file
 from lpd_ext.tokenizer import VQTokenizer
 from lpd_tools.data.fashion_mnist import BORDER, CLASS_NAMES, centre_psnr, from_pixels
 from lpd_tools.data.image_source import evenly_spaced
+from lpd_tools.data.model_files import model_files
+from lpd_tools.data.pixels import to_input
+from lpd_tools.data.reconstruction import reconstruct
 from lpd_tools.evaluation.features import Extractor
 from lpd_tools.evaluation.generate import (
     drawing_processes,
     generate,
     load_pipeline,
-    model_files,
     repeat_of,
     sampling_of,
     sampling_options,
@@ -142,7 +144,7 @@ def rebuilt_images(pipe: LPDPipeline, reference: Reference, config: Evaluation) 
     if source is None or not count:
         return Rebuilt({}, {}, {})
     chosen = balanced_sample(source.labels, len(source), count, config.seed).tolist()
-    pixels = reconstruct(pipe.tokenizer, source.subset(chosen, source.name), config.batch_size)
+    pixels = reconstruct_images(pipe.tokenizer, source.subset(chosen, source.name), config.batch_size)
     labels = None if source.labels is None else source.labels[chosen]
     # Against the very images they were made of they come out closer than others would.
     row = RECONSTRUCTED if reference.more else f"{RECONSTRUCTED} (of the reference)"
@@ -150,7 +152,7 @@ def rebuilt_images(pipe: LPDPipeline, reference: Reference, config: Evaluation) 
     real = reference.images or source
     chosen = balanced_sample(real.labels, len(real), count, config.seed).tolist()
     some = real.subset(chosen, real.name)
-    restored = reconstruct(pipe.tokenizer, some, config.batch_size)
+    restored = reconstruct_images(pipe.tokenizer, some, config.batch_size)
     wanted = some.read(range(len(some)))
     measures: dict[str, Any] = {"reconstruction_psnr_db": psnr(restored, wanted)}
     if config.reference.startswith("fashion-mnist"):
@@ -162,21 +164,14 @@ def rebuilt_images(pipe: LPDPipeline, reference: Reference, config: Evaluation) 
     return Rebuilt(others, of_reference, measures)
 
 
-@torch.inference_mode()
-def reconstruct(tokenizer: VQTokenizer, images: ImageSet, batch_size: int = 100) -> Tensor:
+def reconstruct_images(tokenizer: VQTokenizer, images: ImageSet, batch_size: int = 100) -> Tensor:
     """Pixels uint8 [n, H, W, 3] of images, encoded and decoded."""
     total = -(-len(images) // batch_size)
     device = next(tokenizer.parameters()).device
     parts = []
     for pixels in track(images.batches(batch_size), f"reconstructing {images.name}", total):
-        tokens = tokenizer.encode(to_input(pixels.to(device)))
-        parts.append(VQTokenizer.to_pixels(tokenizer.decode(tokens)).cpu())
+        parts.append(reconstruct(tokenizer, pixels.permute(0, 3, 1, 2), device))
     return torch.cat(parts)
-
-
-def to_input(pixels: Tensor) -> Tensor:
-    """Tokenizer input float32 [B, 3, H, W] in [-1, 1] of pixels uint8 [B, H, W, 3]."""
-    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.inference_mode()
@@ -184,7 +179,9 @@ def tokens_of(pipe: LPDPipeline, images: ImageSet, batch_size: int = 100) -> Ten
     """Tokens int64 [n, N] of images, in raster order."""
     device = pipe.model.pos_embed.device
     batches = images.batches(batch_size)
-    return torch.cat([pipe.tokenizer.encode(to_input(part.to(device))).flatten(1) for part in batches])
+    return torch.cat(
+        [pipe.tokenizer.encode(to_input(part.permute(0, 3, 1, 2).to(device))).flatten(1) for part in batches]
+    )
 
 
 def likelihoods(pipe: LPDPipeline, reference: Reference, config: Evaluation) -> dict[str, Any]:

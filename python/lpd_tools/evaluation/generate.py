@@ -12,12 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lpd_ext.hub import ModelFiles, find_model, find_tokenizer, published_tokenizer
+from lpd_ext.hub import ModelFiles
 from lpd_ext.orders import default_repulsion_threshold
-from lpd_ext.pipeline import LPDPipeline, bundled_model
+from lpd_ext.pipeline import LPDPipeline
 from lpd_tools.checks import check_seeds
+from lpd_tools.data.model_files import model_files
 from lpd_tools.data.names import visible
-from lpd_tools.data.token_cache import check_tokenizer, file_hash
+from lpd_tools.data.token_cache import file_hash
 from lpd_tools.evaluation.images import MANIFEST_FILE
 from lpd_tools.evaluation.provenance import provenance
 from lpd_tools.evaluation.samples import (
@@ -43,18 +44,6 @@ SAMPLING = (
     "top_k",
     "top_p",
 )
-
-
-def model_files(name: str, tokenizer: str = "") -> ModelFiles:
-    """The files of a model, by any name that `LPDPipeline.from_pretrained` takes (empty: the bundled one).
-
-    Checked to have a tokenizer, and not another one than the model was trained with.
-    """
-    files = find_model(name or bundled_model())
-    own = find_tokenizer(tokenizer) if tokenizer else files.tokenizer or published_tokenizer()
-    if files.model.is_dir():
-        check_tokenizer(files.model, own)
-    return ModelFiles(files.model, own)
 
 
 def load_pipeline(files: ModelFiles, dtype: str = "", device: torch.device | str = "cpu") -> LPDPipeline:

@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from lpd_ext.content import read_json
+from lpd_ext.picture import UnreadableImageError, open_image, to_rgb
 from lpd_tools.data.image_source import ImageSource
 from lpd_tools.data.names import in_order, pictures_below, whole_numbers
-from lpd_tools.data.pixels import UnreadableImageError, centre_crop, open_image, to_rgb
+from lpd_tools.data.pixels import centre_crop
 from lpd_tools.evaluation.npz import mapped_array, read_arrays
 
 MANIFEST_FILE, NPZ_FILE = "manifest.json", "samples.npz"

@@ -18,7 +18,8 @@ from lpd_ext.state_files import write_text
 from lpd_tools.bench.cases import SHAPES
 from lpd_tools.bench.decode import Decode, distance
 from lpd_tools.data.fashion_mnist import from_pixels, load_fashion_mnist, to_images
-from lpd_tools.evaluation.generate import draw, load_pipeline, model_files
+from lpd_tools.data.model_files import model_files
+from lpd_tools.evaluation.generate import draw, load_pipeline
 from lpd_tools.evaluation.metrics import frechet_distance
 from lpd_tools.evaluation.settings import Int8Quality
 from lpd_tools.progress import track

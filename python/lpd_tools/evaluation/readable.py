@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from lpd_tools.data.pixels import UnreadableImageError
+from lpd_ext.picture import UnreadableImageError
 from lpd_tools.evaluation.images import ImageSet
 from lpd_tools.evaluation.reference import Reference, balanced_sample
 from lpd_tools.progress import track

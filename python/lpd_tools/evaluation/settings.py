@@ -95,7 +95,7 @@ class Int8Quality(Settings):
     """What `lpd int8-quality` measures, of the same images, seeds and orders in float32 and in int8."""
 
     judge: str = setting(..., "a trained judge that was not used for tuning")
-    model: str = setting("", "folder of the model, float weights (the bundled one if empty)")
+    model: str = setting("", "published model, hub id, folder or file of float weights (the bundled model if empty)")
     out: str = setting("", "JSON file to write")
     data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
     num_inference_steps: int = setting(10, "decoding steps", range=AT_LEAST_ONE)

@@ -18,8 +18,9 @@ class Study(Settings):
 
     out: str = setting(..., "path of the results, without suffix (docs/quality/8x8)")
     judge: str = setting(..., "a trained judge that was not used for tuning")
-    model: str = setting("", "folder of the model (the bundled one if empty)")
-    twin: str = setting("", "folder of the model trained with --no-mutual-visibility under the same budget")
+    model: str = setting("", "published model, hub id, folder or weight file (the bundled model if empty)")
+    tokenizer: str = setting("", "tokenizer of a model that brings none: weight file, folder or hub id")
+    twin: str = setting("", "the model trained with --no-mutual-visibility under the same budget, named likewise")
     data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
     steps: tuple[int, ...] = setting(
         (2, 4, 6, 8, 10, 12, 16, 24, 32, 64), "numbers of steps T, beside one a token", range=AT_LEAST_ONE

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lpd_ext.content import read_json
-from lpd_ext.hub import TOKENIZER_FILE, find_model
 from lpd_ext.orders import ORDER_POLICIES, default_repulsion_threshold
-from lpd_ext.pipeline import LPDPipeline, bundled_model
+from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.state_files import write_text
 from lpd_tools.checks import check_device
-from lpd_tools.data.fashion_mnist import load_fashion_mnist
-from lpd_tools.data.token_cache import check_tokenizer, file_hash
+from lpd_tools.data.fashion_mnist import CLASS_NAMES, SIDE, load_fashion_mnist
+from lpd_tools.data.model_files import model_files
+from lpd_tools.data.token_cache import file_hash
 from lpd_tools.progress import track
 from lpd_tools.settings import Range, check_ranges
 from lpd_tools.study.measure import Instruments
@@ -55,10 +55,10 @@ def run_study(config: Study) -> Path:
 
     Raises ValueError for impossible settings, and for results that other models or settings began.
     """
-    folder = find_model(config.model or bundled_model()).model
-    check_tokenizer(folder, folder / TOKENIZER_FILE)
+    files = model_files(config.model, config.tokenizer)
     device = check_device(config.device)
-    pipe = LPDPipeline.from_pretrained(folder, device=device)
+    pipe = LPDPipeline.from_pretrained(files.model, tokenizer=files.tokenizer, device=device)
+    _check_model(pipe)
     check_ranges(
         config,
         steps=Range(1, pipe.model.config.num_tokens),
@@ -67,18 +67,20 @@ def run_study(config: Study) -> Path:
     unknown = sorted(set(config.orders) - set(ORDER_POLICIES))
     if unknown:
         raise ValueError(f"orders must be among {', '.join(ORDER_POLICIES)}, got {', '.join(unknown)}")
+    used = {"model": files.weights, "tokenizer": files.tokenizer, "judge": Path(config.judge)}
     pipes = {"mutual": pipe}
     if config.twin:
-        check_tokenizer(config.twin, folder / TOKENIZER_FILE)
-        pipes["blind"] = LPDPipeline.from_pretrained(config.twin, tokenizer=folder / TOKENIZER_FILE, device=device)
+        twin = model_files(config.twin, str(files.tokenizer))
+        pipes["blind"] = LPDPipeline.from_pretrained(twin.model, tokenizer=twin.tokenizer, device=device)
         if pipes["blind"].model.config.mutual_visibility:
             raise ValueError(f"twin {config.twin!r} was trained with mutual visibility: it is no twin without")
+        used["twin"] = twin.weights
     sweeps = sweeps_of(config, pipe)
     for point in sweeps.all_points():
         _check_point(pipe, point)
     test, judge = load_fashion_mnist("test", config.data_dir), load_judge(config.judge)
     table = Path(f"{config.out}.csv")
-    _check_beginning(config, folder, pipe)
+    _check_beginning(config, used, pipe)
     instruments = Instruments(pipes, judge, test, config.images, config.scored_images)
     done = read_points(table)
     begun = time.monotonic()
@@ -106,6 +108,17 @@ def report(measured: dict[Point, Measured], sweeps: Sweeps, out: str, times: Map
     write_text(f"{out}_tables.md", tables(measured, sweeps, times) + "\n")
 
 
+def _check_model(pipe: LPDPipeline) -> None:
+    """ValueError for a model that does not draw what the judge and the real images show."""
+    side, config = pipe.tokenizer.config.stride, pipe.model.config
+    size = (config.grid[0] * side, config.grid[1] * side)
+    if size != (SIDE, SIDE) or config.num_classes != len(CLASS_NAMES):
+        raise ValueError(
+            f"model: the study judges Fashion-MNIST, {len(CLASS_NAMES)} classes at {SIDE}x{SIDE} pixels, "
+            f"but this one draws {config.num_classes} at {size[1]}x{size[0]}; `lpd evaluate` measures any model"
+        )
+
+
 def _check_point(pipe: LPDPipeline, point: Point) -> None:
     """ValueError for a point that cannot be drawn."""
     pipe.prepare(
@@ -119,20 +132,15 @@ def _check_point(pipe: LPDPipeline, point: Point) -> None:
     )
 
 
-def _check_beginning(config: Study, folder: Path, pipe: LPDPipeline) -> None:
+def _check_beginning(config: Study, used: Mapping[str, Path | None], pipe: LPDPipeline) -> None:
     """Notes what the results depend on beside the points in `out`.json; ValueError if they began with other values."""
     path = Path(f"{config.out}.json")
-    began = {
-        "model_sha256": file_hash(folder / "model.safetensors"),
-        "tokenizer_sha256": file_hash(folder / TOKENIZER_FILE),
-        "judge_sha256": file_hash(config.judge),
+    began = {f"{name}_sha256": file_hash(file) for name, file in used.items() if file} | {
         "temperature": pipe.defaults.temperature,
         "guidance_schedule": pipe.defaults.guidance_schedule,
         "images": config.images,
         "scored_images": config.scored_images,
     }
-    if config.twin:
-        began["twin_sha256"] = file_hash(Path(config.twin) / "model.safetensors")
     if path.exists():
         noted = read_json(path)
         if not isinstance(noted, dict):

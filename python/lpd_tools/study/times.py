@@ -13,7 +13,8 @@ import torch
 from lpd_ext.content import content_of, read_json
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.state_files import write_text
-from lpd_tools.bench.timing import interleaved, machine
+from lpd_tools.bench.timing import interleaved
+from lpd_tools.machine import machine
 from lpd_tools.study.points import Point
 
 BATCH = 100  # images drawn at a time

@@ -17,6 +17,7 @@ from lpd_ext.content import content_of
 from lpd_ext.state_files import complete_file
 
 FORMAT = 2  # of the dict in the file
+CHECKPOINTS = "checkpoints"  # the folder, in that of the training
 BEST = "best.pt"
 _NAME = re.compile(r"step_(\d{9})\.pt")
 

@@ -25,21 +25,28 @@ def sizes_in(settings: Mapping[str, Any]) -> LPDConfig:
     return LPDConfig(**{name: settings[name] for name in names})
 
 
-def export(config: Export) -> Path:
-    """Writes config.json and model.safetensors (fp16); returns the folder.
+def model_in(checkpoint: str | Path) -> tuple[LPDModel, dict[str, Any], int]:
+    """The model of a checkpoint's averaged weights, its tokenizer and class names for config.json, and its steps.
 
     Raises FileNotFoundError, or ValueError for a file that is no checkpoint of a transformer.
     """
-    if not Path(config.checkpoint).is_file():
-        raise FileNotFoundError(f"checkpoint must be a file, but there is none at {config.checkpoint!r}")
-    with content_of(config.checkpoint):
-        state = read_checkpoint(config.checkpoint)
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"checkpoint must be a file, but there is none at {str(checkpoint)!r}")
+    with content_of(checkpoint):
+        state = read_checkpoint(checkpoint)
         settings = state["settings"]
         sizes = sizes_in(settings)
         model = filled(lambda: LPDModel(sizes), state["average"])
-        extra = {
+        said = {
             "tokenizer_sha256": settings["tokenizer_sha256"],
             "class_names": state["task"].get("class_names", []),
         }
-    save_model(model, config.out, extra=extra, dtype=torch.float16)
+        step = int(state["progress"]["done"])
+    return model.eval(), said, step
+
+
+def export(config: Export) -> Path:
+    """Writes config.json and model.safetensors (fp16); returns the folder. Errors as `model_in`."""
+    model, said, _ = model_in(config.checkpoint)
+    save_model(model, config.out, extra=said, dtype=torch.float16)
     return Path(config.out)

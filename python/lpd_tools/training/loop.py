@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from lpd_ext.content import content_of
 from lpd_tools.processes import Processes
 from lpd_tools.progress import track
-from lpd_tools.training.checkpoints import CheckpointFolder
+from lpd_tools.training.checkpoints import CHECKPOINTS, CheckpointFolder
 from lpd_tools.training.failure import TrainingDivergedError, first_failed, save_failure
 from lpd_tools.training.gradients import add_gradients, clip_gradients, micro_batches, seed_step
 from lpd_tools.training.logs import EVALUATIONS, STEPS, TrainingLogs
@@ -28,6 +29,7 @@ from lpd_tools.training.stopping import StopSignals, TrainingStopped
 from lpd_tools.training.task import Task
 
 _PROGRESS = {"done": int, "seconds": float, "best": float, "sums": dict, "counted": int}  # of what a checkpoint keeps
+log = logging.getLogger(__name__)
 
 
 class Training:
@@ -42,7 +44,7 @@ class Training:
         self.share = group.share(settings.batch_size)
         self.parts = micro_batches(self.share, settings.micro_batch_size)
         self.dtype = autocast_dtype(settings.precision, group.device)
-        self.checkpoints = CheckpointFolder(Path(settings.out_dir) / "checkpoints", settings.keep)
+        self.checkpoints = CheckpointFolder(Path(settings.out_dir) / CHECKPOINTS, settings.keep)
         stored = self.checkpoints.newest(fixed, warn=self.first)
         self.model = prepare(task, settings, group)
         groups = parameter_groups(task.network, settings.weight_decay)
@@ -58,6 +60,8 @@ class Training:
                 task.restore(entries["task"])
                 for name, value in check_progress(entries["progress"]).items():
                     setattr(self, name, value)
+            if self.first:
+                log.info("going on in %s after step %d of %d", settings.out_dir, self.done, settings.steps)
         check_same_start(self.done, group)
         self.begun = self.saved_at = time.monotonic()
         self.begun -= self.seconds

@@ -121,18 +121,25 @@ class Export(Settings):
     out: str = setting(..., "folder to write")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bundling(Settings):
-    """What goes into the folder."""
+    """What goes into the folder; a sampling default that is not given is the model's own, or the published one."""
 
-    model: str = setting(..., "folder of the trained transformer")
-    tokenizer: str = setting(..., "tokenizer weights")
+    model: str = setting(..., "folder of a training; or a published model, hub id, folder or weight file")
+    tokenizer: str = setting(
+        "", "weight file, folder or hub id (empty: the model's, else the published one; a training needs it)"
+    )
     out: str = setting(..., "folder to write")
-    num_inference_steps: int = setting(10, "default number of decoding steps")
-    guidance_scale: float = setting(8.0, "default guidance")
-    guidance_schedule: str = setting("linear", "linear or constant")
-    temperature: float = setting(0.9, "default temperature")
-    repulsion_threshold: int = setting(2, "default spacing of the cells of a group in the locality order")
+    weights: str = setting("best", "of a training: best (of the lowest test loss, if it took any) or last")
+    num_inference_steps: int | None = setting(
+        None, "default number of decoding steps; of a training 10 if nothing else is known", range=AT_LEAST_ONE
+    )
+    guidance_scale: float | None = setting(None, "default guidance; of a training 8")
+    guidance_schedule: str | None = setting(None, "linear or constant; of a training linear")
+    temperature: float | None = setting(None, "default temperature; of a training 0.9", range=ANY_AMOUNT)
+    repulsion_threshold: int | None = setting(
+        None, "default spacing of the cells of a group in the locality order; of a training 2", range=ANY_AMOUNT
+    )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from lpd_ext.tokenizer import AttnBlock, ResBlock, TokenizerConfig, VQTokenizer
 from lpd_tools.data.fashion_mnist import BORDER, centre_grey, centre_psnr, from_pixels, step_generator
 from lpd_tools.data.image_reader import ImageReader, write_skipped
 from lpd_tools.data.image_source import DataSet, evenly_spaced
-from lpd_tools.data.pixels import background_colour, to_input
+from lpd_tools.data.pixels import background_colour
+from lpd_tools.data.reconstruction import reconstruct
 from lpd_tools.data.sources import open_data
 from lpd_tools.data.token_shards import SKIPPED_FILE, file_hash
 from lpd_tools.pictures import psnr, tiled
@@ -33,7 +34,6 @@ from lpd_tools.training.task import Test
 
 RESULT = "tokenizer.safetensors"
 _FASHION_MNIST = "fashion-mnist"  # the kind of data that the judge knows
-_TEST_BATCH = 50
 _KEPT_BYTES = 2 << 30  # a data set that is no larger is read once and stays in memory
 
 
@@ -229,13 +229,6 @@ def perceptual_loss(judge: Judge, images: Tensor, target: Tensor) -> Tensor:
     found = judge.maps(centre_grey(images))
     ratios = [F.mse_loss(a.float(), b.float()) / b.float().square().mean() for a, b in zip(found, wanted, strict=True)]
     return torch.stack(ratios).mean()
-
-
-@torch.no_grad()
-def reconstruct(tokenizer: VQTokenizer, pixels: Tensor, device: torch.device) -> Tensor:
-    """Pixels uint8 [B, S, S, 3] of images uint8 [B, 3, S, S], encoded and decoded."""
-    parts = [tokenizer.decode(tokenizer.encode(to_input(part).to(device))) for part in pixels.split(_TEST_BATCH)]
-    return VQTokenizer.to_pixels(torch.cat(parts)).cpu()
 
 
 def train_tokenizer(config: TokenizerTraining) -> Path:

@@ -1,0 +1,185 @@
+"""A request on its way to images: drawn at once or shown group by group, and cancelled in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from lpd_ext.cancel import Cancel, as_check
+from lpd_ext.checks import as_int
+from lpd_ext.cuda_graphs import DecodeGraphs
+from lpd_ext.model import LPDModel
+from lpd_ext.modes import decoding_modes
+from lpd_ext.parts import Part, parts_of
+from lpd_ext.pixel_decoder import PixelDecoder
+from lpd_ext.request import DecodeRequest
+from lpd_ext.sampler import decode, generate, undrawn
+from lpd_ext.tokenizer import VQTokenizer
+
+OutputType = Literal["pil", "np", "pt", "tokens"]
+StepCallback = Callable[[int, int], None]
+# Images go through the tokenizer's decoder in slices, so its activations do not grow with the batch.
+_IMAGES_AT_A_TIME = 16
+_CONVERTED_AT_A_TIME = 64
+
+
+@dataclass(frozen=True)
+class LPDPipelineOutput:
+    """Finished images in the asked-for type, their tokens int64 [B, h, w], and the seeds that draw them again.
+
+    cancelled: the drawing was stopped before its end; tokens are -1, and images grey, where nothing is drawn yet.
+    """
+
+    images: Any
+    tokens: Tensor
+    seeds: list[int]
+    cancelled: bool = False
+
+
+@dataclass(frozen=True)
+class StepPreview:
+    """State after group `step` of `num_steps` (from 1): tokens int64 [B, h, w], -1 where not drawn, and previews."""
+
+    step: int
+    num_steps: int
+    tokens: Tensor
+    images: list[Image.Image]
+
+
+def check_output_type(output_type: object) -> None:
+    """Raise ValueError unless it is one of OutputType, or None: that of the drawing."""
+    if output_type not in (None, "pil", "np", "pt", "tokens"):
+        raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'tokens', got {output_type!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """What to draw, by which networks, and what is done to images [n, 3, H, W] in [-1, 1] at the end.
+
+    finish gets some images, of which rows int64 [n] of the request.
+
+    max_images: drawn at once; None: as many as memory allows (see `parts`).
+    output_type: of `run`, where it is not told another. graphs: on a GPU, captured decodes to replay and to add to.
+    """
+
+    model: LPDModel
+    tokenizer: VQTokenizer
+    request: DecodeRequest
+    pixel_dtype: torch.dtype = torch.float32
+    graphs: DecodeGraphs | None = None
+    finish: Callable[[Tensor, Tensor], Tensor] | None = None
+    output_type: OutputType = "pil"
+    max_images: int | None = None
+
+    def run(
+        self,
+        output_type: OutputType | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        cancel: Cancel | None = None,
+    ) -> LPDPipelineOutput:
+        """Draw to the end, calling callback_on_step_end(step, num_steps) after each group.
+
+        output_type 'pil' gives a list of PIL images, 'np' uint8 [B, H, W, 3], 'pt' float [B, 3, H, W] in [-1, 1],
+        'tokens' none. cancel: an event (such as threading.Event) or a callable, asked before each step; once it says
+        so, the drawing ends, its memory is free, and the output is what was drawn until then, as `cancelled` tells.
+        Drawings that can be cancelled or have a callback run step by step, without CUDA graphs.
+        """
+        check_output_type(output_type)
+        output_type = output_type or self.output_type
+        as_check(cancel)
+        parts = self._parts()
+        num_steps, step = sum(part.request.num_groups for part in parts), 0
+        grid = undrawn(self.model, self.request)
+        if callback_on_step_end is None and cancel is None:
+            for part in parts:
+                grid[part.rows] = generate(self.model, part.request, self.graphs)
+            step = num_steps
+        else:
+            for step, drawn_so_far in enumerate(self._grids(parts, cancel), start=1):
+                grid = drawn_so_far
+                if callback_on_step_end is not None:
+                    callback_on_step_end(step, num_steps)
+        tokens = grid.unflatten(1, self.model.config.grid)
+        images = self.images(tokens, output_type) if output_type != "tokens" else None
+        return LPDPipelineOutput(images, tokens, list(self.request.seeds), cancelled=step < num_steps)
+
+    def stream(self, cancel: Cancel | None = None, preview_every: int = 1) -> Iterator[StepPreview]:
+        """Draw, yielding the partial grid and a preview (undrawn cells grey) after each group; cancel as in `run`.
+
+        Previews are made after every so many groups and after the last, of the images that changed since; in between
+        the ones before stand. Each costs what the image at the end does: every pixel depends on every token.
+        """
+        as_check(cancel)
+        if (every := as_int(preview_every, "preview_every")) < 1:
+            raise ValueError(f"preview_every must be >= 1, got {every}")
+        return self._previews(cancel, every)
+
+    def _parts(self) -> list[Part]:
+        return parts_of(self.model, self.request, self.graphs, self.max_images)
+
+    def _grids(self, parts: Sequence[Part], cancel: Cancel | None) -> Iterator[Tensor]:
+        """The grids int64 [B, N] of all images after each group of each part; the same tensor each time."""
+        grid = undrawn(self.model, self.request)
+        for part in parts:
+            for drawn_so_far in decode(self.model, part.request, cancel):
+                grid[part.rows] = drawn_so_far
+                yield grid
+
+    def _previews(self, cancel: Cancel | None, every: int) -> Iterator[StepPreview]:
+        parts, before = self._parts(), None
+        num_steps = sum(part.request.num_groups for part in parts)
+        images: dict[int, Image.Image] = {}  # by row, in whose order the first step fills it
+        for step, grid in enumerate(self._grids(parts, cancel), start=1):
+            tokens = grid.unflatten(1, self.model.config.grid).clone()
+            if before is None or step % every == 0 or step == num_steps:
+                before = torch.full_like(tokens, -2) if before is None else before
+                rows = (tokens != before).flatten(1).any(1).nonzero()[:, 0]
+                for b, image in zip(rows.tolist(), self._convert(self.pixels(tokens, rows), "pil"), strict=True):
+                    images[b] = image
+                before = tokens
+            yield StepPreview(step, num_steps, tokens, list(images.values()))
+
+    def pixels(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Images float32 [B, 3, H, W] of grids int64 [B, h, w], or of some rows of them; cells that are -1 are grey."""
+        side = self.tokenizer.config.stride
+        height, width = (cells * side for cells in self.model.config.grid)
+        with decoding_modes(tokens.device):
+            rows = torch.arange(len(tokens), device=tokens.device) if rows is None else rows
+            images = torch.empty(len(rows), 3, height, width, dtype=torch.float32, device=tokens.device)
+            for part in torch.arange(len(rows), device=tokens.device).split(_IMAGES_AT_A_TIME):
+                images[part] = self._decoded(tokens[rows[part]], side)
+            if not bool(images.isfinite().all()):
+                raise RuntimeError("the tokenizer's decoder gave pixels that are not finite")
+            return images if self.finish is None else self.finish(images, rows)
+
+    def images(self, tokens: Tensor, output_type: OutputType = "pil", rows: Tensor | None = None) -> Any:
+        """What `pixels` gives, as one of the types of `run`; bytes never lie beside the floats of many images."""
+        rows = torch.arange(len(tokens), device=tokens.device) if rows is None else rows
+        some = rows.split(_CONVERTED_AT_A_TIME) if len(rows) else (rows,)
+        parts = [self._convert(self.pixels(tokens, part), output_type) for part in some]
+        if output_type == "pil":
+            return [image for part in parts for image in part]
+        return np.concatenate(parts) if output_type == "np" else torch.cat(parts)
+
+    def _decoded(self, tokens: Tensor, side: int) -> Tensor:
+        drawn = tokens >= 0
+        features = F.embedding(tokens.clamp(min=0), self.tokenizer.codes()) * drawn[..., None]
+        decoder = (
+            PixelDecoder(self.tokenizer, self.pixel_dtype) if PixelDecoder.supports(self.tokenizer) else self.tokenizer
+        )
+        images = decoder.decode_features(features.permute(0, 3, 1, 2))
+        pixels_drawn = drawn.repeat_interleave(side, 1).repeat_interleave(side, 2)
+        return torch.where(pixels_drawn[:, None], images, 0.0)
+
+    def _convert(self, images: Tensor, output_type: OutputType) -> Any:
+        if output_type == "pt":
+            return images.clamp(-1, 1)
+        pixels: np.ndarray = VQTokenizer.to_pixels(images).cpu().numpy()
+        return pixels if output_type == "np" else [Image.fromarray(image) for image in pixels]

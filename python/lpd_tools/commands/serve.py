@@ -1,0 +1,22 @@
+"""`lpd serve`."""
+
+from __future__ import annotations
+
+from lpd_tools.serve.settings import Serving
+
+
+def serve(config: Serving) -> None:
+    """Serve a model over HTTP as OpenAI's image clients speak it.
+
+    Example: lpd serve --model lpd_l_256 --port 8000
+    """
+    from lpd_tools.checks import check_device
+    from lpd_tools.commands.model_options import load_pipeline
+    from lpd_tools.serve.limits import read_keys
+    from lpd_tools.serve.server import listen, run
+
+    read_keys(config.api_keys)
+    with listen(config.host, config.port) as bound:
+        device = check_device(config.device)
+        pipe = load_pipeline(config.model or None, config.tokenizer or None, config.dtype, device)
+        run(pipe, config.model or "fashion_mnist", config, bound)

@@ -1,0 +1,1 @@
+"""`lpd serve`: the engine behind the HTTP interface that image clients speak."""

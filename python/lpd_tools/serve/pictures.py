@@ -1,0 +1,29 @@
+"""Pictures as the API sends them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Literal
+
+from PIL import Image
+
+Format = Literal["png", "webp", "jpeg"]
+
+
+def encode(picture: Image.Image, kind: Format, compression: int | None = None) -> bytes:
+    """The bytes of a file. compression: quality of webp and jpeg, in [0, 100]; None is 100, for webp lossless."""
+    file = io.BytesIO()
+    if kind == "png":
+        picture.save(file, "PNG")
+    elif kind == "webp":
+        quality = 100 if compression is None else compression
+        picture.save(file, "WEBP", quality=quality, lossless=quality == 100)
+    else:
+        picture.convert("RGB").save(file, "JPEG", quality=100 if compression is None else compression)
+    return file.getvalue()
+
+
+def encode_base64(picture: Image.Image, kind: Format, compression: int | None = None) -> str:
+    """The bytes of `encode` as text."""
+    return base64.b64encode(encode(picture, kind, compression)).decode("ascii")

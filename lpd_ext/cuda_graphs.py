@@ -191,6 +191,10 @@ class DecodeGraphs:
             return False
         return device.type == self._device_type
 
+    def has(self, layout: Hashable) -> bool:
+        """Whether a decode of this layout is captured; its weights may have changed since."""
+        return layout in self._captured
+
     def clear(self) -> None:
         """Give the memory of all captured decodes back."""
         self._captured.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from lpd_ext.checks import as_int
 from lpd_ext.cuda_graphs import DecodeGraphs
 from lpd_ext.model import LPDModel
 from lpd_ext.modes import decoding_modes
+from lpd_ext.parts import Part, parts_of
 from lpd_ext.pixel_decoder import PixelDecoder
 from lpd_ext.request import DecodeRequest
 from lpd_ext.sampler import decode, generate, undrawn
@@ -26,6 +27,7 @@ OutputType = Literal["pil", "np", "pt", "tokens"]
 StepCallback = Callable[[int, int], None]
 # Images go through the tokenizer's decoder in slices, so its activations do not grow with the batch.
 _IMAGES_AT_A_TIME = 16
+_CONVERTED_AT_A_TIME = 64
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Drawing:
 
     finish gets some images, of which rows int64 [n] of the request.
 
+    max_images: drawn at once; None: as many as memory allows (see `parts`).
     output_type: of `run`, where it is not told another. graphs: on a GPU, captured decodes to replay and to add to.
     """
 
@@ -73,6 +76,7 @@ class Drawing:
     graphs: DecodeGraphs | None = None
     finish: Callable[[Tensor, Tensor], Tensor] | None = None
     output_type: OutputType = "pil"
+    max_images: int | None = None
 
     def run(
         self,
@@ -90,12 +94,15 @@ class Drawing:
         check_output_type(output_type)
         output_type = output_type or self.output_type
         as_check(cancel)
-        num_steps, step = self.request.num_groups, 0
+        parts = self._parts()
+        num_steps, step = sum(part.request.num_groups for part in parts), 0
+        grid = undrawn(self.model, self.request)
         if callback_on_step_end is None and cancel is None:
-            grid, step = generate(self.model, self.request, self.graphs), num_steps
+            for part in parts:
+                grid[part.rows] = generate(self.model, part.request, self.graphs)
+            step = num_steps
         else:
-            grid = undrawn(self.model, self.request)
-            for step, drawn_so_far in enumerate(decode(self.model, self.request, cancel), start=1):
+            for step, drawn_so_far in enumerate(self._grids(parts, cancel), start=1):
                 grid = drawn_so_far
                 if callback_on_step_end is not None:
                     callback_on_step_end(step, num_steps)
@@ -114,10 +121,22 @@ class Drawing:
             raise ValueError(f"preview_every must be >= 1, got {every}")
         return self._previews(cancel, every)
 
+    def _parts(self) -> list[Part]:
+        return parts_of(self.model, self.request, self.graphs, self.max_images)
+
+    def _grids(self, parts: Sequence[Part], cancel: Cancel | None) -> Iterator[Tensor]:
+        """The grids int64 [B, N] of all images after each group of each part; the same tensor each time."""
+        grid = undrawn(self.model, self.request)
+        for part in parts:
+            for drawn_so_far in decode(self.model, part.request, cancel):
+                grid[part.rows] = drawn_so_far
+                yield grid
+
     def _previews(self, cancel: Cancel | None, every: int) -> Iterator[StepPreview]:
-        num_steps, before = self.request.num_groups, None
+        parts, before = self._parts(), None
+        num_steps = sum(part.request.num_groups for part in parts)
         images: dict[int, Image.Image] = {}  # by row, in whose order the first step fills it
-        for step, grid in enumerate(decode(self.model, self.request, cancel), start=1):
+        for step, grid in enumerate(self._grids(parts, cancel), start=1):
             tokens = grid.unflatten(1, self.model.config.grid).clone()
             if before is None or step % every == 0 or step == num_steps:
                 before = torch.full_like(tokens, -2) if before is None else before

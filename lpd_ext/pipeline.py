@@ -84,6 +84,8 @@ class LPDPipeline:
 
     cuda_graphs: on a GPU, record each new batch layout once and replay it (the KV caches of the last four stay
     allocated); False saves that memory, and the recording where no layout comes twice.
+    max_images: how many images are drawn at once; more come one part after the other, and are the same. None: as many
+    as memory allows, which is looked up before (a warning is logged where it takes parts).
     pixel_dtype: on a CPU, bfloat16 decodes tokens to images faster where the processor has AVX512_BF16, within 40 dB
     of float32; see `pixel_decoder.PixelDecoder`.
     """
@@ -94,6 +96,7 @@ class LPDPipeline:
     class_names: list[str] = field(default_factory=list)
     cuda_graphs: bool = True
     pixel_dtype: torch.dtype = torch.float32
+    max_images: int | None = None
     _graphs: DecodeGraphs = field(default_factory=DecodeGraphs, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -102,6 +105,8 @@ class LPDPipeline:
                 f"tokenizer has {self.tokenizer.config.codebook_size} codes, but the model's vocabulary is "
                 f"{self.model.config.vocab_size}"
             )
+        if self.max_images is not None:
+            self.max_images = as_positive_int(self.max_images, "max_images")
         if self.pixel_dtype not in DTYPES:
             raise ValueError(f"pixel_dtype must be torch.float32 or torch.bfloat16, got {self.pixel_dtype}")
 
@@ -222,6 +227,7 @@ class LPDPipeline:
     def drawing(self, request: DecodeRequest, **finish: Any) -> Drawing:
         """The request to be drawn by this pipeline; finish as in `Drawing`."""
         graphs = self._graphs if self.cuda_graphs else None
+        finish = {"max_images": self.max_images, **finish}
         return Drawing(self.model, self.tokenizer, request, self.pixel_dtype, graphs, **finish)
 
     def inpaint(

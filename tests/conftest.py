@@ -32,6 +32,8 @@ SLOW = [
     "test_token_cache",
     "test_training_parts",
     "test_evaluation",
+    "test_copies",
+    "test_fuzz_files",
     "test_cuda_launch",
 ]
 

@@ -1,0 +1,51 @@
+"""Thousands of damaged files of every kind: each loads, or is refused by a sentence that names it (fuzz_files.py)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("typer")
+pytest.importorskip("matplotlib")
+
+import fuzz_files
+from fuzz_files import Kind, NotRefusedError, fuzz, try_file
+
+FILES = 2520  # 120 of each kind
+
+
+def test_damaged_files_load_or_are_refused(tmp_path: Path) -> None:
+    outcomes, failures = fuzz(FILES, 0, tmp_path)
+    assert failures == []
+    assert sum(outcomes.values()) == FILES
+    kinds = {name.partition(":")[0] for name in outcomes}
+    assert {kind for kind in kinds if outcomes[f"{kind}: refused"] < 10} == set()
+
+
+def too_much_memory(path: Path) -> None:
+    bytearray(b"x") * (700 << 20)
+
+
+def too_long(path: Path) -> None:
+    sum(range(20_000_000))
+
+
+def a_crash(path: Path) -> None:
+    raise KeyError(path)
+
+
+def no_name(path: Path) -> None:
+    raise ValueError("something is wrong")
+
+
+@pytest.mark.parametrize("load", [too_much_memory, too_long, a_crash, no_name])
+def test_what_is_neither_is_found(
+    load: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fuzz_files, "SECONDS", 0.05)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(NotRefusedError):
+        try_file(Kind("planted", "folder/file", load), b"content", tmp_path, random.Random(0))

@@ -141,10 +141,14 @@ def _plain(value: object) -> Hashable:
 
 @dataclass(frozen=True)
 class CapturedDecode(Generic[State]):
-    """The buffers of a decode and the recorded steps that work on them."""
+    """The buffers of a decode and the recorded steps that work on them.
+
+    steps: what was recorded, kept for the memory that it reads; a recording knows addresses only.
+    """
 
     state: State
     replays: Sequence[Run]
+    steps: Sequence[Run]
 
     def replay(self) -> None:
         """Run all steps; the host does not wait for them."""
@@ -234,4 +238,4 @@ class DecodeGraphs:
                 run()
 
         runs = [run_all] if len(steps) <= MAX_STEPS_PER_GRAPH else steps
-        return CapturedDecode(state, self._capture(runs))
+        return CapturedDecode(state, self._capture(runs), steps)

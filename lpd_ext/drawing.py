@@ -107,7 +107,7 @@ class Drawing:
                 if callback_on_step_end is not None:
                     callback_on_step_end(step, num_steps)
         tokens = grid.unflatten(1, self.model.config.grid)
-        images = self.images(tokens, output_type) if output_type != "tokens" else None
+        images = self.images(tokens, output_type)
         return LPDPipelineOutput(images, tokens, list(self.request.seeds), cancelled=step < num_steps)
 
     def stream(self, cancel: Cancel | None = None, preview_every: int = 1) -> Iterator[StepPreview]:
@@ -141,32 +141,44 @@ class Drawing:
             if before is None or step % every == 0 or step == num_steps:
                 before = torch.full_like(tokens, -2) if before is None else before
                 rows = (tokens != before).flatten(1).any(1).nonzero()[:, 0]
-                for b, image in zip(rows.tolist(), self._convert(self.pixels(tokens, rows), "pil"), strict=True):
+                for b, image in zip(rows.tolist(), self.images(tokens, rows=rows), strict=True):
                     images[b] = image
                 before = tokens
             yield StepPreview(step, num_steps, tokens, list(images.values()))
 
     def pixels(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
         """Images float32 [B, 3, H, W] of grids int64 [B, h, w], or of some rows of them; cells that are -1 are grey."""
-        side = self.tokenizer.config.stride
-        height, width = (cells * side for cells in self.model.config.grid)
+        rows = torch.arange(len(tokens), device=tokens.device) if rows is None else rows
+        images = torch.empty(len(rows), 3, *self._size, dtype=torch.float32, device=tokens.device)
+        for part in _slices(len(rows)):
+            images[part] = self._finished(tokens, rows[part])
+        return images
+
+    def images(self, tokens: Tensor, output_type: OutputType = "pil", rows: Tensor | None = None) -> Any:
+        """What `pixels` gives, as one of the types of `run`. Raises RuntimeError for pixels that are not finite."""
+        if output_type == "tokens":
+            return None
+        if output_type == "pt":
+            return self.pixels(tokens, rows).clamp(-1, 1)
+        rows = torch.arange(len(tokens), device=tokens.device) if rows is None else rows
+        # A quarter of the memory: each slice is rounded at once.
+        result = torch.empty(len(rows), *self._size, 3, dtype=torch.uint8, device=tokens.device)
+        for part in _slices(len(rows)):
+            result[part] = VQTokenizer.to_pixels(self._finished(tokens, rows[part]))
+        pixels: np.ndarray = result.cpu().numpy()
+        return pixels if output_type == "np" else [Image.fromarray(image) for image in pixels]
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        side, (height, width) = self.tokenizer.config.stride, self.model.config.grid
+        return height * side, width * side
+
+    def _finished(self, tokens: Tensor, rows: Tensor) -> Tensor:
         with decoding_modes(tokens.device):
-            rows = torch.arange(len(tokens), device=tokens.device) if rows is None else rows
-            images = torch.empty(len(rows), 3, height, width, dtype=torch.float32, device=tokens.device)
-            for part in torch.arange(len(rows), device=tokens.device).split(_IMAGES_AT_A_TIME):
-                images[part] = self._decoded(tokens[rows[part]], side)
+            images = self._decoded(tokens[rows], self.tokenizer.config.stride)
             if not bool(images.isfinite().all()):
                 raise RuntimeError("the tokenizer's decoder gave pixels that are not finite")
             return images if self.finish is None else self.finish(images, rows)
-
-    def images(self, tokens: Tensor, output_type: OutputType = "pil", rows: Tensor | None = None) -> Any:
-        """What `pixels` gives, as one of the types of `run`; bytes never lie beside the floats of many images."""
-        rows = torch.arange(len(tokens), device=tokens.device) if rows is None else rows
-        some = rows.split(_CONVERTED_AT_A_TIME) if len(rows) else (rows,)
-        parts = [self._convert(self.pixels(tokens, part), output_type) for part in some]
-        if output_type == "pil":
-            return [image for part in parts for image in part]
-        return np.concatenate(parts) if output_type == "np" else torch.cat(parts)
 
     def _decoded(self, tokens: Tensor, side: int) -> Tensor:
         drawn = tokens >= 0
@@ -178,8 +190,6 @@ class Drawing:
         pixels_drawn = drawn.repeat_interleave(side, 1).repeat_interleave(side, 2)
         return torch.where(pixels_drawn[:, None], images, 0.0)
 
-    def _convert(self, images: Tensor, output_type: OutputType) -> Any:
-        if output_type == "pt":
-            return images.clamp(-1, 1)
-        pixels: np.ndarray = VQTokenizer.to_pixels(images).cpu().numpy()
-        return pixels if output_type == "np" else [Image.fromarray(image) for image in pixels]
+
+def _slices(count: int) -> list[slice]:
+    return [slice(start, start + _IMAGES_AT_A_TIME) for start in range(0, count, _IMAGES_AT_A_TIME)]

@@ -105,7 +105,7 @@ def test_a_training_checkpoint_of_other_content_is_refused(
 def test_an_export_takes_no_memory_for_weights_that_are_not_there(folder: Path, tmp_path: Path) -> None:
     path = folder / "checkpoints" / "step_000000001.pt"
     state = torch.load(path, weights_only=True)
-    state["settings"] = {**vars(CONFIG), "tokenizer_sha256": "0", "depth": 1000, "dim": 2**16, "heads": 2**10}
+    state["settings"] = {**vars(CONFIG), "tokenizer_sha256": "0", "depth": 100, "dim": 2**16, "heads": 2**10}
     write_pickle(state, path)
     with at_once(), pytest.raises(ValueError, match=r"step_000000001\.pt' .*must have shape"):
         export(Export(checkpoint=str(path), out=str(tmp_path / "out")))
@@ -137,7 +137,7 @@ def test_text_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
     [
         (
             lambda index: index["shards"]["train"][0].update(rows=None),
-            "rows of a shard must be a whole number, got None",
+            "rows of a shard must be .* got None",
         ),
         (lambda index: index["shards"]["train"][0].update(bytes="9"), "bytes of a shard must be a whole number"),
         (lambda index: index["shards"]["train"][0].update(file=3), "file"),
@@ -163,11 +163,9 @@ def test_an_index_of_tokens_of_other_content_is_refused(
 def test_a_compressed_file_is_unpacked_no_further_than_it_says(tmp_path: Path) -> None:
     path = tmp_path / "a-ubyte.gz"
     header = b"\0\0\x08\x03"
-    path.write_bytes(gzip.compress(header + np.array([10, 10, 10], ">u4").tobytes() + b"\0" * (1 << 30), 1))
-    with (
-        at_once(),
-        pytest.raises(ValueError, match=r"a-ubyte\.gz' announces shape \(10, 10, 10\) but holds more bytes"),
-    ):
+    start = gzip.compress(header + np.array([9, 9, 9], ">u4").tobytes())
+    path.write_bytes(start + 10 * gzip.compress(bytes(1 << 26), 1))
+    with at_once(), pytest.raises(ValueError, match=r"a-ubyte\.gz' announces shape \(9, 9, 9\) but holds more bytes"):
         read_idx(path)
     path.write_bytes(gzip.compress(header + np.array([2**31, 2**31, 4], ">u4").tobytes()))
     with at_once(), pytest.raises(ValueError, match=r"a-ubyte\.gz' announces shape .* more than its bytes can hold"):

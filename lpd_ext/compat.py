@@ -40,8 +40,14 @@ def accelerate(model: AnyModule, *, heads: int | None = None, packed: Packing = 
     Other weights are shared, but for the embedding tables, which are copied.
 
     Every call looks whether weights have changed and follows them: see docs/drop_in.md, also for adapters. Raises
-    ValueError for a model that cannot be decoded.
+    ValueError for a model that cannot be decoded, TypeError for a name and for a model of this library's own.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be the published model object, got {model!r}: LPDPipeline.from_pretrained loads models by name"
+        )
+    if isinstance(model, LPDModel):
+        raise TypeError("model must be the published model object, got an LPDModel: `generate` decodes it as it is")
     if packed not in (None, True, False, "inplace"):
         raise ValueError(f"packed must be True, False, None or 'inplace', got {packed!r}")
     models = unwrapped(model)

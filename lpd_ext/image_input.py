@@ -152,6 +152,7 @@ def _has_colours(value: Any) -> bool:
 
 
 def _rgb(value: Any, name: str, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+    of_file = f" ({str(value)!r})" if isinstance(value, str | Path) else ""
     try:
         if isinstance(value, str | Path):
             if not Path(value).exists():
@@ -169,7 +170,7 @@ def _rgb(value: Any, name: str, background: tuple[int, int, int] = (255, 255, 25
         except OSError as error:  # a file opened by the caller, and cut short
             raise UnreadableImageError(str(error)) from error
     except UnreadableImageError as error:
-        raise ValueError(f"{name} cannot be read: {error}") from error
+        raise ValueError(f"{name}{of_file} cannot be read: {error}") from error
 
 
 def _from_array(value: NDArray[Any], name: str) -> Image.Image:

@@ -16,17 +16,20 @@ from torch import Tensor
 
 from lpd_ext import ops
 from lpd_ext.checks import Grid, as_grid, as_int, as_real, check_tensor, per_image
+from lpd_ext.priority import PriorityMap, by_priority, is_priority_map, maps_of, outward, priority_of
 from lpd_ext.schedule import check_group_sizes, sizes_per_image
 
 Cells = Tensor | NDArray[np.integer] | Sequence[int] | Sequence[Sequence[int]]
+Order = str | Cells | PriorityMap | Sequence[str | Cells | PriorityMap]
 
-ORDER_POLICIES = ("locality", "random", "raster", "halton", "spiral")
+ORDER_POLICIES = ("locality", "random", "raster", "halton", "spiral", "outward")
+_BY_MAP = "a priority map"  # no policy by name
 _MAX_CELLS = 65536
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def make_orders(
-    order: str | Cells | Sequence[str | Cells],
+    order: Order,
     group_sizes: Sequence[int] | Sequence[Sequence[int]],
     grid: Grid,
     seeds: Tensor,
@@ -35,9 +38,11 @@ def make_orders(
     proximity_threshold: float | Sequence[float] = 1.0,
     repulsion_threshold: int | Sequence[int | None] | None = None,
 ) -> Tensor:
-    """Orders [B, N] of a batch by ORDER_POLICIES, or the cells given instead (see `user_order`).
+    """Orders [B, N] of a batch by ORDER_POLICIES, by a priority map, or the cells given instead (see `user_order`).
 
-    order and the thresholds, as in `locality_order`, are one for all images or a list with one entry per image.
+    A priority map (an image or floats [h, w], see priority.py) says where to begin; cells of one priority come in the
+    locality order. "outward" is the map of distances to the known cells, or to the centre if there are none. order and
+    the thresholds, as in `locality_order`, are one for all images or a list with one entry per image.
     group_sizes: one list, or one per image, summing to its free cells; seeds int64 [B]; known bool [B, N]. Raises
     ValueError or TypeError naming the wrong argument.
     """
@@ -47,7 +52,7 @@ def make_orders(
 
 
 def make_checked_orders(
-    order: str | Cells | Sequence[str | Cells],
+    order: Order,
     group_sizes: Sequence[Sequence[int]],
     grid: Grid,
     seeds: Tensor,
@@ -59,13 +64,18 @@ def make_checked_orders(
     batch, num_cells = len(seeds), grid[0] * grid[1]
     proximity = [_check_proximity(value) for value in per_image(proximity_threshold, "proximity_threshold", batch)]
     repulsion = [_check_repulsion(v, grid) for v in per_image(repulsion_threshold, "repulsion_threshold", batch)]
-    by_name = isinstance(order, str) or (isinstance(order, Sequence) and any(isinstance(one, str) for one in order))
-    if not by_name:
+    is_list = isinstance(order, Sequence) and not isinstance(order, str)
+    if not any(map(_is_policy, order if is_list else [order])):  # type: ignore[arg-type]  # a list, as just found
         return _user_orders(order, num_cells, batch, known).to(seeds.device)
     alike: dict[tuple[str, float, int], list[int]] = {}  # images whose orders one call makes
     orders = torch.full((batch, num_cells), -1, device=seeds.device)
-    for image, policy in enumerate(per_image(order, "order", batch)):
-        if not isinstance(policy, str):
+    priority = torch.zeros(batch, num_cells, dtype=torch.float64)
+    entries = maps_of(order, batch) if is_priority_map(order) else per_image(order, "order", batch)
+    for image, policy in enumerate(entries):
+        if is_priority_map(policy):
+            priority[image] = priority_of(policy, grid, f"order[{image}]")
+            alike.setdefault((_BY_MAP, proximity[image], repulsion[image]), []).append(image)
+        elif not isinstance(policy, str):
             known_row = None if known is None else known[image].cpu()
             cells = _check_cells(_integer_row(policy, f"order[{image}]"), f"order[{image}]", num_cells, known_row)
             orders[image, : len(cells)] = cells.to(seeds.device)
@@ -76,11 +86,15 @@ def make_checked_orders(
             raise ValueError(f"order must be a permutation of the free cells or one of {allowed}, got {policy!r}")
     for kind, images in alike.items():
         if len(images) == batch:
-            return _orders_by_policy(*kind, group_sizes, grid, seeds, known)
+            return _orders_by_policy(*kind, group_sizes, grid, seeds, known, priority)
         rows = torch.tensor(images, device=seeds.device)
         sizes, known_rows = [group_sizes[image] for image in images], None if known is None else known[rows]
-        orders[rows] = _orders_by_policy(*kind, sizes, grid, seeds[rows], known_rows)
+        orders[rows] = _orders_by_policy(*kind, sizes, grid, seeds[rows], known_rows, priority[images])
     return orders
+
+
+def _is_policy(order: object) -> bool:
+    return isinstance(order, str) or is_priority_map(order)
 
 
 def _orders_by_policy(
@@ -91,7 +105,12 @@ def _orders_by_policy(
     grid: Grid,
     seeds: Tensor,
     known: Tensor | None,
+    priority: Tensor | None = None,
 ) -> Tensor:
+    if policy in ("outward", _BY_MAP):
+        near = _orders_by_policy("locality", proximity, repulsion, group_sizes, grid, seeds, known)
+        start = torch.zeros_like(near, dtype=torch.bool) if known is None else known
+        return by_priority(near, outward(start, grid) if priority is None or policy == "outward" else priority)
     if policy == "locality":
         if len(set(map(tuple, group_sizes))) == 1:
             table = torch.tensor(group_sizes[0], dtype=torch.int32)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -32,7 +34,8 @@ from lpd_ext.hub import (
 from lpd_ext.image_input import Pictures
 from lpd_ext.linear import pack, unpack
 from lpd_ext.model import LPDConfig, LPDModel
-from lpd_ext.orders import Cells
+from lpd_ext.modes import own_modes
+from lpd_ext.orders import Order
 from lpd_ext.pixel_decoder import DTYPES
 from lpd_ext.quantize import is_quantized
 from lpd_ext.request import DecodeRequest, GuidanceSchedule, OrderPolicy, make_request
@@ -81,6 +84,8 @@ class LPDPipeline:
 
     cuda_graphs: on a GPU, record each new batch layout once and replay it (the KV caches of the last four stay
     allocated); False saves that memory, and the recording where no layout comes twice.
+    max_images: how many images are drawn at once; more come one part after the other, and are the same. None: as many
+    as memory allows, which is looked up before (a warning is logged where it takes parts).
     pixel_dtype: on a CPU, bfloat16 decodes tokens to images faster where the processor has AVX512_BF16, within 40 dB
     of float32; see `pixel_decoder.PixelDecoder`.
     """
@@ -91,6 +96,7 @@ class LPDPipeline:
     class_names: list[str] = field(default_factory=list)
     cuda_graphs: bool = True
     pixel_dtype: torch.dtype = torch.float32
+    max_images: int | None = None
     _graphs: DecodeGraphs = field(default_factory=DecodeGraphs, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -99,8 +105,24 @@ class LPDPipeline:
                 f"tokenizer has {self.tokenizer.config.codebook_size} codes, but the model's vocabulary is "
                 f"{self.model.config.vocab_size}"
             )
+        if self.max_images is not None:
+            self.max_images = as_positive_int(self.max_images, "max_images")
         if self.pixel_dtype not in DTYPES:
             raise ValueError(f"pixel_dtype must be torch.float32 or torch.bfloat16, got {self.pixel_dtype}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By value, in bytes of its own: torch.multiprocessing would share the memory of both networks' weights."""
+        return _from_bytes, (type(self), pickle.dumps(self._parts()))
+
+    def __copy__(self) -> LPDPipeline:
+        return type(self)(**self._parts())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LPDPipeline:
+        return type(self)(**copy.deepcopy(self._parts(), memo))
+
+    def _parts(self) -> dict[str, Any]:
+        """What the pipeline is made of, without what it keeps of earlier calls."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.init}
 
     @classmethod
     def from_pretrained(
@@ -188,17 +210,24 @@ class LPDPipeline:
         return self.drawing(self.prepare(class_labels, **options)).run(output_type, callback_on_step_end, cancel)
 
     def stream(
-        self, class_labels: Label | Sequence[Label], *, cancel: Cancel | None = None, **options: Any
+        self,
+        class_labels: Label | Sequence[Label],
+        *,
+        cancel: Cancel | None = None,
+        preview_every: int = 1,
+        **options: Any,
     ) -> Iterator[StepPreview]:
         """Draw as `__call__` does, yielding the partial grid and a preview (undrawn cells grey) after each group.
 
-        Raises ValueError or TypeError naming a wrong argument at once.
+        cancel and preview_every as in `drawing.Drawing.stream`. Raises ValueError or TypeError naming a wrong argument
+        at once.
         """
-        return self.drawing(self.prepare(class_labels, **options)).stream(cancel)
+        return self.drawing(self.prepare(class_labels, **options)).stream(cancel, preview_every)
 
     def drawing(self, request: DecodeRequest, **finish: Any) -> Drawing:
         """The request to be drawn by this pipeline; finish as in `Drawing`."""
         graphs = self._graphs if self.cuda_graphs else None
+        finish = {"max_images": self.max_images, **finish}
         return Drawing(self.model, self.tokenizer, request, self.pixel_dtype, graphs, **finish)
 
     def inpaint(
@@ -239,7 +268,7 @@ class LPDPipeline:
         *,
         num_inference_steps: int | Sequence[int] | None = None,
         group_sizes: Sequence[int] | Sequence[Sequence[int]] | None = None,
-        order: str | Cells | Sequence[str | Cells] | None = None,
+        order: Order | None = None,
         proximity_threshold: float | Sequence[float] | None = None,
         repulsion_threshold: int | Sequence[int] | None = None,
         guidance_scale: float | Sequence[float] | None = None,
@@ -254,9 +283,10 @@ class LPDPipeline:
         """The checked request of a call; None means the pipeline's default. Raises ValueError or TypeError.
 
         Each option is one value, or a list with one entry per label. num_inference_steps (in [1, N]) takes the
-        published or cosine group sizes, group_sizes replaces it. order is a policy of `orders.ORDER_POLICIES` or a
-        permutation of the cells; the thresholds are those of `orders.locality_order`. One seed s means s, s + 1, ...;
-        None draws them from torch's generator. known_tokens and prefill are as in `DecodeRequest`.
+        published or cosine group sizes, group_sizes replaces it. order is a policy of `orders.ORDER_POLICIES`, a
+        permutation of the cells, or a priority map (an image, bright first, or floats [h, w]); the thresholds are those
+        of `orders.locality_order`. One seed s means s, s + 1, ...; None draws them from torch's generator. known_tokens
+        and prefill are as in `DecodeRequest`.
         """
         defaults = self.defaults
         if num_inference_steps is None and group_sizes is None:
@@ -295,6 +325,11 @@ class LPDPipeline:
             else:
                 labels.append(find_class(label, self.class_names))
         return labels
+
+
+def _from_bytes(kind: type[LPDPipeline], parts: bytes) -> LPDPipeline:
+    with own_modes():
+        return kind(**pickle.loads(parts))
 
 
 def bundled_model() -> Path:

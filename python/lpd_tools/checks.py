@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 
-def check_output(path: Path, suffix: str) -> None:
-    """ValueError unless a file of that suffix can be written at `path`, its folder being made if missing."""
+def check_output(path: Path, *suffixes: str, name: str = "output") -> None:
+    """ValueError unless a file of one of the suffixes can be written at `path`, its folder being made if missing."""
     if path.is_dir():
-        raise ValueError(f"output must be a file, but {str(path)!r} is a directory")
-    if path.suffix.lower() != suffix:
-        raise ValueError(f"output must end in {suffix}, got {str(path)!r}")
+        raise ValueError(f"{name} must be a file, but {str(path)!r} is a directory")
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{name} must end in {' or '.join(suffixes)}, got {str(path)!r}")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"output is {str(path)!r}, but {str(parent)!r} is no directory that can be written to")
+        raise ValueError(f"{name} is {str(path)!r}, but {str(parent)!r} is no directory that can be written to")
 
 
 def check_seeds(seed: int, count: int) -> list[int]:

@@ -6,6 +6,7 @@ import inspect
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from lpd_ext import memory
 from lpd_ext.compat import accelerate, restore
 from lpd_ext.linear import PackedLinear
+from lpd_ext.model import LPDConfig, LPDModel
 
 
 @pytest.fixture
@@ -173,6 +175,19 @@ def test_a_model_that_is_refused_stays_as_it_was() -> None:
     assert "sample_tokens" not in vars(published)
     with pytest.raises(ValueError, match="packed must be True, False, None or 'inplace', got 'in place'"):
         accelerate(PublishedModel(), packed="in place")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("lpd_l_256", "got 'lpd_l_256': LPDPipeline.from_pretrained loads models by name"),
+        (LPDModel(LPDConfig(64, depth=1, heads=1, vocab_size=8, num_classes=2, grid=(2, 2))), "got an LPDModel: `gen"),
+    ],
+    ids=["name", "ours"],
+)
+def test_a_name_or_a_model_of_ours_is_told_where_to_go(model: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        accelerate(model)
 
 
 class Wrapper(nn.Module):

@@ -33,11 +33,12 @@ LAYERS = (
     ("lpd_ext.mirror", "lpd_ext.editing"),
     ("lpd_ext.published_modules", "lpd_ext.edit_plan"),
     ("lpd_ext.drawing",),
-    ("lpd_ext.sampler", "lpd_ext.checkpoint", "lpd_ext.pixel_decoder"),
+    ("lpd_ext.sampler", "lpd_ext.checkpoint", "lpd_ext.pixel_decoder", "lpd_ext.parts"),
     ("lpd_ext.decode_state", "lpd_ext.quantize", "lpd_ext.hub"),
     ("lpd_ext.request", "lpd_ext.published"),
     ("lpd_ext.model", "lpd_ext.tokenizer"),
     ("lpd_ext.linear", "lpd_ext.training_attention", "lpd_ext.orders"),
+    ("lpd_ext.priority",),
     ("lpd_ext.ops", "lpd_ext.image_input"),
     ("lpd_ext.reference", "lpd_ext.block_attention"),
     ("lpd_ext.packing", "lpd_ext.visibility", "lpd_ext.schedule", "lpd_ext.plan"),
@@ -51,7 +52,7 @@ LAYERS = (
         "lpd_ext.masks",
         "lpd_ext.picture",
     ),
-    ("lpd_ext.content",),
+    ("lpd_ext.content", "lpd_ext.modes"),
     ("lpd_ext._C",),
 )
 LEVEL = {room: level for level, rooms in enumerate(reversed(LAYERS)) for room in rooms}

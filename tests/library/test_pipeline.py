@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from lpd_ext.drawing import Drawing
 from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
 from lpd_ext.request import DecodeRequest
@@ -111,6 +112,31 @@ def test_stream_shows_each_group_and_ends_with_the_image(pipe: LPDPipeline) -> N
     undrawn = previews[0].tokens[0].numpy() < 0
     assert (first[undrawn] == 128).all()  # round(127.5), to even
     assert (first[~undrawn] != 128).any()
+
+
+def test_previews_are_made_of_what_changed(pipe: LPDPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    real = Drawing._decoded
+
+    def counting(self: Drawing, tokens: torch.Tensor, side: int) -> torch.Tensor:
+        made.append(len(tokens))
+        return real(self, tokens, side)
+
+    monkeypatch.setattr(Drawing, "_decoded", counting)
+    options: dict[str, Any] = {"num_inference_steps": [2, 5], "seeds": [1, 2]}
+    every = list(pipe.stream([0, 1], **options))
+    assert made == [2, 2, 1, 1, 1]
+    made.clear()
+    some = list(pipe.stream([0, 1], preview_every=3, **options))
+    assert made == [2, 2, 1]  # after the first group, the third and the last
+    assert some[1].images == some[0].images
+    for first, second in zip(every, some, strict=True):
+        assert torch.equal(first.tokens, second.tokens)
+    final = pipe([0, 1], **options)
+    for last in (every[-1], some[-1]):
+        assert [image.tobytes() for image in last.images] == [image.tobytes() for image in final.images]
+    with pytest.raises(ValueError, match="preview_every must be >= 1, got 0"):
+        pipe.stream([0], preview_every=0)
 
 
 def test_callback_counts_the_groups(pipe: LPDPipeline) -> None:

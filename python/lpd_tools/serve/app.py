@@ -15,16 +15,17 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from PIL import Image
 from starlette.exceptions import HTTPException
 
+from lpd_ext.drawing import Drawing
 from lpd_ext.handle import Handle, Preview
+from lpd_ext.request import DecodeRequest
 from lpd_tools.serve import errors
 from lpd_tools.serve.errors import ApiError
+from lpd_tools.serve.forms import read_edit
 from lpd_tools.serve.limits import Limits, read_keys
 from lpd_tools.serve.metrics import Measured
 from lpd_tools.serve.pictures import encode_base64
 from lpd_tools.serve.schemas import Generation, ImageOptions
 from lpd_tools.serve.service import ImageService
-
-GENERATION = "image_generation"
 
 
 def create_app(service: ImageService) -> FastAPI:
@@ -48,7 +49,17 @@ def create_app(service: ImageService) -> FastAPI:
 
     @app.post("/v1/images/generations", response_model=None)
     async def generations(body: Generation, request: Request) -> Response:
-        return await answer(service, body, request, GENERATION)
+        check_streaming(body)
+        service.check_open()
+        return await answer(service, body, service.prepare(body), request, "image_generation")
+
+    @app.post("/v1/images/edits", response_model=None)
+    async def edits(request: Request) -> Response:
+        options, image, mask = await read_edit(request)
+        check_streaming(options)
+        service.check_open()
+        drawing = await asyncio.to_thread(service.prepare_edit, options, image, mask)
+        return await answer(service, options, drawing, request, "image_edit")
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -76,16 +87,21 @@ def create_app(service: ImageService) -> FastAPI:
     return app
 
 
-async def answer(service: ImageService, options: ImageOptions, request: Request, event: str) -> Response:
-    """Draw what a body asks for, and answer with the images, or with a stream of events whose names begin so."""
+def check_streaming(options: ImageOptions) -> None:
+    """ApiError for previews that nobody would see."""
     if options.partial_images and not options.stream:
         raise ApiError(400, "partial_images needs stream to be true", param="partial_images")
-    service.check_open()
+
+
+async def answer(
+    service: ImageService, options: ImageOptions, work: DecodeRequest | Drawing, request: Request, event: str
+) -> Response:
+    """Draw, and answer with the images, or with a stream of events whose names begin with `event`."""
     if options.stream:
-        handle = service.submit(service.prepare(options), options.partial_images or 0)
+        handle = service.submit(work, options.partial_images or 0)
         return StreamingResponse(_events(service, options, handle, event), media_type="text/event-stream")
     with service.open_request():
-        handle = service.submit(service.prepare(options))
+        handle = service.submit(work)
         output = await service.result(handle, request.receive)
         if output is None:
             return Response(status_code=499)  # nobody reads it

@@ -16,7 +16,7 @@ class Sampling(BaseModel):
 
     seed: Annotated[int, Field(ge=0, lt=_SEEDS)] | None = None
     num_inference_steps: Annotated[int, Field(ge=1)] | None = None
-    guidance_scale: Annotated[float, Field(ge=1, le=1e6)] | None = None
+    guidance_scale: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
     temperature: Annotated[float, Field(ge=0, le=1e6)] | None = None
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -46,3 +46,14 @@ class ImageOptions(Sampling):
 
 class Generation(ImageOptions):
     """`POST /v1/images/generations`."""
+
+
+class Edit(ImageOptions):
+    """The text fields of `POST /v1/images/edits`, where numbers are text."""
+
+    model_config = ConfigDict(strict=False)
+
+    input_fidelity: str | None = None  # has no meaning here
+    dilate: Annotated[int, Field(ge=0, le=1000)] | None = None  # cells
+    feather: Annotated[int, Field(ge=0, le=1000)] | None = None  # pixels
+    resize: Literal["stretch", "crop"] | None = None

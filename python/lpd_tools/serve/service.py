@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,13 +10,17 @@ from typing import Any
 from starlette.types import Receive
 
 from lpd_ext.drawing import Drawing, LPDPipelineOutput
+from lpd_ext.editing import plan_inpaint
 from lpd_ext.engine import Engine, EngineClosedError, EngineFullError
 from lpd_ext.handle import Handle, Preview
+from lpd_ext.image_input import MAX_PIXELS
+from lpd_ext.picture import open_image
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.request import DecodeRequest
+from lpd_tools.models import parse_label
 from lpd_tools.serve.errors import ApiError, overloaded, unavailable
 from lpd_tools.serve.metrics import Metrics
-from lpd_tools.serve.schemas import ImageOptions, Sampling
+from lpd_tools.serve.schemas import Edit, Generation, ImageOptions, Sampling
 from lpd_tools.serve.settings import Serving
 
 
@@ -58,16 +61,36 @@ class ImageService:
         finally:
             self.open_requests -= 1
 
-    def label(self, prompt: str) -> int | str | None:
-        """What a prompt means: a class's name, or its index, or 'none'; the pipeline looks names up."""
-        if prompt in self.pipe.class_names:
-            return prompt
-        if prompt.strip().lower() == "none":
-            return None
-        return int(prompt) if re.fullmatch(r"\s*[0-9]{1,9}\s*", prompt) else prompt
+    def prepare(self, options: Generation) -> DecodeRequest:
+        """The request of a generation; ApiError naming what cannot be drawn."""
+        labels, sampling = self._call(options)
+        with _refusals():
+            return self.pipe.prepare(labels, **sampling)
 
-    def prepare(self, options: ImageOptions) -> DecodeRequest:
-        """The request of a body; ApiError naming what cannot be drawn."""
+    def prepare_edit(self, options: Edit, image: bytes, mask: bytes | None) -> Drawing:
+        """The drawing of an edit of these files; ApiError naming what cannot be drawn."""
+        labels, sampling = self._call(options)
+        with _refusals("image"):
+            picture = open_image(image, MAX_PIXELS)
+            holes = picture if mask is None else open_image(mask, MAX_PIXELS)
+            if mask is None and not picture.has_transparency_data:
+                raise ValueError("mask must be given, or the image must have transparent parts, which are painted then")
+        if holes.has_transparency_data:  # OpenAI's masks: what is transparent is to be painted
+            holes = holes.convert("RGBA").getchannel("A").point(lambda alpha: 0 if alpha else 255)
+        with _refusals():
+            return plan_inpaint(
+                self.pipe,
+                picture,
+                holes,
+                labels,
+                dilate=options.dilate or 0,
+                feather=options.feather or 0,
+                resize=options.resize,
+                **sampling,
+            )
+
+    def _call(self, options: ImageOptions) -> tuple[list[int | str | None], dict[str, Any]]:
+        """Labels and sampling options of a body."""
         if options.model not in (None, "", self.name):
             message = f"The model {options.model!r} does not exist; this server has {self.name!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
@@ -79,11 +102,7 @@ class ImageService:
         if options.stream and count > 1:
             raise ApiError(400, f"n must be 1 with stream, got {count}", param="n")
         sampling = {name: getattr(options, name) for name in Sampling.model_fields if name != "seed"}
-        labels = [self.label(options.prompt)] * count
-        try:
-            return self.pipe.prepare(labels, seeds=options.seed, **sampling)
-        except (ValueError, TypeError) as error:
-            raise ApiError(400, str(error)) from error
+        return [parse_label(self.pipe, options.prompt)] * count, sampling | {"seeds": options.seed}
 
     def submit(self, request: DecodeRequest | Drawing, previews: int = 0) -> Handle:
         """Hand a request to the engine; ApiError where it is full or closed."""
@@ -143,6 +162,15 @@ class ImageService:
             "class_names": self.pipe.class_names,
             "num_tokens": self.pipe.model.config.num_tokens,
         }
+
+
+@contextmanager
+def _refusals(param: str | None = None) -> Iterator[None]:
+    """What the library refuses is a 400."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        raise ApiError(400, str(error), param=param) from error
 
 
 async def _await(handle: Handle) -> LPDPipelineOutput:

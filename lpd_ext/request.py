@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lpd_ext.checks import as_int, as_real, as_scalar, check_tensor, per_image
 from lpd_ext.model import LPDConfig
+from lpd_ext.modes import own_modes
 from lpd_ext.orders import Order, known_first, make_checked_orders
 from lpd_ext.plan import Schedule
 from lpd_ext.schedule import check_group_sizes, sizes_per_image
@@ -200,6 +201,7 @@ def check_orders(orders: Tensor, batch: int, num_tokens: int) -> None:
         raise ValueError(f"orders[{int(wrong[0])}] must be a permutation of 0..{num_tokens - 1}")
 
 
+@own_modes()
 def make_request(
     config: LPDConfig,
     labels: Sequence[int | None],
@@ -243,7 +245,7 @@ def make_request(
 def seeds_for(seeds: int | Sequence[int] | None, batch: int) -> list[int]:
     """Those given; s, s + 1, ... for one seed s; drawn from torch's generator for None. They are not checked yet."""
     if seeds is None:
-        drawn: list[int] = torch.randint(_DRAWN_SEEDS, (batch,)).tolist()
+        drawn: list[int] = torch.randint(_DRAWN_SEEDS, (batch,), device="cpu").tolist()
         return drawn
     if isinstance(seeds := as_scalar(seeds), Iterable):
         return list(seeds)

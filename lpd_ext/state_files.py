@@ -44,9 +44,10 @@ def read_state_dict(path: str | Path, ema: bool = False) -> dict[str, Tensor]:
         raise FileNotFoundError(f"path must be a weight file, but there is none at {str(path)!r}")
     if path.name.endswith(_INDEX_SUFFIX):
         state: dict[str, Tensor] = {}
-        for name in shard_names(path):
-            state |= read_state_dict(path.with_name(name))
-        return without_prefixes(state)
+        with content_of(path):
+            for name in shard_names(path):
+                state |= read_state_dict(path.with_name(name))
+            return without_prefixes(state)
     with content_of(path, "is not a readable checkpoint"):
         if _is_safetensors(path):
             return without_prefixes(load_file(path, "cpu"))
@@ -125,7 +126,7 @@ def without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def shard_names(index: Path) -> list[str]:
     """Files of a model that lies in several, from the index beside them; ValueError if it is no such index."""
     with content_of(index, "is no index of safetensors files"):
-        names = sorted(set(read_json(index)["weight_map"].values()))
+        names = sorted(set(read_json(index, "is no index of safetensors files")["weight_map"].values()))
         if not all(isinstance(name, str) and Path(name).name == name and _INDEX_SUFFIX not in name for name in names):
             raise ValueError(f"it must name files beside it, got {names}")
         return names
@@ -167,6 +168,12 @@ def write_tensors(
     tensors = {name: value.clone() if value._base is not None else value for name, value in tensors.items()}
     save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
     _sort_metadata(temporary)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write text in UTF-8, replacing path only when the file is complete."""
+    with complete_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

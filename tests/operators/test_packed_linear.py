@@ -375,7 +375,7 @@ def test_out_refused(out: Tensor, message: str, cpu_backend: torch.device) -> No
 
 def test_x_as_out_is_refused(cpu_backend: torch.device) -> None:
     x, *rest = arguments(3, (5, 5))
-    with pytest.raises(RuntimeError, match="out must not be x itself"):
+    with pytest.raises(RuntimeError, match="out is written, so it must not share memory with x"):
         ops.packed_linear(x, *rest, out=x)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +17,7 @@ from lpd_ext.image_input import MAX_PIXELS
 from lpd_ext.picture import open_image
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.request import DecodeRequest
+from lpd_tools.models import parse_label
 from lpd_tools.serve.errors import ApiError, overloaded, unavailable
 from lpd_tools.serve.metrics import Metrics
 from lpd_tools.serve.schemas import Edit, Generation, ImageOptions, Sampling
@@ -61,14 +61,6 @@ class ImageService:
         finally:
             self.open_requests -= 1
 
-    def label(self, prompt: str) -> int | str | None:
-        """What a prompt means: a class's name, or its index, or 'none'; the pipeline looks names up."""
-        if prompt in self.pipe.class_names:
-            return prompt
-        if prompt.strip().lower() == "none":
-            return None
-        return int(prompt) if re.fullmatch(r"\s*[0-9]{1,9}\s*", prompt) else prompt
-
     def prepare(self, options: Generation) -> DecodeRequest:
         """The request of a generation; ApiError naming what cannot be drawn."""
         labels, sampling = self._call(options)
@@ -110,7 +102,7 @@ class ImageService:
         if options.stream and count > 1:
             raise ApiError(400, f"n must be 1 with stream, got {count}", param="n")
         sampling = {name: getattr(options, name) for name in Sampling.model_fields if name != "seed"}
-        return [self.label(options.prompt)] * count, sampling | {"seeds": options.seed}
+        return [parse_label(self.pipe, options.prompt)] * count, sampling | {"seeds": options.seed}
 
     def submit(self, request: DecodeRequest | Drawing, previews: int = 0) -> Handle:
         """Hand a request to the engine; ApiError where it is full or closed."""

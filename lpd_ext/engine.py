@@ -157,7 +157,7 @@ class Engine:
             raise ValueError(f"previews must be None or >= 0, got {previews}")
         tokens = torch.full((len(request.labels), *request.config.grid), -1, device=self._device)
         submitted = _Submitted(drawing, Handle(request), previews, tokens)
-        parts = [_Part(submitted, b, request.image(b)) for b in range(len(request.labels))]
+        parts = [_Part(submitted, b, request.images(slice(b, b + 1))) for b in range(len(request.labels))]
         with self._changed:
             if self._closing:
                 raise EngineClosedError("the engine is closed and takes no requests")

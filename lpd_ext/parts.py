@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import cast
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -15,7 +14,7 @@ from lpd_ext.cuda_graphs import DecodeGraphs
 from lpd_ext.decode_state import Layout
 from lpd_ext.model import LPDModel
 from lpd_ext.plan import Schedule
-from lpd_ext.request import DecodeRequest, GuidanceSchedule
+from lpd_ext.request import DecodeRequest
 
 log = logging.getLogger(__name__)
 _SHARE = 0.75  # of what is available, for the caches and work memory of a part; pixels and others have the rest
@@ -61,7 +60,7 @@ def parts_of(
         return [Part(slice(0, batch), request)]
     count = -(-batch // most)
     size = -(-batch // count)
-    return [Part(rows, _images_of(request, rows)) for rows in _slices(batch, size)]
+    return [Part(rows, request.images(rows)) for rows in _slices(batch, size)]
 
 
 def bytes_of_images(model: LPDModel, request: DecodeRequest) -> list[int]:
@@ -82,25 +81,6 @@ def bytes_of_images(model: LPDModel, request: DecodeRequest) -> list[int]:
 def _slices(count: int, size: int) -> Iterator[slice]:
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
-
-
-def _images_of(request: DecodeRequest, rows: slice) -> DecodeRequest:
-    """Some images of a request, with the orders that they have in it."""
-    known = request.known_tokens
-    return replace(
-        request,
-        labels=request.labels[rows],
-        group_sizes=request.group_sizes[rows],
-        order=request.orders[rows],
-        guidance_scale=request.guidance_scale[rows],
-        temperature=request.temperature[rows],
-        top_k=request.top_k[rows],
-        top_p=request.top_p[rows],
-        seeds=request.seeds[rows],
-        guidance_schedule=cast(Sequence[GuidanceSchedule], request.guidance_schedule)[rows],
-        known_tokens=None if known is None else known[rows],
-        prefill=None if request.prefill is None else request.prefill[rows],
-    )
 
 
 def _is_captured(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs | None) -> bool:

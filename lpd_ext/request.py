@@ -150,13 +150,13 @@ class DecodeRequest:
                     raise ValueError(f"order[{b}] must begin with the {count} cells that known_tokens[{b}] gives")
         return order
 
-    def image(self, b: int) -> DecodeRequest:
-        """The request of image b alone; nothing is checked or made again."""
-        one, rows = object.__new__(DecodeRequest), slice(b, b + 1)
+    def images(self, rows: slice) -> DecodeRequest:
+        """The request of some of its images, with the orders that they have in it; nothing is checked again."""
+        some = object.__new__(DecodeRequest)
         for name, value in vars(self).items():
-            one._set(name, value[rows] if isinstance(value, (tuple, list, Tensor)) else value)
-        one._set("order", one.orders)
-        return one
+            some._set(name, value[rows] if isinstance(value, (Sequence, Tensor)) else value)
+        some._set("order", some.orders)
+        return some
 
     @property
     def guided(self) -> tuple[bool, ...]:

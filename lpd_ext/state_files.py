@@ -192,22 +192,21 @@ def complete_files(*paths: str | Path) -> Iterator[list[Path]]:
     """Temporary files, as of `complete_file`, that take their places together: when all are on disk, and not before."""
     places = [Path(path) for path in paths]
     temporaries: list[Path] = []
-    modes: list[int | None] = []
+    modes: list[int] = []
     try:
         for path in places:
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
             mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
             temporaries.append(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
-            modes.append(mode)
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
             os.close(os.open(temporaries[-1], flags, 0o666 if mode is None else 0o600))
+            modes.append(stat.S_IMODE(temporaries[-1].stat().st_mode) if mode is None else mode)
         yield list(temporaries)
         for temporary, mode in zip(temporaries, modes, strict=True):
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            if mode is not None:
-                temporary.chmod(mode)
+            temporary.chmod(mode)  # of a new file too: safetensors puts one of its own, for its owner alone, there
         for temporary, path in zip(temporaries, places, strict=True):
             temporary.replace(path)
     except (OSError, SafetensorError) as error:

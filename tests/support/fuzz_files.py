@@ -1,25 +1,24 @@
 """Damaged files: valid ones of every kind, changed at random, must load whole or be refused by a sentence naming them.
 
-`python tests/support/fuzz_files.py --files 100000` tries many; each file is a function of (seed, number).
+`python tests/support/fuzz.py files --calls 100000` tries many.
 """
 
 from __future__ import annotations
 
-import argparse
+import atexit
 import gzip
 import json
 import random
 import re
 import resource
 import shutil
-import sys
 import tempfile
 import time
 import warnings
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -317,45 +316,27 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def fuzz(count: int, seed: int, folder: Path, only: str = "", first: int = 0) -> tuple[Counter[str], list[str]]:
-    """Tries files number first to first + count; how often each outcome came, and what went wrong with which file."""
-    kinds = [kind for kind in make_files(folder) if only in kind.name]
+@cache
+def _files() -> tuple[Path, list[Kind], dict[str, bytes]]:
+    """This process's own folder of valid files, their kinds, and what they hold; checked to load as they are."""
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    kinds = make_files(folder)
     valid = {kind.file: (folder / kind.file).read_bytes() for kind in kinds}
     for kind in kinds:
         kind.load(folder / kind.file)
         (folder / kind.file).write_bytes(valid[kind.file])
-    outcomes: Counter[str] = Counter()
-    failures: list[str] = []
-    for number in range(first, first + count):
-        kind, numbers = kinds[number % len(kinds)], random.Random(f"{seed} {number}")
-        try:
-            outcomes[f"{kind.name}: {try_file(kind, valid[kind.file], folder, numbers)}"] += 1
-        except NotRefusedError as error:
-            failures.append(f"file {number} of seed {seed} ({kind.name}): {error}")
-        finally:
-            (folder / kind.file).write_bytes(valid[kind.file])
-    return outcomes, failures
+    return folder, kinds, valid
 
 
-def main() -> None:
-    """Tries as many files as asked for; exit status 1 if any does what it must not."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--files", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0, help="number of the first file")
-    parser.add_argument("--kind", default="", help="only kinds whose name has this in it")
-    chosen = parser.parse_args()
-    torch.set_num_threads(1)
-    folder = Path(tempfile.mkdtemp())
+def case(seed: int, index: int) -> str:
+    """Damages and reads the file of that number, of one kind after the other; see `try_file`."""
+    folder, kinds, valid = _files()
+    kind = kinds[index % len(kinds)]
     try:
-        outcomes, failures = fuzz(chosen.files, chosen.seed, folder, chosen.kind, chosen.first)
+        return try_file(kind, valid[kind.file], folder, random.Random(f"{seed} {index}"))
+    except NotRefusedError as error:
+        raise NotRefusedError(f"{kind.name}: {error}") from error
     finally:
-        shutil.rmtree(folder)
-    for name, times in sorted(outcomes.items()):
-        print(f"{times:7d} {name}")
-    print(*failures, sep="\n")
-    sys.exit(bool(failures))
-
-
-if __name__ == "__main__":
-    main()
+        (folder / kind.file).write_bytes(valid[kind.file])

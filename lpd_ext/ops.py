@@ -2,8 +2,9 @@
 
 Shapes use the letters of the project: R rows of a step, H heads, D head dimension, E = H*D, S cache slots, P cache
 positions, Q logit rows or segments, V vocabulary, M tokens to draw, T steps, B images, N = height*width cells.
-A wrong argument raises RuntimeError naming it, before anything is written. Values inside CUDA tensors are not looked
-at: that would wait for the device.
+A wrong argument raises RuntimeError naming it, before anything is written. What an operator writes must share no memory
+with another argument, and its version counts up; in grad mode nothing may then require grad. Values inside CUDA tensors
+are not looked at: that would wait for the device.
 """
 
 from __future__ import annotations

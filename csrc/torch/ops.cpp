@@ -71,6 +71,7 @@ CacheShape check_cache_arguments(const Tensor& qkv, const Tensor& k_cache, const
   }
   check_array(segments, "segments", qkv, ScalarType::Int, "[Q, 6]", {-1, 6});
   if (on_cuda_kernels(qkv)) check_cuda_cache_arguments(qkv, k_cache, v_cache);
+  size32(int64_t{size32(segments.size(0), "segments: Q")} * size32(heads, "qkv: H"), "segments: Q times H");  // blocks
   return {size32(qkv.size(0), "qkv: R"),
           size32(heads, "qkv: H"),
           size32(head_dim, "qkv: D"),
@@ -161,7 +162,7 @@ void append_kv(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, 
 Tensor embed_rows(const Tensor& content_ids, const Tensor& positions, const Tensor& content,
                   const Tensor& position_embedding, const Tensor& weight, const Tensor& bias, double eps) {
   check_array(content_ids, "content_ids", content_ids, ScalarType::Long, "[R]", {-1});
-  const int64_t rows = content_ids.size(0);
+  const int64_t rows = size32(content_ids.size(0), "content_ids: R");
   check_array(positions, "positions", content_ids, ScalarType::Long, "[R]", {rows});
   check_device(content, "content", content_ids);
   const lpd::DType dtype = float_dtype(content, "content");
@@ -227,6 +228,7 @@ Tensor residual_layer_norm(const Tensor& x, const OptionalTensor& delta, const T
   lpd::ResidualLayerNormParams params{};
   params.width = size32(width, "x: E");
   Tensor normed = torch::stable::new_empty(weight, {rows, width});
+  if (normed.numel() > 0) size32(rows, "x: R");
   mark_written({stream});
   if (normed.numel() == 0) return normed;
   params.x = static_cast<float*>(x.mutable_data_ptr());
@@ -255,7 +257,7 @@ Tensor sample_tokens(const Tensor& logits, const Tensor& conditional_row, const 
   const int64_t rows = logits.size(0), vocab_size = logits.size(1);
   check(vocab_size >= 1 && vocab_size <= (int64_t{1} << 24), "logits: V must be in [1, 2^24], got ", vocab_size);
   check_array(conditional_row, "conditional_row", logits, ScalarType::Int, "[M]", {-1});
-  const int64_t tokens = conditional_row.size(0);
+  const int64_t tokens = size32(conditional_row.size(0), "conditional_row: M");
   check_array(unconditional_row, "unconditional_row", logits, ScalarType::Int, "[M]", {tokens});
   check_array(guidance, "guidance", logits, ScalarType::Float, "[M]", {tokens});
   check_array(temperature, "temperature", logits, ScalarType::Float, "[M]", {tokens});

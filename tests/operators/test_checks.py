@@ -87,6 +87,11 @@ CASES: dict[str, tuple[str, Callable[[], tuple[Any, ...]], str | None]] = {
         lambda: attention(1, BIG, empty_caches(0, BIG, 1), segments(), 1),
         "qkv: H must be in [0, 2^31), got 2147483648",
     ),
+    "heads of many segments": (
+        "append_kv",
+        lambda: attention(1, BIG - 1, empty_caches(0, BIG - 1, 1), segments(*[[0] * 6] * 2), 1),
+        "segments: Q times H must be in [0, 2^31), got 4294967294",
+    ),
     "max_rows": (
         "append_kv",
         lambda: attention(1, 1, SMALL, ONE, BIG),

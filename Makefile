@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 SOURCES := $(foreach suffix,h cpp cu cuh,'csrc/**.$(suffix)' 'tests/**.$(suffix)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test emulated fuzz fuzz-files fuzz-asan lint format bench bench-cpp cuda-all cuda-table test-gpu bench-gpu clean
+.PHONY: help setup demo check test emulated fuzz fuzz-asan lint format bench bench-cpp cuda-all cuda-table test-gpu bench-gpu clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -70,6 +70,7 @@ FUZZ = $(BIN)/python tests/support/fuzz.py
 fuzz: test-build emulated fuzz-files  ## Fuzz the operators for as long as CALLS says (1000000: an hour), after files
 	GOMP_SPINCOUNT=0 OMP_NUM_THREADS=1 $(FUZZ) operators --calls $(CALLS)
 
+.PHONY: fuzz-files
 fuzz-files: test-build  ## Read damaged files, as many as FILES says (100000: a quarter of an hour)
 	GOMP_SPINCOUNT=0 OMP_NUM_THREADS=1 $(FUZZ) files --calls $(FILES)
 

@@ -121,7 +121,7 @@ class PackedLinear(DecodingLinear):
 
     @property
     def weight(self) -> Tensor:
-        """A copy of the weights [N, K] in their plain order."""
+        """A copy of the weights [N, K] in their plain order: `load_state_dict` changes them, writing to it does not."""
         return unpack_weight(self._packed, self.out_features, self.in_features)
 
     def plain(self) -> dict[str, Tensor]:

@@ -65,9 +65,14 @@ emulated: torch build-tools  ## Build the CUDA kernels for the CPU (torch.ops.lp
 
 # Random calls and files, of another seed each time; a fault ends it and prints what repeats it. `make test` has a minute.
 CALLS ?= 1000000
+FILES ?= 100000
 FUZZ = $(BIN)/python tests/support/fuzz.py
-fuzz: test-build emulated  ## Fuzz the operators for as long as CALLS says (1000000: an hour)
+fuzz: test-build emulated fuzz-files  ## Fuzz the operators for as long as CALLS says (1000000: an hour), after files
 	GOMP_SPINCOUNT=0 OMP_NUM_THREADS=1 $(FUZZ) operators --calls $(CALLS)
+
+.PHONY: fuzz-files
+fuzz-files: test-build  ## Read damaged files, as many as FILES says (100000: a quarter of an hour)
+	GOMP_SPINCOUNT=0 OMP_NUM_THREADS=1 $(FUZZ) files --calls $(FILES)
 
 # The sanitizer's library must be there before Python's first allocation, and libstdc++ before it looks for exceptions.
 fuzz-asan: CALLS = 100000
@@ -75,7 +80,7 @@ fuzz-asan: torch build-tools  ## Fuzz the operators of a build with AddressSanit
 	LPD_CUDA=OFF $(BIN)/pip install --quiet --no-build-isolation --no-deps --upgrade --target build/asan/site \
 	  -C build-dir=build/asan -C cmake.define.LPD_SANITIZE=address .
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" PYTHONPATH=build/asan/site \
-	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 OMP_NUM_THREADS=1 LPD_EMULATED_LIBRARY= \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 OMP_NUM_THREADS=1 LPD_EMULATED_LIBRARY=none \
 	  $(FUZZ) operators --calls $(CALLS)
 
 lint: torch lint-tools  ## Check style and types (ruff, mypy, clang-format)

@@ -62,7 +62,7 @@ class Int8Linear(DecodingLinear):
         self._column_sum = torch.cat(sums) * scale
 
     def check_move(self, fn: Callable[[Tensor], Tensor]) -> None:
-        _checked_scale(fn(torch.empty(0, dtype=torch.int8)), fn(torch.empty(0)))
+        _checked_scale(fn(torch.empty(0, dtype=torch.int8)), fn(torch.empty(0, dtype=torch.float32)))
 
     def plain(self) -> dict[str, Tensor]:
         return {"weight": unpack_weight(self._packed, self.out_features, self.in_features), SCALE: self._scale.clone()}

@@ -34,6 +34,8 @@ SLOW = [
     "test_bench_serve",
     "test_training_parts",
     "test_evaluation",
+    "test_copies",
+    "test_fuzz_files",
     "test_cuda_launch",
     "test_extreme_values",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lpd_ext.picture import open_image
-from lpd_ext.state_files import complete_file
+from lpd_tools.pictures import write_png
 
 PREFIX = "lpd:"  # of the chunks' keywords
 _LONG = 200  # characters from which a chunk is compressed
@@ -31,8 +32,7 @@ def png_info(settings: Mapping[str, Any]) -> PngInfo:
 def save_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> None:
     """Write the image with its settings, whole or not at all; its folder is made if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with complete_file(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=png_info(settings))
+    write_png(path, partial(image.save, pnginfo=png_info(settings)))
 
 
 def read_settings(path: Path) -> tuple[Image.Image, dict[str, Any]]:

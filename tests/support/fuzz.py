@@ -21,9 +21,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-HANGS = 60  # seconds without a new case
+HANGS = 120  # seconds without a new case
 MEMORY = 8 << 30  # bytes of addresses of one process; a sanitizer needs far more
+LOOK_EVERY = 0.2  # seconds
 CLOCK_EVERY = 100  # cases
+SAY_EVERY = 10  # seconds
 
 
 def work(name: str, seed: int, first: int, calls: int, seconds: float) -> None:
@@ -60,14 +62,13 @@ class Worker:
         command = [sys.executable, __file__, name, "--work", str(first), "--seed", str(seed), "--calls", str(calls)]
         command += ["--seconds", str(seconds)]
         self.process = subprocess.Popen(command, stdout=self.output, stderr=self.errors)
-        self.last, self.changed = b"", time.monotonic()
+        self.index, self.looks = first, 0
 
-    def at(self) -> int:
-        """The case it is at, or those it has done."""
+    def look(self) -> None:
+        """The case it is at, and how often it has been seen there."""
         text = os.pread(self.output, 20, 0).strip()
-        if text != self.last:
-            self.last, self.changed = text, time.monotonic()
-        return self.first if not text or text == b"done" else int(text)
+        index = int(text) if text.isdigit() else self.first
+        self.index, self.looks = index, self.looks + 1 if index == self.index else 0
 
     def outcomes(self) -> Counter[str]:
         words = os.pread(self.output, 1000, 20).decode().split()
@@ -75,15 +76,17 @@ class Worker:
 
     def fault(self) -> str | None:
         """What went wrong, once it ended or hangs."""
-        index, status = self.at(), self.process.poll()
-        if status == 0 or (status is None and time.monotonic() - self.changed < HANGS):
+        status = self.process.poll()
+        self.look()
+        # Looks are counted, not seconds: both processes may have been stopped together.
+        if status == 0 or (status is None and self.looks * LOOK_EVERY < HANGS):
             return None
         self.process.kill()
         self.process.wait()
         how = f"no end within {HANGS} s" if status is None else f"exit status {status}"
         errors = os.pread(self.errors, 1 << 20, 0).decode(errors="replace")[-6000:]
-        repeat = f"python tests/support/fuzz.py {self.name} --seed {self.seed} --first {index} --calls 1"
-        return f"{how} at case {index}\n{errors}\nto repeat it: {repeat}"
+        repeat = f"python tests/support/fuzz.py {self.name} --seed {self.seed} --first {self.index} --calls 1"
+        return f"{how} at case {self.index}\n{errors}\nto repeat it: {repeat}"
 
 
 def fuzz(
@@ -93,25 +96,22 @@ def fuzz(
     share = -(-calls // processes)
     starts = range(first, first + calls, share)
     workers = [Worker(name, seed, start, min(share, first + calls - start), seconds) for start in starts]
-    began = time.monotonic()
+    began = said = time.monotonic()
     try:
         while True:
+            running = [worker for worker in workers if worker.process.poll() is None]
             for worker in workers:
                 fault = worker.fault()
                 if fault is not None:
                     raise RuntimeError(fault)
-            running = [worker for worker in workers if worker.process.poll() is None]
-            done = sum(worker.at() - worker.first for worker in running)
+            done = sum(worker.index - worker.first for worker in running)
             done += sum(sum(worker.outcomes().values()) for worker in workers if worker not in running)
-            if not quiet:
-                print(
-                    f"\r{name}, seed {seed}: {done:,} of {calls:,} in {time.monotonic() - began:.0f} s",
-                    end="",
-                    flush=True,
-                )
+            if not quiet and (not running or time.monotonic() - said > SAY_EVERY):
+                said = time.monotonic()
+                print(f"{name}, seed {seed}: {done:,} of {calls:,} cases in {said - began:.0f} s", flush=True)
             if not running:
                 return sum((worker.outcomes() for worker in workers), Counter())
-            time.sleep(0.2)
+            time.sleep(LOOK_EVERY)
     finally:
         for worker in workers:
             worker.process.kill()
@@ -140,8 +140,8 @@ def main() -> None:
             arguments.name, arguments.calls, arguments.seconds, seed, arguments.first, processes, quiet=False
         )
     except RuntimeError as error:
-        raise SystemExit(f"\n{arguments.name}, seed {seed}: {error}") from None
-    print("\n" + ", ".join(f"{count:,} {word}" for word, count in sorted(outcomes.items())))
+        raise SystemExit(f"{arguments.name}, seed {seed}: {error}") from None
+    print(", ".join(f"{count:,} {word}" for word, count in sorted(outcomes.items())))
 
 
 if __name__ == "__main__":

@@ -232,7 +232,9 @@ def assert_near(ours: Tensor, exact: Tensor, plain: Tensor, size: Tensor | float
 
 def assert_same(ours: Tensor, wanted: Tensor, what: str) -> None:
     assert ours.shape == wanted.shape, f"{what}: shape {list(ours.shape)}, wanted {list(wanted.shape)}"
-    found, right = (t.detach().flatten().clone().view(torch.uint8) for t in (ours, wanted))  # NaN equals NaN
+    found, right = (
+        t.detach().flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8) for t in (ours, wanted)
+    )  # NaN equals NaN
     assert found.equal(right), f"{what} differs"
 
 
@@ -314,6 +316,8 @@ def judge(name: str, memory: Memory, call: Call, result: object, extreme: bool) 
             return None
         if name == "conv3x3" and call["out"].numel() == 0:
             return None  # which torch's convolution refuses
+        if name == "group_norm_scale_shift" and before["x"].numel() == 0:
+            return None  # its twin takes memory for every group
         torchs, wanted = twin(**plain), twin(**exact)
     if name == "append_kv":
         for cache in ("k_cache", "v_cache"):
@@ -326,7 +330,7 @@ def judge(name: str, memory: Memory, call: Call, result: object, extreme: bool) 
         if name == "residual_layer_norm":
             assert_same(call["x"].detach(), plain["x"], "x")
         size = wanted.abs().amax(-1, keepdim=True) + 1 if wanted.numel() else 0.0
-        assert_near(result, wanted, torchs.to(result.dtype), size, extreme)
+        assert_near(result, wanted, torchs.to(result.dtype), size * (16 if extreme else 1), extreme)
     elif name in ("packed_linear", "packed_linear_int8"):
         size = (
             _linear_sizes(before) if name == "packed_linear" else exact["out"].abs() + 8 * before["quantized"].shape[1]
@@ -413,6 +417,8 @@ def _run(draw: Draw, name: str, call: Call, changes: list[str], emulated: bool) 
         return "accepted"  # ids are not looked at on CUDA
     if name == "training_attention_backward" and changes:
         return "accepted"  # what it is given must come from training_attention
+    if isinstance(call.get("eps"), float) and call["eps"] < 0:
+        return "accepted"  # may take the variance to 0, and any error with it to infinity
     if any(t.numel() > 2**22 for t in memory.tensors.values()):
         return "accepted"  # expanded; its copy would not be
     judge(name, memory, call, result, extreme)

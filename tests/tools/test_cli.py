@@ -35,7 +35,7 @@ from lpd_tools.cli import FriendlyGroup, app
 from lpd_tools.console import new_console
 from lpd_tools.evaluation import report
 from lpd_tools.progress import track
-from lpd_tools.spinning import ROUNDS, bound_spinning
+from lpd_tools.spinning import ROUNDS, stop_spinning
 from rich.console import Console
 from training_runs import LPD
 from typer.testing import CliRunner, Result
@@ -130,7 +130,7 @@ def test_what_the_user_says_of_waiting_threads_stays(name: str, monkeypatch: pyt
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, "7")
     before = dict(os.environ)
-    bound_spinning()
+    stop_spinning()
     assert dict(os.environ) == before
 
 

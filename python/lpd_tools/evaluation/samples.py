@@ -14,7 +14,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image
 
-from lpd_ext.state_files import complete_file
+from lpd_ext.state_files import complete_file, write_text
 from lpd_tools.evaluation.images import MANIFEST_FILE, NPZ_FILE, read_manifest
 from lpd_tools.png_settings import save_png
 
@@ -122,8 +122,7 @@ def check_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Begins a folder of images."""
-    with complete_file(folder / MANIFEST_FILE) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / MANIFEST_FILE, json.dumps(manifest, indent=2) + "\n")
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -12,8 +12,9 @@ def serve(config: Serving) -> None:
     """
     from lpd_tools.checks import check_device
     from lpd_tools.commands.model_options import load_pipeline
+    from lpd_tools.listening import listen
     from lpd_tools.serve.limits import read_keys
-    from lpd_tools.serve.server import listen, run
+    from lpd_tools.serve.server import run
 
     read_keys(config.api_keys)
     with listen(config.host, config.port) as bound:

@@ -17,6 +17,7 @@ from lpd_tools.commands.bundle import bundle
 from lpd_tools.commands.cache_tokens import cache_tokens
 from lpd_tools.commands.check_tokens import check_tokens
 from lpd_tools.commands.curves import curves
+from lpd_tools.commands.demo import demo
 from lpd_tools.commands.evaluate import evaluate
 from lpd_tools.commands.export import export
 from lpd_tools.commands.fetch import fetch
@@ -41,7 +42,7 @@ from lpd_tools.options import add_command
 from lpd_tools.training.stopping import TrainingStopped
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Draw": (sample, orders, serve, info, fetch),
+    "Draw": (sample, orders, serve, demo, info, fetch),
     "Data": (prepare_icons, cache_tokens, check_tokens),
     "Train": (train_judge, train_tokenizer, train, training_cost, curves, replay, export, bundle),
     "Measure quality": (generate, measure, evaluate, int8_quality, study),

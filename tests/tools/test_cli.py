@@ -45,7 +45,7 @@ from lpd_ext.drawing import Drawing
 from lpd_ext.orders import ORDER_POLICIES
 
 COMMANDS = [
-    *("sample", "orders", "serve", "info", "fetch"),
+    *("sample", "orders", "serve", "demo", "info", "fetch"),
     *("prepare-icons", "cache-tokens", "check-tokens"),
     *("train-judge", "train-tokenizer", "train", "training-cost", "curves", "replay", "export", "bundle"),
     *("generate", "measure", "evaluate", "int8-quality", "study"),

@@ -19,8 +19,8 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 import httpx
 import ray
+from lpd_tools.listening import listen
 from lpd_tools.serve.ray import APP, app
-from lpd_tools.serve.server import listen
 from ray import serve
 
 PATIENCE = 120

@@ -30,8 +30,8 @@ def policy(waiting, low=1, high=4):
     context = SimpleNamespace(aggregated_metrics=waiting and {"waiting": waiting}, capacity_adjusted_min_replicas=low,
                               capacity_adjusted_max_replicas=high)
     return replicas_for_waiting(context, images_per_replica=8)[0]
-found = [policy({"a": 0}), policy({"a": 8}), policy({"a": 9}), policy({"a": 9, "b": 9}), policy({"a": 90}), policy(None),
-         policy({"a": 0}, low=2)]
+waiting = ({"a": 0}, {"a": 8}, {"a": 9}, {"a": 9, "b": 9}, {"a": 90}, None)
+found = [*map(policy, waiting), policy({"a": 0}, low=2)]
 config = read_arguments({"replicas": "2", "max_images": "3", "cpus_per_replica": "0.5", "model": "lpd_l_256"})
 errors = []
 for wrong in ({"replica": "2"}, {"replicas": "many"}, {"replicas": "0"}):

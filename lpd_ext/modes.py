@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -31,6 +31,10 @@ def _leave_lost_threads() -> None:
         warnings.warn("a forked process computes with one thread: start it by spawn or forkserver", stacklevel=5)
 
 
+def _no_default_device() -> AbstractContextManager[object]:
+    return nullcontext() if torch.get_default_device() == _CPU else _CPU
+
+
 @contextmanager
 def own_modes(device: torch.device = _CPU) -> Iterator[None]:
     """No autocast, no inference mode and no default device but the CPU; gradients are as the caller has them.
@@ -39,12 +43,7 @@ def own_modes(device: torch.device = _CPU) -> Iterator[None]:
     """
     if _forked:
         _leave_lost_threads()
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        for kind in {_CPU.type, device.type}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        if torch.get_default_device() != _CPU:
-            stack.enter_context(_CPU)
+    with torch.inference_mode(False), torch.autocast(device.type, enabled=False), _no_default_device():
         yield
 
 
@@ -52,11 +51,16 @@ def own_modes(device: torch.device = _CPU) -> Iterator[None]:
 def decoding_modes(device: torch.device) -> Iterator[None]:
     """`own_modes`, and no gradients: the tokens are ordinary tensors all the same.
 
-    A GPU is made the current one: streams and graphs belong to that.
+    A GPU is made the current one: streams and graphs belong to that. Not by way of `own_modes`: entered at every step.
     """
-    with ExitStack() as stack:
-        if device.type == "cuda":
-            stack.enter_context(torch.cuda.device(device))
-        stack.enter_context(own_modes(device))
-        stack.enter_context(torch.no_grad())
+    if _forked:
+        _leave_lost_threads()
+    on_gpu = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with (
+        on_gpu,
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+        _no_default_device(),
+    ):
         yield

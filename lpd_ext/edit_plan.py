@@ -59,7 +59,7 @@ class Paste:
 
     def __call__(self, images: Tensor, rows: Tensor) -> Tensor:
         pictures, share = (kept.to(images.device)[rows] for kept in (self.pictures, self.share))
-        return torch.where(share == 0, pictures, torch.lerp(pictures, images.clamp(-1, 1), share))
+        return torch.lerp(pictures, images.clamp(-1, 1), share)  # exact where the share is 0 or 1
 
 
 def plan_inpaint(

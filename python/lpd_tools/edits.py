@@ -115,10 +115,7 @@ def known_settings(drawing: Drawing, row: int) -> dict[str, Any]:
     """
     request = drawing.request
     assert request.known_tokens is not None
-    settings: dict[str, Any] = {
-        "known_tokens": request.known_tokens[row].tolist(),
-        "prefill": list(request.schedules[row].prefill),
-    }
+    settings: dict[str, Any] = {"known_tokens": request.known_tokens[row].tolist()}
     if isinstance(drawing.finish, Paste):
         painted = drawing.finish.share[row, 0].cpu().numpy() >= 1
         settings["mask"] = base64.b64encode(np.packbits(painted).tobytes()).decode()
@@ -133,7 +130,7 @@ def plan_again(
     try:
         if "known_tokens" in settings:
             known = torch.tensor([settings["known_tokens"]], dtype=torch.int64)
-            options |= {"known_tokens": known, "prefill": [settings["prefill"]]}
+            options["known_tokens"] = known
         mask = _unpacked(settings["mask"], picture.height, picture.width) if "mask" in settings else None
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"like: what the file says of known cells is damaged: {error}") from error

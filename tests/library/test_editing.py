@@ -263,6 +263,15 @@ def test_stream_and_callback(pipe: LPDPipeline) -> None:
     assert (pixels(out.images[0]) == pixels(previews[-1].images[0])).all()
 
 
+def test_previews_of_edits_that_end_at_different_steps(pipe: LPDPipeline) -> None:
+    pictures = [real_picture(14), real_picture(1)]
+    edits: dict[str, Any] = {"seeds": [1, 2], "num_inference_steps": [2, 5]}
+    *_, last = editing.plan_inpaint(pipe, pictures, CENTRE, [9, 3], **edits).stream()
+    out = pipe.inpaint(pictures, CENTRE, [9, 3], **edits)
+    for preview, image in zip(last.images, out.images, strict=True):
+        assert (pixels(preview) == pixels(image)).all()
+
+
 def test_edits_on_every_backend_and_in_graphs(backend: torch.device) -> None:
     """The operators of each backend draw what the graphs, kept and replayed, draw; known tokens stay."""
     pipe = LPDPipeline.from_pretrained(device=backend)

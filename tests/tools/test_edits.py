@@ -221,7 +221,6 @@ def test_a_chunk_that_is_no_json() -> None:
         ({"known_tokens": "x"}, "what the file says of known cells is damaged: "),
         ({"known_tokens": [1, 2]}, "known_tokens must be int64 of shape [1, 64]"),
         ({"known_tokens": [512] * 64}, "known_tokens[0] must lie in [0, 512), or be -1"),
-        ({"prefill": [1]}, "prefill[0] must sum to"),
         ({"seed": 2**70}, "seeds[0] must be a signed 64-bit integer"),
         ({"label": "hat"}, "'hat' is not a class name"),
     ],

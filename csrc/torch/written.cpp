@@ -2,6 +2,7 @@
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/stableivalue_conversions.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <algorithm>
 #include <array>
@@ -110,10 +111,10 @@ bool share_memory(const Memory& a, const Memory& b) {
 // The ABI has no question for it, but in grad mode an alias is a part of the graph if the tensor requires grad.
 bool is_recorded(const Tensor& t) {
   std::array<StableIValue, 1> stack{torch::stable::detail::from(t)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::alias", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::alias", "", stack.data(), TORCH_ABI_VERSION));
   const Tensor alias = torch::stable::detail::to<Tensor>(stack[0]);
   stack[0] = torch::stable::detail::from(alias);
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::is_leaf", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::is_leaf", "", stack.data(), TORCH_ABI_VERSION));
   return !torch::stable::detail::to<bool>(stack[0]);
 }
 

@@ -45,14 +45,14 @@ demo: setup  ## Draw a labelled grid of images with the bundled model
 # The inner loop: compiles what changed, without nvcc.
 check: torch build-tools lint emulated  ## Check style and types, and run the fast tests (3 minutes)
 	LPD_CUDA=OFF LPD_WERROR=$(LPD_WERROR) $(BIN)/pip install --quiet --no-build-isolation -C build-dir=build/check \
-	  '.[tools,train,serve,test]'
+	  '.[tools,train,serve,ray,test]'
 	LPD_REQUIRE="$(LPD_REQUIRE) emulated" $(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 # What the tests run on: the library as users install it, for two architectures; `make cuda-all` checks all of them.
 .PHONY: test-build
 test-build: export LPD_CUDA_ARCHITECTURES ?= 80-real;90-real
 test-build: torch
-	LPD_WERROR=$(LPD_WERROR) $(BIN)/pip install --quiet '.[tools,train,serve,test]'
+	LPD_WERROR=$(LPD_WERROR) $(BIN)/pip install --quiet '.[tools,train,serve,ray,test]'
 
 test: test-build emulated  ## Build, then run the whole test suite
 	LPD_REQUIRE="$(LPD_REQUIRE) emulated" $(PYTEST) $(PYTEST_ARGS)

@@ -58,7 +58,10 @@ class DecodingLinear(nn.Module, ABC):
 
     @abstractmethod
     def product(self, x: Tensor, gelu: bool = False, out: Tensor | None = None) -> Tensor:
-        """The layer's result [..., N] for x [..., K], or GELU of it; in out [R, N], if given. It has no gradient."""
+        """The layer's result [..., N] for x [..., K], or GELU of it; in out [R, N], if given.
+
+        It has no gradient: outside torch.no_grad(), an x that requires grad is refused.
+        """
 
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x)

@@ -32,6 +32,7 @@ SLOW = [
     "test_evaluation_generate",
     "test_token_cache",
     "test_bench_serve",
+    "test_serve_ray",
     "test_training_parts",
     "test_evaluation",
     "test_copies",

@@ -62,7 +62,7 @@ void execute(lpd::PackedLinearParams& params) {
   constexpr int64_t kSmallRows = 1 << 20;  // words
   const bool large = rows * words > kSmallRows;
   const int64_t part = large && params.operands == LinearOperands::kFloat32 ? lpd::kLinearRunWords : words;
-  params.packed_rows = packed_rows(rows * std::min(words, part));
+  params.packed_rows = packed_rows(lpd::linear_scratch_words(params, std::min(words, part)));
   params.group_panels = large ? 4 : 1;
   // Few items leave threads idle unless they share the rows.
   params.row_parts = 1;

@@ -117,6 +117,17 @@ bool is_recorded(const Tensor& t) {
   return !torch::stable::detail::to<bool>(stack[0]);
 }
 
+// Nothing that is written gets a gradient, so none may be expected: torch refuses it so where results go to `out`.
+void check_gradients(std::initializer_list<Argument> arguments) {
+  const auto is_written = [](const Argument& argument) { return argument.written && argument.tensor != nullptr; };
+  const Argument* target = std::find_if(arguments.begin(), arguments.end(), is_written);
+  if (target == arguments.end() || !aoti_torch_grad_mode_is_enabled()) return;
+  for (const Argument& argument : arguments) {
+    check(argument.tensor == nullptr || !is_recorded(*argument.tensor), argument.name, " requires grad, but ",
+          argument.written ? "it" : target->name, " is written without a gradient: use torch.no_grad()");
+  }
+}
+
 }  // namespace
 
 void check_written(std::initializer_list<Argument> arguments) {
@@ -133,8 +144,6 @@ void check_written(std::initializer_list<Argument> arguments) {
     check(own.num_dims < 0 || is_nested(own), argument.name,
           " is written, so its elements must not overlap, got shape ", shape_text(*argument.tensor), " and strides ",
           list_text(argument.tensor->strides()));
-    check(!aoti_torch_grad_mode_is_enabled() || !is_recorded(*argument.tensor), argument.name,
-          " is written, which has no gradient, so it must not require grad outside torch.no_grad()");
   }
   for (size_t i = 0; i < arguments.size(); ++i) {
     for (size_t j = 0; j < i; ++j) {
@@ -144,6 +153,7 @@ void check_written(std::initializer_list<Argument> arguments) {
             " is written, so it must not share memory with ", (a.written ? b : a).name);
     }
   }
+  check_gradients(arguments);
 }
 
 void mark_written(std::initializer_list<Argument> arguments) {

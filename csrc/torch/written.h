@@ -24,8 +24,8 @@ inline Argument read(const std::optional<torch::stable::Tensor>& t, const char* 
   return {t.has_value() ? &*t : nullptr, name, false};
 }
 
-// Of all tensors of a call: one that is written must not share a byte with another one or with itself, and must not
-// require grad where autograd records, because it would record nothing of this.
+// Of all tensors of a call: one that is written must not share a byte with another one or with itself; and none may
+// require grad where autograd records, because it would record nothing of what is written.
 void check_written(std::initializer_list<Argument> arguments);
 
 // Once nothing can be refused any more: counts up the version of each tensor, by which a backward pass knows that what

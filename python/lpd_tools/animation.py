@@ -166,7 +166,8 @@ def _panel(recording: Recording, drawn: int) -> Image.Image:
     total = len(recording.seconds)
     batch = len(recording.group_of)
     columns = math.ceil(math.sqrt(batch))
-    tiles = [_image(recording, b, drawn) for b in range(batch)]
+    shown = recording.pictures[max(0, drawn - 1)]
+    tiles = [overlay(shown[b], recording.group_of[b], drawn, total) for b in range(batch)]
     width, height = tiles[0].size
     rows = -(-batch // columns)
     panel_width, images_height = columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP
@@ -182,22 +183,24 @@ def _panel(recording: Recording, drawn: int) -> Image.Image:
     return panel
 
 
-def _image(recording: Recording, b: int, drawn: int) -> Image.Image:
-    """One image after so many groups: what is drawn, the last group's cells framed, others coloured by their turn."""
-    groups, total = recording.group_of[b], len(recording.seconds)
+def overlay(picture: Image.Image, groups: NDArray[np.int64], drawn: int, total: int) -> Image.Image:
+    """A picture of cells in `groups` [h, w] after `drawn` of `total` groups, enlarged to at least 256 pixels.
+
+    Cells of later groups are coloured by their turn, those of the last group are framed. Groups count from 0; cells
+    that were known from the beginning have -1.
+    """
     height, width = groups.shape
-    picture = recording.pictures[max(0, drawn - 1)][b]
     factor = max(1, math.ceil(_SIDE / max(picture.size)))
     stride = picture.width * factor // width
     size = (width * stride, height * stride)
-    turn = (groups / max(1, total - 1))[..., None]
+    turn = (groups.clip(min=0) / max(1, total - 1))[..., None]
     colours = np.array(_SOON) * (1 - turn) + np.array(_LATE) * turn
     canvas = Image.fromarray(colours.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
     mask = Image.fromarray(np.where(groups < drawn, 255, 0).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
     canvas.paste(picture.convert("RGB").resize(size, Image.Resampling.BICUBIC), (0, 0), mask)
     if drawn < total:
         draw = ImageDraw.Draw(canvas)
-        for y, x in np.argwhere(groups == drawn - 1):
+        for y, x in np.argwhere((groups == drawn - 1) & (groups >= 0)):
             corner = (int(x) * stride, int(y) * stride)
             draw.rectangle((*corner, corner[0] + stride - 1, corner[1] + stride - 1), outline=_FRESH)
     return canvas

@@ -19,6 +19,7 @@ from lpd_tools.commands.cache_tokens import cache_tokens
 from lpd_tools.commands.check_tokens import check_tokens
 from lpd_tools.commands.class_edit import class_edit
 from lpd_tools.commands.curves import curves
+from lpd_tools.commands.demo import demo
 from lpd_tools.commands.edit_gallery import edit_gallery
 from lpd_tools.commands.evaluate import evaluate
 from lpd_tools.commands.export import export
@@ -46,7 +47,7 @@ from lpd_tools.options import add_command
 from lpd_tools.training.stopping import TrainingStopped
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Draw": (sample, inpaint, outpaint, class_edit, edit_gallery, orders, serve, info, fetch),
+    "Draw": (sample, inpaint, outpaint, class_edit, edit_gallery, orders, demo, serve, info, fetch),
     "Data": (prepare_icons, cache_tokens, check_tokens),
     "Train": (train_judge, train_tokenizer, train, training_cost, curves, replay, export, bundle),
     "Measure quality": (generate, measure, evaluate, int8_quality, study),

@@ -5,13 +5,15 @@ from __future__ import annotations
 EXTRAS = {
     "tools": ("typer", "rich", "matplotlib", "scipy", "huggingface_hub"),
     "serve": ("fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "python_multipart", "httpx"),
+    "web": ("gradio",),
 }
+_USERS = {"tools": "The lpd command", "web": "lpd demo"}
 
 
 def missing_from_extras(error: ImportError) -> str | None:
     """What to install, if the library that could not be imported is one that an extra brings; else None."""
     for extra, libraries in EXTRAS.items():
         if error.name is not None and error.name.split(".")[0] in libraries:
-            name = "The lpd command" if extra == "tools" else f"lpd {extra}"
+            name = _USERS.get(extra, f"lpd {extra}")
             return f"{name} needs {error.name}, which the [{extra}] extra brings: pip install 'lpd-ext[{extra}]'"
     return None

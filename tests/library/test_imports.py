@@ -21,7 +21,7 @@ LAYERS = (
     ("lpd_tools.__main__",),
     ("lpd_tools.cli",),
     ("lpd_tools.commands",),
-    ("lpd_tools.study", "lpd_tools.serve"),
+    ("lpd_tools.study", "lpd_tools.serve", "lpd_tools.web"),
     ("lpd_tools.evaluation",),
     ("lpd_tools.training", "lpd_tools.bench"),
     ("lpd_tools.data",),

@@ -86,13 +86,28 @@ def test_what_requires_grad_is_not_written(name: str, written: str, is_leaf: boo
     leaf = tensor(call, written).requires_grad_()
     call[written] = leaf if is_leaf else leaf * 1
     before = leaf.detach().clone()
-    with pytest.raises(RuntimeError, match=f"^{written} is written, .* must not require grad outside torch.no_grad()"):
+    with pytest.raises(RuntimeError, match=f"^{written} requires grad, but it is written without a gradient"):
         run(name, call)
     assert leaf.equal(before)
     assert tensor(call, written)._version == 0
     with torch.no_grad():
         run(name, call)
     assert tensor(call, written)._version == 1
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_is_read_does_not_lose_its_gradient_in_silence(name: str, host_backend: torch.device) -> None:
+    for key, t in tensors_of(right_call(name)).items():
+        if key in WRITTEN[name] or not t.dtype.is_floating_point:
+            continue
+        call = right_call(name)
+        tensor(call, key).requires_grad_()
+        with pytest.raises(
+            RuntimeError, match=f"^{key} requires grad, but {WRITTEN[name][0]} is written without a gradi"
+        ):
+            run(name, call)
+        with torch.no_grad():
+            run(name, call)
 
 
 def test_what_is_only_read_may_require_grad(host_backend: torch.device) -> None:

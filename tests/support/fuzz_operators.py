@@ -412,7 +412,7 @@ def _run(draw: Draw, name: str, call: Call, changes: list[str], emulated: bool) 
     for key in written:
         memory.assert_no_overlap(key)
         assert call[key]._version > memory.versions[key], f"the version of {key} was not counted up"
-        assert not call[key].requires_grad, f"{key} requires grad and was written"
+        assert not any(t.requires_grad for t in memory.tensors.values()), f"{key} was written without a gradient"
     if emulated and name == "embed_rows" and changes:
         return "accepted"  # ids are not looked at on CUDA
     if name == "training_attention_backward" and changes:

@@ -12,7 +12,7 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 
 from lpd_tools import animation
-from lpd_tools.animation import Recording, record, record_orders, write_animation
+from lpd_tools.animation import Recording, overlay, record, record_orders, write_animation
 from lpd_tools.cli import app
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -80,15 +80,24 @@ def test_frames_show_what_is_drawn_at_their_time(tmp_path: Path, suffix: str) ->
     assert durations[4] == pytest.approx(1000, abs=51)
 
 
-def test_the_cells_of_the_last_group_are_framed_and_the_others_tell_their_turn(tmp_path: Path) -> None:
-    frame = animation._image(made_up([1.0, 2.0, 3.0, 4.0]), 0, 2)
+def test_the_cells_of_the_last_group_are_framed_and_the_others_tell_their_turn() -> None:
+    white, groups = Image.new("RGB", (8, 8), "white"), np.arange(4).reshape(2, 2)
+    frame = overlay(white, groups, 2, 4)
     side = animation._SIDE // 2
     corners = {(y, x): frame.getpixel((x * side + side - 1, y * side)) for y in (0, 1) for x in (0, 1)}
     assert corners[0, 1] == animation._FRESH
     assert animation._FRESH not in (corners[0, 0], corners[1, 0], corners[1, 1])
     assert sum(corners[1, 0]) > sum(corners[1, 1])  # its turn comes sooner
-    done = animation._image(made_up([1.0, 2.0, 3.0, 4.0]), 0, 4)
+    done = overlay(white, groups, 4, 4)
     assert done.getextrema() == ((255, 255),) * 3
+
+
+def test_known_cells_of_an_edit_are_there_from_the_beginning() -> None:
+    white, groups = Image.new("RGB", (8, 8), "white"), np.array([[-1, 1], [-1, 0]])
+    begun = overlay(white, groups, 0, 2)
+    side = animation._SIDE // 2
+    assert begun.crop((0, 0, side, 2 * side)).getextrema() == ((255, 255),) * 3
+    assert max(begun.crop((side, 0, 2 * side, 2 * side)).getextrema()[0]) < 255
 
 
 def test_recordings_run_on_one_clock(tmp_path: Path) -> None:

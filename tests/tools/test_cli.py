@@ -45,7 +45,7 @@ from lpd_ext.drawing import Drawing
 from lpd_ext.orders import ORDER_POLICIES
 
 COMMANDS = [
-    *("sample", "inpaint", "outpaint", "class-edit", "edit-gallery", "orders", "serve", "info", "fetch"),
+    *("sample", "inpaint", "outpaint", "class-edit", "edit-gallery", "orders", "demo", "serve", "info", "fetch"),
     *("prepare-icons", "cache-tokens", "check-tokens"),
     *("train-judge", "train-tokenizer", "train", "training-cost", "curves", "replay", "export", "bundle"),
     *("generate", "measure", "evaluate", "int8-quality", "study"),

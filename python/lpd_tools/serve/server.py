@@ -42,23 +42,6 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound; ValueError saying what is wrong with the address."""
-    refusal = f"cannot listen on host {host!r}, port {port}: "
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind)
-    except OSError as error:
-        raise ValueError(f"{refusal}{error.strerror or error}") from None
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        raise ValueError(f"{refusal}{error.strerror or error}") from None
-    return bound
-
-
 def run(pipe: LPDPipeline, name: str, config: Serving, bound: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT. Raises OSError or ValueError for the file of keys."""
     service, door = ImageService(pipe, name, config), Door()

@@ -1,0 +1,21 @@
+"""`lpd demo`."""
+
+from __future__ import annotations
+
+from lpd_tools.web.settings import Demo
+
+
+def demo(config: Demo) -> None:
+    """Draw, inpaint and compare orders on a page in the browser; it works without internet.
+
+    Example: lpd demo --model lpd_l_256 --port 7860
+    """
+    from lpd_tools.checks import check_device
+    from lpd_tools.listening import listen
+    from lpd_tools.models import load_pipeline
+    from lpd_tools.web.server import run
+
+    with listen(config.host, config.port) as bound:
+        device = check_device(config.device)
+        pipe = load_pipeline(config.model or None, config.tokenizer or None, config.dtype, device)
+        run(pipe, config.model or "fashion_mnist", config, bound)

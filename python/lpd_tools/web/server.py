@@ -1,0 +1,87 @@
+"""The page on a socket, until it is told to stop. Everything that it needs comes from here: it works offline."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from types import FrameType
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lpd_ext.pipeline import LPDPipeline
+from lpd_tools.console import say
+from lpd_tools.web.page import build_page
+from lpd_tools.web.settings import Demo
+from lpd_tools.web.studio import Studio
+
+_MAX_UPLOAD = "32mb"
+# Gradio's scripts are partly inline; pixels of the editor travel as blob: and data:. No other host is named.
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:"
+)
+
+
+class SameHostOnly:
+    """Tells browsers to ask no other host for anything, whatever a page says."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, and adds the header to what comes back."""
+
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["content-security-policy"] = _POLICY
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy if scope["type"] == "http" else send)
+
+
+class StoppingServer(uvicorn.Server):
+    """Returns after SIGTERM or SIGINT, instead of dying of it; pages that are open do not keep it."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The signal handler."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def create_app(studio: Studio) -> FastAPI:
+    """The application of a studio."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(SameHostOnly)
+    gr.mount_gradio_app(
+        app,
+        build_page(studio),
+        path="/",
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        max_file_size=_MAX_UPLOAD,
+    )
+    return app
+
+
+def run(pipe: LPDPipeline, name: str, config: Demo, bound: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT. Pictures that Gradio puts into files are gone then."""
+    with (
+        tempfile.TemporaryDirectory(prefix="lpd_demo_") as folder,
+        Studio(pipe, name, config.max_images, config.max_waiting) as studio,
+    ):
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        settings = uvicorn.Config(
+            create_app(studio), log_level="critical", access_log=False, timeout_graceful_shutdown=1
+        )
+        height, width = studio.size
+        say(f"{name}: {width}x{height} pixels, {config.max_images} images at once")
+        say(f"KV cache: {studio.engine.cache_bytes / 1e6:.1f} MB")
+        say("open http://{}:{}/ in a browser".format(*bound.getsockname()[:2]))
+        StoppingServer(settings).run(sockets=[bound])

@@ -1,0 +1,137 @@
+"""What the page does, without the page: one engine draws for all visitors, and each watches their own pictures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+from PIL import Image
+
+from lpd_ext.class_names import short_name
+from lpd_ext.drawing import Drawing
+from lpd_ext.editing import plan_inpaint
+from lpd_ext.engine import Engine
+from lpd_ext.handle import Handle, Preview
+from lpd_ext.masks import masked_cells
+from lpd_ext.pipeline import LPDPipeline
+from lpd_ext.request import seeds_for
+from lpd_ext.tokenizer import VQTokenizer
+from lpd_tools.web.painted import fitted
+from lpd_tools.web.visit import Choice, Visit, entry
+from lpd_tools.web.watch import Shown, StepClock, Watch
+
+ANY_CLASS = "any class"
+_TICK = 1.0  # seconds after which a visitor who waits hears again: only then is a page that was closed noticed
+
+
+class Studio:
+    """A model and its engine. Use it in a `with` block; its end cancels what is being drawn."""
+
+    def __init__(self, pipe: LPDPipeline, name: str, max_images: int = 8, max_waiting: int = 64) -> None:
+        self.pipe, self.name = pipe, name
+        self.clock = StepClock()
+        self.engine = Engine(pipe, max_images, max_waiting=max_waiting, on_step=self.clock.on_step)
+
+    def __enter__(self) -> Studio:
+        """The studio itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the engine."""
+        self.engine.close(finish=False)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures, in pixels."""
+        height, width = self.pipe.model.config.grid
+        stride = self.pipe.tokenizer.config.stride
+        return height * stride, width * stride
+
+    def class_name(self, label: int | None) -> str:
+        """For people."""
+        if label is None:
+            return ANY_CLASS
+        return short_name(self.pipe.class_names[label]) if self.pipe.class_names else f"class {label}"
+
+    async def draw(self, visit: Visit, choice: Choice) -> AsyncGenerator[Shown, None]:
+        """Begin one picture. This and the others raise ValueError for a wrong choice, EngineFullError for too many.
+
+        What they return shows the picture forming; closing it cancels.
+        """
+        return await self.compare(visit, choice, [choice.order])
+
+    async def compare(self, visit: Visit, choice: Choice, orders: Sequence[str]) -> AsyncGenerator[Shown, None]:
+        """Begin the same picture, its seed included, in several orders side by side."""
+        (seed,) = seeds_for(choice.seed, 1)
+        choices = [replace(choice, order=order, seed=seed) for order in orders]
+        options = choice.options() | {"order": list(orders), "seeds": [seed] * len(orders)}
+        drawing = self.pipe.drawing(self.pipe.prepare([choice.label] * len(orders), **options))
+        return self._submit(visit, drawing, "draw", choices, Image.new("RGB", self.size[::-1]))
+
+    async def inpaint(
+        self, visit: Visit, choice: Choice, painting: Mapping[str, Any] | None
+    ) -> AsyncGenerator[Shown, None]:
+        """Begin anew what is painted over; painting as in `painted.fitted`. Steps: at most one per cell to draw."""
+        picture, mask = fitted(painting, self.size)
+        num_free = int(masked_cells(mask[None], self.pipe.tokenizer.config.stride).sum())
+        (seed,) = seeds_for(choice.seed, 1)
+        choice = replace(choice, seed=seed, steps=min(choice.steps, num_free))
+        options = {**choice.options(), "seeds": [seed]}
+        # The tokenizer may take long; others watch their pictures meanwhile.
+        drawing = await asyncio.to_thread(plan_inpaint, self.pipe, picture, mask, [choice.label], **options)
+        before = Image.fromarray(VQTokenizer.to_pixels(picture[None]).numpy()[0])
+        return self._submit(visit, drawing, "inpaint", [choice], before)
+
+    def _submit(
+        self, visit: Visit, drawing: Drawing, kind: str, choices: Sequence[Choice], before: Image.Image
+    ) -> AsyncGenerator[Shown, None]:
+        if visit.is_drawing():
+            raise ValueError("a picture of yours is being drawn: wait for it, or cancel it")
+        watch = Watch(self.clock, drawing.request, before, self.engine.steps_until_begun())
+        visit.handle = self.engine.submit(drawing, previews=None)
+        return self._watch(visit, visit.handle, watch, kind, choices)
+
+    async def _watch(
+        self, visit: Visit, handle: Handle, watch: Watch, kind: str, choices: Sequence[Choice]
+    ) -> AsyncGenerator[Shown, None]:
+        try:
+            async with aclosing(_with_ticks(handle)) as previews:
+                async for preview in previews:
+                    yield watch.after(preview)
+            if handle.cancelled():
+                yield watch.cancelled()
+                return
+            output = handle.result()
+        finally:
+            handle.cancel()
+        names = [self.class_name(choice.label) for choice in choices]
+        drawn = zip(output.images, names, choices, strict=True)
+        visit.keep([entry(picture, kind, self.name, name, choice) for picture, name, choice in drawn])
+        yield watch.finished(output.images)
+
+
+async def _with_ticks(handle: Handle) -> AsyncGenerator[Preview | None, None]:
+    """None at once and after each second without a preview, and the previews."""
+    yield None
+    previews = aiter(handle)
+    pending: asyncio.Future[Preview] = asyncio.ensure_future(anext(previews))
+    try:
+        while True:
+            await asyncio.wait([pending], timeout=_TICK)
+            if not pending.done():
+                yield None
+                continue
+            try:
+                preview = pending.result()
+            except StopAsyncIteration:
+                return
+            pending = asyncio.ensure_future(anext(previews))
+            yield preview
+    finally:
+        pending.cancel()

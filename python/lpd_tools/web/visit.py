@@ -1,0 +1,74 @@
+"""One visitor of the page: what is being drawn for them, and what was."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from lpd_ext.handle import Handle
+
+_KEPT = 60  # pictures of a visitor; older ones are forgotten
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a visitor chose; label None: of any class; seed None: another one each time."""
+
+    label: int | None
+    steps: int
+    guidance: float
+    temperature: float
+    order: str
+    seed: int | None
+
+    def options(self) -> dict[str, Any]:
+        """As `LPDPipeline.prepare` takes them, but for the label and the seed."""
+        return {
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "temperature": self.temperature,
+            "order": self.order,
+        }
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished picture, which carries its settings as text chunks of its PNG, and those settings in a line."""
+
+    picture: Image.Image
+    caption: str
+    choice: Choice
+
+
+def entry(picture: Image.Image, kind: str, model: str, class_name: str, choice: Choice) -> Entry:
+    """The picture of a choice whose seed is known; kind: what was done, 'draw' or 'inpaint'."""
+    kept = picture.copy()
+    settings = {"command": f"demo {kind}", "model": model, "class": class_name, **asdict(choice)}
+    kept.info |= {f"lpd:{name}": json.dumps(value) for name, value in settings.items()}
+    steps = f"{choice.steps} step" + "s" * (choice.steps != 1)
+    words = [class_name, steps, f"guidance {choice.guidance:g}", f"temperature {choice.temperature:g}", choice.order]
+    caption = ", ".join([*words, f"seed {choice.seed}"]) + (", inpainted" if kind == "inpaint" else "")
+    return Entry(kept, caption, choice)
+
+
+@dataclass
+class Visit:
+    """State of one open page. Nothing of it is shared with others."""
+
+    handle: Handle | None = None  # of the newest drawing
+    entries: list[Entry] = field(default_factory=list)  # newest first
+
+    def is_drawing(self) -> bool:
+        """Whether something is being drawn, or waits for its turn."""
+        return self.handle is not None and not self.handle.done()
+
+    def cancel(self) -> bool:
+        """Give up what is being drawn, which frees its places; False if there was nothing."""
+        return self.handle is not None and self.handle.cancel()
+
+    def keep(self, entries: list[Entry]) -> None:
+        """Put finished pictures before the others."""
+        self.entries = [*entries, *self.entries][:_KEPT]

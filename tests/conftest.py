@@ -31,6 +31,7 @@ SLOW = [
     "test_evaluation_generate",
     "test_token_cache",
     "test_training_parts",
+    "test_page",
     "test_evaluation",
     "test_cuda_launch",
 ]

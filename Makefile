@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 SOURCES := $(foreach suffix,h cpp cu cuh,'csrc/**.$(suffix)' 'tests/**.$(suffix)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-web emulated lint format bench bench-cpp cuda-all cuda-table test-gpu bench-gpu clean
+.PHONY: help setup demo check test test-web emulated fuzz fuzz-asan lint format bench bench-cpp cuda-all cuda-table test-gpu bench-gpu clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -45,14 +45,14 @@ demo: setup  ## Draw a labelled grid of images with the bundled model
 # The inner loop: compiles what changed, without nvcc.
 check: torch build-tools lint emulated  ## Check style and types, and run the fast tests (3 minutes)
 	LPD_CUDA=OFF LPD_WERROR=$(LPD_WERROR) $(BIN)/pip install --quiet --no-build-isolation -C build-dir=build/check \
-	  '.[tools,train,serve,web,test]'
+	  '.[tools,train,serve,web,ray,test]'
 	LPD_REQUIRE="$(LPD_REQUIRE) emulated" $(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 # What the tests run on: the library as users install it, for two architectures; `make cuda-all` checks all of them.
 .PHONY: test-build
 test-build: export LPD_CUDA_ARCHITECTURES ?= 80-real;90-real
 test-build: torch
-	LPD_WERROR=$(LPD_WERROR) $(BIN)/pip install --quiet '.[tools,train,serve,web,test]'
+	LPD_WERROR=$(LPD_WERROR) $(BIN)/pip install --quiet '.[tools,train,serve,web,ray,test]'
 
 test: test-build emulated  ## Build, then run the whole test suite
 	LPD_REQUIRE="$(LPD_REQUIRE) emulated" $(PYTEST) $(PYTEST_ARGS)
@@ -73,6 +73,26 @@ emulated: torch build-tools  ## Build the CUDA kernels for the CPU (torch.ops.lp
 	  -DLPD_EMULATED_CUDA=ON -DLPD_WERROR=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python > build/emulated.log \
 	  || (cat build/emulated.log; false)
 	@$(BIN)/cmake --build build/emulated --target lpd_emulated
+
+# Random calls and files, of another seed each time; a fault ends it and prints what repeats it. `make test` has a minute.
+CALLS ?= 1000000
+FILES ?= 100000
+FUZZ = $(BIN)/python tests/support/fuzz.py
+fuzz: test-build emulated fuzz-files  ## Fuzz the operators for as long as CALLS says (1000000: an hour), after files
+	GOMP_SPINCOUNT=0 OMP_NUM_THREADS=1 $(FUZZ) operators --calls $(CALLS)
+
+.PHONY: fuzz-files
+fuzz-files: test-build  ## Read damaged files, as many as FILES says (100000: a quarter of an hour)
+	GOMP_SPINCOUNT=0 OMP_NUM_THREADS=1 $(FUZZ) files --calls $(FILES)
+
+# The sanitizer's library must be there before Python's first allocation, and libstdc++ before it looks for exceptions.
+fuzz-asan: CALLS = 100000
+fuzz-asan: torch build-tools  ## Fuzz the operators of a build with AddressSanitizer (CALLS=100000)
+	LPD_CUDA=OFF $(BIN)/pip install --quiet --no-build-isolation --no-deps --upgrade --target build/asan/site \
+	  -C build-dir=build/asan -C cmake.define.LPD_SANITIZE=address .
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" PYTHONPATH=build/asan/site \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 OMP_NUM_THREADS=1 LPD_EMULATED_LIBRARY=none \
+	  $(FUZZ) operators --calls $(CALLS)
 
 lint: torch lint-tools  ## Check style and types (ruff, mypy, clang-format)
 	$(BIN)/ruff check .

@@ -23,7 +23,8 @@ from lpd_ext.checks import as_grid
 from lpd_ext.content import content_of, read_json
 from lpd_ext.hub import CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, ModelFiles
 from lpd_ext.linear import DecodingLinear, PackedLinear, can_pack, has_fast_arithmetic, replace_linears
-from lpd_ext.model import LPDConfig, LPDModel
+from lpd_ext.model import Block, LPDConfig, LPDModel
+from lpd_ext.modes import own_modes
 from lpd_ext.quantize import SCALE, Int8Linear, use_planes
 from lpd_ext.state_files import complete_files, read_metadata, read_state_dict, without_prefixes, write_tensors
 
@@ -50,8 +51,9 @@ def load_model(
     """Load an LPD transformer in eval mode from a weight file or a directory with config.json.
 
     grid resizes the position embedding to another (h, w). dtype is float32 (default), bfloat16, float16, or "int8":
-    linear layers rounded to int8, which is also what a file of int8 weights gives. heads must be given where neither
-    config.json, the file's metadata nor a width that is a multiple of 64 (the published head dimension) tells it.
+    linear layers rounded to int8, which is also what a file of int8 weights gives; on processors with AVX-512 VNNI they
+    multiply 3 to 4 times as fast as in float32, with AVX2 1.6 times. heads must be given where neither config.json, the
+    file's metadata nor a width that is a multiple of 64 (the published head dimension) tells it.
     packed, on the CPU: lay the linear layers out for decoding (`linear.PackedLinear`), layer by layer, so that they are
     never held twice. int8 and packed models are for inference. ema takes the averaged weights that a trainer's file
     holds beside the model's. Raises FileNotFoundError or ValueError.
@@ -63,9 +65,9 @@ def load_model(
     device = torch.device(device)
     float_dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
     path = Path(path)
-    with torch.inference_mode(False), content_of(path):  # weights that can be trained, whatever the caller's mode
+    with own_modes(), content_of(path):
         state, config = _weights_and_sizes(path, grid, heads, ema)
-        _check_depth(state, config)
+        _check_blocks(state, config)
         layers = _decoding_layers(state, dtype, device, packed)
         if device.type == "cpu" and not has_fast_arithmetic(float_dtype):
             warnings.warn(
@@ -96,11 +98,13 @@ def _weights_and_sizes(
     return state, replace(config, mutual_visibility=mutual_visibility)
 
 
-def _check_depth(state: Mapping[str, Tensor], config: LPDConfig) -> None:
-    """ValueError for more blocks in config than in the file: what is made for it is no larger than the file."""
-    blocks = {name.split(".")[1] for name in state if name.startswith(_BLOCKS)}
-    if len(blocks) < config.depth:
-        raise ValueError(f"the checkpoint does not fit {config}: it has {len(blocks)} blocks")
+def _check_blocks(state: Mapping[str, Tensor], config: LPDConfig) -> None:
+    """ValueError for a block of config that the file does not have: what is made for it is no larger than the file."""
+    with torch.device("meta"):
+        own = Block(config).state_dict()
+    for name in (f"{_BLOCKS}{i}.{name}" for i in range(config.depth) for name in own):
+        if name not in state:
+            raise ValueError(f"the checkpoint does not fit {config}: {name} is missing")
 
 
 def _decoding_layers(

@@ -34,7 +34,7 @@ def accelerate(model: AnyModule, *, heads: int | None = None, packed: Packing = 
     model is built as the published one, or a wrapper of DDP, torch.compile or PEFT around one. heads is needed where
     neither the model nor a head dimension of 64 tells it.
 
-    packed, on a CPU: decoding is faster from linear weights that are packed. True packs a second copy of them (1.2 GB
+    packed, on a CPU: decoding is faster from linear weights that are packed. True packs a second copy of them (1.3 GB
     for lpd_l), False none, None (the default) where it takes no more than half of the memory that is free. "inplace"
     packs the model's own layers, which then have no parameters, and can be called but not trained, until `restore`.
     Other weights are shared, but for the embedding tables, which are copied.

@@ -39,19 +39,24 @@ def content_of(path: str | Path, fault: str = "cannot be used") -> Iterator[None
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file in UTF-8; ValueError for another encoding, and for more than any file of ours has."""
-    with content_of(path, "is no text in UTF-8"), Path(path).open("rb") as file:
+    """The text of a file in UTF-8; ValueError for another encoding, and for more than any file of ours has.
+
+    To be called in a block of `content_of`.
+    """
+    with Path(path).open("rb") as file:
         content = file.read(_LARGEST_TEXT + 1)
-        if len(content) > _LARGEST_TEXT:
-            raise ValueError(f"it is larger than {_LARGEST_TEXT >> 20} MB")
+    if len(content) > _LARGEST_TEXT:
+        raise ValueError(f"path {str(path)!r} is larger than {_LARGEST_TEXT >> 20} MB")
+    try:
         return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is no text in UTF-8: {error}") from error
 
 
-def read_json(path: str | Path) -> Any:
-    """What a JSON file says; ValueError if it is none."""
-    text = read_text(path)
-    with content_of(path, "is not valid JSON"):
-        return json.loads(text)
+def read_json(path: str | Path, fault: str = "is not valid JSON") -> Any:
+    """What a JSON file says; ValueError if it is none, see `content_of`."""
+    with content_of(path, fault):
+        return json.loads(read_text(path))
 
 
 def reason(error: BaseException) -> str:

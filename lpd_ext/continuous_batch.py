@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from heapq import heappop, heappush
 
 from torch import Tensor
 
+from lpd_ext.cuda_graphs import DecodeGraphs, weights_of
 from lpd_ext.decode_state import DecodeState, Filters
 from lpd_ext.model import LPDModel
+from lpd_ext.modes import decoding_modes
 from lpd_ext.plan import Capacity, Place, Places, Schedule, plan_step
 from lpd_ext.request import DecodeRequest
-from lpd_ext.sampler import advance, decoding_modes
+from lpd_ext.sampler import advance
+
+_STEPS_KEPT = 256  # plans of steps that may come again
 
 
 @dataclass(eq=False)
@@ -38,8 +43,10 @@ class ContinuousBatch:
     image depends on its own request alone. Raises ValueError for sizes below 1.
     """
 
-    def __init__(self, model: LPDModel, max_images: int, max_sequences: int | None = None) -> None:
-        """max_sequences: cache slots; by default two for every image."""
+    def __init__(
+        self, model: LPDModel, max_images: int, max_sequences: int | None = None, graphs: DecodeGraphs | None = None
+    ) -> None:
+        """max_sequences: cache slots; by default two for every image. graphs: on CUDA, for steps that come again."""
         slots = 2 * max_images if max_sequences is None else max_sequences
         if max_images < 1 or slots < 1:
             raise ValueError(f"max_images and max_sequences must be >= 1, got {max_images} and {slots}")
@@ -50,7 +57,9 @@ class ContinuousBatch:
             self._state = DecodeState(model, capacity, Filters(False, False))
         # Always the lowest ones first: images that are alike then come to lie as those before them did.
         self._free_rows, self._free_slots = list(range(max_images)), list(range(slots))
-        self._plan_step = lru_cache(maxsize=256)(plan_step)
+        self._plan_step = lru_cache(maxsize=_STEPS_KEPT)(plan_step)
+        self._graphs = graphs if graphs is not None and graphs.supports(self._device) else None
+        self._seen: OrderedDict[Hashable, None] = OrderedDict()  # steps that were drawn before
         self.running: list[RunningImage] = []
 
     @property
@@ -92,11 +101,32 @@ class ContinuousBatch:
         places, rows = zip(*((image.place, image.schedule.rows(image.steps_done)) for image in images), strict=True)
         self._state.filters = Filters(any(i.filters.top_k for i in images), any(i.filters.top_p for i in images))
         with decoding_modes(self._device):
-            num_tokens = self._state.model.config.num_tokens
-            advance(self._state, self._plan_step(places, rows, num_tokens, self._device))
+            self._draw(places, rows)
         for image in images:
             image.steps_done += 1
         return [image for image in images if image.finished]
+
+    def _draw(self, places: tuple[Place, ...], rows: tuple[tuple[int, int, int], ...]) -> None:
+        step = self._plan_step(places, rows, self._state.model.config.num_tokens, self._device)
+        run = partial(advance, self._state, step)
+        if self._graphs is None:
+            run()
+            return
+        # Recording takes longer than a step: only a mix of images that has come before is worth it.
+        mix = (places, rows, self._state.filters)
+        captured = None
+        if mix in self._seen:
+            with self._graphs.lock:
+                weights = weights_of(self._state.model)
+                captured = self._graphs.find(weights, mix, partial(self._graphs.capture, self._state, [run]))
+                if captured is not None:
+                    captured.replay()
+        else:
+            self._seen[mix] = None
+            if len(self._seen) > _STEPS_KEPT:
+                self._seen.popitem(last=False)
+        if captured is None:
+            run()
 
     def tokens(self, image: RunningImage) -> Tensor:
         """The image's tokens int64 [N] in raster order so far, -1 where none is yet."""

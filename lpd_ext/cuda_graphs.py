@@ -141,10 +141,14 @@ def _plain(value: object) -> Hashable:
 
 @dataclass(frozen=True)
 class CapturedDecode(Generic[State]):
-    """The buffers of a decode and the recorded steps that work on them."""
+    """The buffers of a decode and the recorded steps that work on them.
+
+    steps: what was recorded, kept for the memory that it reads; a recording knows addresses only.
+    """
 
     state: State
     replays: Sequence[Run]
+    steps: Sequence[Run]
 
     def replay(self) -> None:
         """Run all steps; the host does not wait for them."""
@@ -186,6 +190,10 @@ class DecodeGraphs:
         if device.type == "cuda" and not _C.build_config()["cuda_architectures"]:
             return False
         return device.type == self._device_type
+
+    def has(self, layout: Hashable) -> bool:
+        """Whether a decode of this layout is captured; its weights may have changed since."""
+        return layout in self._captured
 
     def clear(self) -> None:
         """Give the memory of all captured decodes back."""
@@ -230,4 +238,4 @@ class DecodeGraphs:
                 run()
 
         runs = [run_all] if len(steps) <= MAX_STEPS_PER_GRAPH else steps
-        return CapturedDecode(state, self._capture(runs))
+        return CapturedDecode(state, self._capture(runs), steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,8 @@ from lpd_ext.cancel import Cancel, as_check
 from lpd_ext.checks import as_int
 from lpd_ext.cuda_graphs import DecodeGraphs
 from lpd_ext.model import LPDModel
+from lpd_ext.modes import decoding_modes
+from lpd_ext.parts import Part, parts_of
 from lpd_ext.pixel_decoder import PixelDecoder
 from lpd_ext.request import DecodeRequest
 from lpd_ext.sampler import decode, generate, undrawn
@@ -25,6 +27,7 @@ OutputType = Literal["pil", "np", "pt", "tokens"]
 StepCallback = Callable[[int, int], None]
 # Images go through the tokenizer's decoder in slices, so its activations do not grow with the batch.
 _IMAGES_AT_A_TIME = 16
+_CONVERTED_AT_A_TIME = 64
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Drawing:
 
     finish gets some images, of which rows int64 [n] of the request.
 
+    max_images: drawn at once; None: as many as memory allows (see `parts`).
     output_type: of `run`, where it is not told another. graphs: on a GPU, captured decodes to replay and to add to.
     """
 
@@ -72,6 +76,7 @@ class Drawing:
     graphs: DecodeGraphs | None = None
     finish: Callable[[Tensor, Tensor], Tensor] | None = None
     output_type: OutputType = "pil"
+    max_images: int | None = None
 
     def run(
         self,
@@ -89,17 +94,20 @@ class Drawing:
         check_output_type(output_type)
         output_type = output_type or self.output_type
         as_check(cancel)
-        num_steps, step = self.request.num_groups, 0
+        parts = self._parts()
+        num_steps, step = sum(part.request.num_groups for part in parts), 0
+        grid = undrawn(self.model, self.request)
         if callback_on_step_end is None and cancel is None:
-            grid, step = generate(self.model, self.request, self.graphs), num_steps
+            for part in parts:
+                grid[part.rows] = generate(self.model, part.request, self.graphs)
+            step = num_steps
         else:
-            grid = undrawn(self.model, self.request)
-            for step, drawn_so_far in enumerate(decode(self.model, self.request, cancel), start=1):
+            for step, drawn_so_far in enumerate(self._grids(parts, cancel), start=1):
                 grid = drawn_so_far
                 if callback_on_step_end is not None:
                     callback_on_step_end(step, num_steps)
         tokens = grid.unflatten(1, self.model.config.grid)
-        images = self._convert(self.pixels(tokens), output_type) if output_type != "tokens" else None
+        images = self.images(tokens, output_type)
         return LPDPipelineOutput(images, tokens, list(self.request.seeds), cancelled=step < num_steps)
 
     def stream(self, cancel: Cancel | None = None, preview_every: int = 1) -> Iterator[StepPreview]:
@@ -113,33 +121,64 @@ class Drawing:
             raise ValueError(f"preview_every must be >= 1, got {every}")
         return self._previews(cancel, every)
 
+    def _parts(self) -> list[Part]:
+        return parts_of(self.model, self.request, self.graphs, self.max_images)
+
+    def _grids(self, parts: Sequence[Part], cancel: Cancel | None) -> Iterator[Tensor]:
+        """The grids int64 [B, N] of all images after each group of each part; the same tensor each time."""
+        grid = undrawn(self.model, self.request)
+        for part in parts:
+            for drawn_so_far in decode(self.model, part.request, cancel):
+                grid[part.rows] = drawn_so_far
+                yield grid
+
     def _previews(self, cancel: Cancel | None, every: int) -> Iterator[StepPreview]:
-        num_steps, before = self.request.num_groups, None
+        parts, before = self._parts(), None
+        num_steps = sum(part.request.num_groups for part in parts)
         images: dict[int, Image.Image] = {}  # by row, in whose order the first step fills it
-        for step, grid in enumerate(decode(self.model, self.request, cancel), start=1):
+        for step, grid in enumerate(self._grids(parts, cancel), start=1):
             tokens = grid.unflatten(1, self.model.config.grid).clone()
             if before is None or step % every == 0 or step == num_steps:
                 before = torch.full_like(tokens, -2) if before is None else before
                 rows = (tokens != before).flatten(1).any(1).nonzero()[:, 0]
-                for b, image in zip(rows.tolist(), self._convert(self.pixels(tokens, rows), "pil"), strict=True):
+                for b, image in zip(rows.tolist(), self.images(tokens, rows=rows), strict=True):
                     images[b] = image
                 before = tokens
             yield StepPreview(step, num_steps, tokens, list(images.values()))
 
-    @torch.no_grad()
     def pixels(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
         """Images float32 [B, 3, H, W] of grids int64 [B, h, w], or of some rows of them; cells that are -1 are grey."""
-        side = self.tokenizer.config.stride
-        height, width = (cells * side for cells in self.model.config.grid)
         rows = torch.arange(len(tokens), device=tokens.device) if rows is None else rows
-        images = torch.empty(len(rows), 3, height, width, device=tokens.device)
-        for part in torch.arange(len(rows), device=tokens.device).split(_IMAGES_AT_A_TIME):
-            images[part] = self._decoded(tokens[rows[part]], side)
-        return images if self.finish is None else self.finish(images, rows)
+        images = torch.empty(len(rows), 3, *self._size, dtype=torch.float32, device=tokens.device)
+        for part in _slices(len(rows)):
+            images[part] = self._finished(tokens, rows[part])
+        return images
 
     def images(self, tokens: Tensor, output_type: OutputType = "pil", rows: Tensor | None = None) -> Any:
-        """What `pixels` gives, as one of the types of `run`."""
-        return self._convert(self.pixels(tokens, rows), output_type)
+        """What `pixels` gives, as one of the types of `run`. Raises RuntimeError for pixels that are not finite."""
+        if output_type == "tokens":
+            return None
+        if output_type == "pt":
+            return self.pixels(tokens, rows).clamp(-1, 1)
+        rows = torch.arange(len(tokens), device=tokens.device) if rows is None else rows
+        # A quarter of the memory: each slice is rounded at once.
+        result = torch.empty(len(rows), *self._size, 3, dtype=torch.uint8, device=tokens.device)
+        for part in _slices(len(rows)):
+            result[part] = VQTokenizer.to_pixels(self._finished(tokens, rows[part]))
+        pixels: np.ndarray = result.cpu().numpy()
+        return pixels if output_type == "np" else [Image.fromarray(image) for image in pixels]
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        side, (height, width) = self.tokenizer.config.stride, self.model.config.grid
+        return height * side, width * side
+
+    def _finished(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        with decoding_modes(tokens.device):
+            images = self._decoded(tokens[rows], self.tokenizer.config.stride)
+            if not bool(images.isfinite().all()):
+                raise RuntimeError("the tokenizer's decoder gave pixels that are not finite")
+            return images if self.finish is None else self.finish(images, rows)
 
     def _decoded(self, tokens: Tensor, side: int) -> Tensor:
         drawn = tokens >= 0
@@ -151,8 +190,6 @@ class Drawing:
         pixels_drawn = drawn.repeat_interleave(side, 1).repeat_interleave(side, 2)
         return torch.where(pixels_drawn[:, None], images, 0.0)
 
-    def _convert(self, images: Tensor, output_type: OutputType) -> Any:
-        if output_type == "pt":
-            return images.clamp(-1, 1)
-        pixels: np.ndarray = VQTokenizer.to_pixels(images).cpu().numpy()
-        return pixels if output_type == "np" else [Image.fromarray(image) for image in pixels]
+
+def _slices(count: int) -> list[slice]:
+    return [slice(start, start + _IMAGES_AT_A_TIME) for start in range(0, count, _IMAGES_AT_A_TIME)]

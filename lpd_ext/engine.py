@@ -20,12 +20,14 @@ from torch import Tensor
 
 from lpd_ext.checks import as_int, as_positive_int
 from lpd_ext.continuous_batch import ContinuousBatch, RunningImage
+from lpd_ext.cuda_graphs import DecodeGraphs
 from lpd_ext.drawing import Drawing, LPDPipelineOutput
 from lpd_ext.handle import Handle, Preview
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.request import DecodeRequest
 
 logger = logging.getLogger(__name__)
+_GRAPHS_KEPT = 64  # each of one step, for a mix of images that came before
 _STEPS_IN_FLIGHT = 2  # how far the host may run ahead of a GPU: a cancelled image frees its place no later
 
 
@@ -108,7 +110,8 @@ class Engine:
         self.max_images = as_positive_int(max_images, "max_images")
         self.max_waiting = as_positive_int(max_waiting, "max_waiting")
         self._on_step = on_step
-        self._batch = ContinuousBatch(pipe.model, self.max_images)
+        graphs = DecodeGraphs(limit=_GRAPHS_KEPT) if pipe.cuda_graphs else None
+        self._batch = ContinuousBatch(pipe.model, self.max_images, graphs=graphs)
         self._changed = Condition()
         self._waiting: deque[_Part] = deque()
         self._running: list[_Part] = []
@@ -154,7 +157,7 @@ class Engine:
             raise ValueError(f"previews must be None or >= 0, got {previews}")
         tokens = torch.full((len(request.labels), *request.config.grid), -1, device=self._device)
         submitted = _Submitted(drawing, Handle(request), previews, tokens)
-        parts = [_Part(submitted, b, request.image(b)) for b in range(len(request.labels))]
+        parts = [_Part(submitted, b, request.images(slice(b, b + 1))) for b in range(len(request.labels))]
         with self._changed:
             if self._closing:
                 raise EngineClosedError("the engine is closed and takes no requests")

@@ -6,6 +6,7 @@ fraction of the memory's speed.
 
 from __future__ import annotations
 
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -57,7 +58,10 @@ class DecodingLinear(nn.Module, ABC):
 
     @abstractmethod
     def product(self, x: Tensor, gelu: bool = False, out: Tensor | None = None) -> Tensor:
-        """The layer's result [..., N] for x [..., K], or GELU of it; in out [R, N], if given. It has no gradient."""
+        """The layer's result [..., N] for x [..., K], or GELU of it; in out [R, N], if given.
+
+        It has no gradient: outside torch.no_grad(), an x that requires grad is refused.
+        """
 
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x)
@@ -97,11 +101,12 @@ class DecodingLinear(nn.Module, ABC):
     def __getstate__(self) -> dict[str, Any]:
         packed = {name for name, value in self.__dict__.items() if isinstance(value, Tensor)}
         state = {name: value for name, value in self.__dict__.items() if name not in packed}
-        return {"module": state, "plain": self.plain()}
+        # As bytes: torch.multiprocessing would share the memory of tensors, and these live no longer than the call.
+        return {"module": state, "plain": pickle.dumps(self.plain())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state["module"])
-        self.pack(**state["plain"])
+        self.pack(**pickle.loads(state["plain"]))
 
 
 class PackedLinear(DecodingLinear):
@@ -119,7 +124,7 @@ class PackedLinear(DecodingLinear):
 
     @property
     def weight(self) -> Tensor:
-        """A copy of the weights [N, K] in their plain order."""
+        """A copy of the weights [N, K] in their plain order: `load_state_dict` changes them, writing to it does not."""
         return unpack_weight(self._packed, self.out_features, self.in_features)
 
     def plain(self) -> dict[str, Tensor]:

@@ -35,13 +35,19 @@ _SAMPLE = 16  # values that are looked at in each tensor
 _version = attrgetter("_version")
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Copy:
     """Part of the decoder that is made from tensors of the model, by modules whose plain attributes count too."""
 
     load: Callable[[], None]
     tensors: tuple[Tensor, ...]
     modules: tuple[nn.Module, ...]
+    made_from: object = None  # the last time
+
+    def state(self) -> object:
+        versions = [tensor._version for tensor in self.tensors if not tensor.is_inference()]
+        values = [_some_values(tensor.detach()).tolist() for tensor in self.tensors if tensor.numel()]
+        return versions, values, list(map(plain_settings, self.modules))
 
 
 class Mirror:
@@ -85,7 +91,9 @@ class Mirror:
             state, sample = self._state(), torch.cat(self._samples)
             if state != self._loaded or not torch.equal(sample, self._sample):
                 for copy in self._copies:
-                    copy.load()
+                    if (made_from := copy.state()) != copy.made_from:
+                        copy.load()
+                        copy.made_from = made_from
                 self._loaded, self._sample = state, sample
             return True
 
@@ -106,6 +114,8 @@ class Mirror:
         self._computing = [module for copy in self._copies for module in copy.modules]
         self._samples = [_some_values(tensor.detach()) for tensor in copied if tensor.numel()]
         self._loaded, self._sample = self._state(), torch.cat(self._samples)
+        for copy in self._copies:
+            copy.made_from = copy.state()
 
     def _state(self) -> tuple[list[int], list[Any]]:
         return list(map(_version, self._counted)), list(map(plain_settings, self._computing))

@@ -2,8 +2,9 @@
 
 Shapes use the letters of the project: R rows of a step, H heads, D head dimension, E = H*D, S cache slots, P cache
 positions, Q logit rows or segments, V vocabulary, M tokens to draw, T steps, B images, N = height*width cells.
-A wrong argument raises RuntimeError naming it, before anything is written. Values inside CUDA tensors are not looked
-at: that would wait for the device.
+A wrong argument raises RuntimeError naming it, before anything is written. What an operator writes must share no memory
+with another argument, and its version counts up; in grad mode nothing may then require grad. Values inside CUDA tensors
+are not looked at: that would wait for the device.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ from torch import Tensor
 from lpd_ext import _C, reference  # loading _C registers the operators
 
 _ops = torch.ops.lpd_ext
+
+
+def _default_scale(qkv: Tensor) -> float:
+    """1/sqrt(D); of a tensor without one, which the operator then refuses, anything."""
+    return float(qkv.shape[-1]) ** -0.5 if qkv.dim() > 0 and qkv.shape[-1] != 0 else 1.0
 
 
 def group_attention(
@@ -39,7 +45,7 @@ def group_attention(
     workspace: see group_attention_workspace; without one, a small batch leaves much of a GPU idle.
     """
     if scale is None:
-        scale = qkv.shape[-1] ** -0.5
+        scale = _default_scale(qkv)
     sizes = (max_rows, max_keys, first_output_row)
     result: Tensor = _ops.group_attention(qkv, k_cache, v_cache, segments, *sizes, scale, workspace)
     return result
@@ -199,13 +205,14 @@ def _(
 def training_attention(
     qkv: Tensor, group_sizes: Tensor, mutual_visibility: bool = True, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attention of the teacher-forced pass [B, rows, H*D], differentiable, and the log of each row's sum [B, H, rows].
+    """Attention of the teacher-forced pass [B, rows, H*D], and the log of each row's sum [B, H, rows].
 
+    The first is differentiable, once; the second is not.
     qkv [B, rows, 3, H, D], the 1 + N - m_last context rows, then the N query rows; group_sizes int32 [T]. Who sees whom
     is told in lpd_ext.training_attention. scale defaults to 1/sqrt(D).
     """
     if scale is None:
-        scale = qkv.shape[-1] ** -0.5
+        scale = _default_scale(qkv)
     result: tuple[Tensor, Tensor] = torch.ops.lpd_ext.training_attention(qkv, group_sizes, mutual_visibility, scale)
     return result
 
@@ -246,6 +253,7 @@ def _(
 
 def _save_for_training_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     qkv, group_sizes, ctx.mutual_visibility, ctx.scale = inputs
+    ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(qkv, *output, group_sizes)
 
 
@@ -258,6 +266,16 @@ def _differentiate_training_attention(ctx: Any, grad_output: Tensor, _: Tensor) 
 torch.library.register_autograd(
     "lpd_ext::training_attention", _differentiate_training_attention, setup_context=_save_for_training_attention
 )
+
+
+def _refuse_to_differentiate_twice(ctx: Any, grad_qkv: Tensor) -> None:
+    raise RuntimeError(
+        "training_attention has no second derivative: the gradient of its gradient was asked for. Attention by a mask "
+        "(reference.training_attention, or scaled_dot_product_attention with visibility.training_mask) has one."
+    )
+
+
+torch.library.register_autograd("lpd_ext::training_attention_backward", _refuse_to_differentiate_twice)
 
 
 def quantize_rows(x: Tensor, levels: int = 255, rotate: bool = False, planes: int = 1) -> tuple[Tensor, Tensor]:
@@ -368,7 +386,8 @@ def conv3x3(
     x float32 [B, H, W, C]: with scale_shift [B, 2, C], silu(x * scale + shift) is convolved; with upsample, x doubled
     by nearest-neighbour interpolation (out is [B, 2 H, 2 W, K]). weight [3, 3, C, K]; bias [K]; C a multiple of 16.
     bfloat16 rounds the operands of the matrix products, which is faster on processors with AVX512_BF16: the error is
-    then about 1 % of the result's deviation.
+    then about 1 % of the result's deviation. An error is in proportion to the largest of the 6x6 pixels around, as
+    Winograd's are, not to the result.
     """
     _ops.conv3x3(x, weight, bias, scale_shift, out, upsample, accumulate, bfloat16)
 

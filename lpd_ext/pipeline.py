@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -32,6 +34,7 @@ from lpd_ext.hub import (
 from lpd_ext.image_input import Pictures
 from lpd_ext.linear import pack, unpack
 from lpd_ext.model import LPDConfig, LPDModel
+from lpd_ext.modes import own_modes
 from lpd_ext.orders import Order
 from lpd_ext.pixel_decoder import DTYPES
 from lpd_ext.quantize import is_quantized
@@ -81,6 +84,8 @@ class LPDPipeline:
 
     cuda_graphs: on a GPU, record each new batch layout once and replay it (the KV caches of the last four stay
     allocated); False saves that memory, and the recording where no layout comes twice.
+    max_images: how many images are drawn at once; more come one part after the other, and are the same. None: as many
+    as memory allows, which is looked up before (a warning is logged where it takes parts).
     pixel_dtype: on a CPU, bfloat16 decodes tokens to images faster where the processor has AVX512_BF16, within 40 dB
     of float32; see `pixel_decoder.PixelDecoder`.
     """
@@ -91,6 +96,7 @@ class LPDPipeline:
     class_names: list[str] = field(default_factory=list)
     cuda_graphs: bool = True
     pixel_dtype: torch.dtype = torch.float32
+    max_images: int | None = None
     _graphs: DecodeGraphs = field(default_factory=DecodeGraphs, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -99,8 +105,24 @@ class LPDPipeline:
                 f"tokenizer has {self.tokenizer.config.codebook_size} codes, but the model's vocabulary is "
                 f"{self.model.config.vocab_size}"
             )
+        if self.max_images is not None:
+            self.max_images = as_positive_int(self.max_images, "max_images")
         if self.pixel_dtype not in DTYPES:
             raise ValueError(f"pixel_dtype must be torch.float32 or torch.bfloat16, got {self.pixel_dtype}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By value, in bytes of its own: torch.multiprocessing would share the memory of both networks' weights."""
+        return _from_bytes, (type(self), pickle.dumps(self._parts()))
+
+    def __copy__(self) -> LPDPipeline:
+        return type(self)(**self._parts())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LPDPipeline:
+        return type(self)(**copy.deepcopy(self._parts(), memo))
+
+    def _parts(self) -> dict[str, Any]:
+        """What the pipeline is made of, without what it keeps of earlier calls."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.init}
 
     @classmethod
     def from_pretrained(
@@ -205,6 +227,7 @@ class LPDPipeline:
     def drawing(self, request: DecodeRequest, **finish: Any) -> Drawing:
         """The request to be drawn by this pipeline; finish as in `Drawing`."""
         graphs = self._graphs if self.cuda_graphs else None
+        finish = {"max_images": self.max_images, **finish}
         return Drawing(self.model, self.tokenizer, request, self.pixel_dtype, graphs, **finish)
 
     def inpaint(
@@ -302,6 +325,11 @@ class LPDPipeline:
             else:
                 labels.append(find_class(label, self.class_names))
         return labels
+
+
+def _from_bytes(kind: type[LPDPipeline], parts: bytes) -> LPDPipeline:
+    with own_modes():
+        return kind(**pickle.loads(parts))
 
 
 def bundled_model() -> Path:

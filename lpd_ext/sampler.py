@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -14,6 +13,7 @@ from lpd_ext.cancel import Cancel, as_check
 from lpd_ext.cuda_graphs import CapturedDecode, DecodeGraphs, weights_of
 from lpd_ext.decode_state import DecodeState, Layout
 from lpd_ext.model import LPDModel
+from lpd_ext.modes import decoding_modes
 from lpd_ext.plan import Step
 from lpd_ext.request import DecodeRequest
 
@@ -96,17 +96,6 @@ def _decode(model: LPDModel, request: DecodeRequest, cancelled: Callable[[], boo
 def _check_model(model: LPDModel, request: DecodeRequest) -> None:
     if request.config != model.config:
         raise ValueError(f"request was made for a model of {request.config}, got one of {model.config}")
-
-
-@contextmanager
-def decoding_modes(device: torch.device) -> Iterator[None]:
-    """No gradients and no autocast; no inference mode either, so that the tokens are ordinary tensors.
-
-    A GPU is made the current one: streams and graphs belong to that.
-    """
-    on_gpu = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    with on_gpu, torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield
 
 
 def generate(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs | None = None) -> Tensor:

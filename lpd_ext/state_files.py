@@ -44,9 +44,10 @@ def read_state_dict(path: str | Path, ema: bool = False) -> dict[str, Tensor]:
         raise FileNotFoundError(f"path must be a weight file, but there is none at {str(path)!r}")
     if path.name.endswith(_INDEX_SUFFIX):
         state: dict[str, Tensor] = {}
-        for name in shard_names(path):
-            state |= read_state_dict(path.with_name(name))
-        return without_prefixes(state)
+        with content_of(path):
+            for name in shard_names(path):
+                state |= read_state_dict(path.with_name(name))
+            return without_prefixes(state)
     with content_of(path, "is not a readable checkpoint"):
         if _is_safetensors(path):
             return without_prefixes(load_file(path, "cpu"))
@@ -125,7 +126,7 @@ def without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def shard_names(index: Path) -> list[str]:
     """Files of a model that lies in several, from the index beside them; ValueError if it is no such index."""
     with content_of(index, "is no index of safetensors files"):
-        names = sorted(set(read_json(index)["weight_map"].values()))
+        names = sorted(set(read_json(index, "is no index of safetensors files")["weight_map"].values()))
         if not all(isinstance(name, str) and Path(name).name == name and _INDEX_SUFFIX not in name for name in names):
             raise ValueError(f"it must name files beside it, got {names}")
         return names
@@ -169,6 +170,12 @@ def write_tensors(
     _sort_metadata(temporary)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write text in UTF-8, replacing path only when the file is complete."""
+    with complete_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def complete_file(path: str | Path) -> Iterator[Path]:
     """A temporary file beside path, which takes path's place when the block ends well and vanishes when it does not.
@@ -185,22 +192,21 @@ def complete_files(*paths: str | Path) -> Iterator[list[Path]]:
     """Temporary files, as of `complete_file`, that take their places together: when all are on disk, and not before."""
     places = [Path(path) for path in paths]
     temporaries: list[Path] = []
-    modes: list[int | None] = []
+    modes: list[int] = []
     try:
         for path in places:
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
             mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
             temporaries.append(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
-            modes.append(mode)
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
             os.close(os.open(temporaries[-1], flags, 0o666 if mode is None else 0o600))
+            modes.append(stat.S_IMODE(temporaries[-1].stat().st_mode) if mode is None else mode)
         yield list(temporaries)
         for temporary, mode in zip(temporaries, modes, strict=True):
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            if mode is not None:
-                temporary.chmod(mode)
+            temporary.chmod(mode)  # of a new file too: safetensors puts one of its own, for its owner alone, there
         for temporary, path in zip(temporaries, places, strict=True):
             temporary.replace(path)
     except (OSError, SafetensorError) as error:

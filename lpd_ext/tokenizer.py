@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lpd_ext.content import content_of
+from lpd_ext.modes import own_modes
 from lpd_ext.state_files import read_state_dict, without_prefixes, write_state_dict
 
 NORM_GROUPS = 32
@@ -231,7 +232,10 @@ class VQTokenizer(nn.Module):
         return images
 
     def encode(self, images: Tensor) -> Tensor:
-        """Tokens int64 [B, h, w] of images [B, 3, Hp, Wp] in [-1, 1]; sides: multiples of the stride."""
+        """Tokens int64 [B, h, w] of images [B, 3, Hp, Wp] in [-1, 1]; sides: multiples of the stride.
+
+        Under torch.autocast the weights' own dtype holds, in `decode` too: rounding would change tokens.
+        """
         stride = self.config.stride
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be [B, 3, Hp, Wp], got shape {tuple(images.shape)}")
@@ -239,7 +243,8 @@ class VQTokenizer(nn.Module):
             raise TypeError(f"images must be floating point in [-1, 1], got {images.dtype}")
         if images.shape[2] % stride or images.shape[3] % stride or 0 in images.shape[2:]:
             raise ValueError(f"images must have sides that are multiples of {stride}, got {tuple(images.shape[2:])}")
-        return self.nearest(self.features(images))
+        with own_modes(images.device):
+            return self.nearest(self.features(images))
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Images [B, 3, Hp, Wp] of tokens int64 [B, h, w], or [B, N] of a square grid; ids are in [0, V)."""
@@ -256,7 +261,8 @@ class VQTokenizer(nn.Module):
             raise ValueError(
                 f"tokens must lie in [0, {self.config.codebook_size}), got {int(tokens.min())} to {int(tokens.max())}"
             )
-        return self.decode_features(F.embedding(tokens, self.codes()).permute(0, 3, 1, 2))
+        with own_modes(tokens.device):
+            return self.decode_features(F.embedding(tokens, self.codes()).permute(0, 3, 1, 2))
 
     @staticmethod
     def to_pixels(images: Tensor) -> Tensor:
@@ -277,7 +283,7 @@ class VQTokenizer(nn.Module):
             raise ValueError(f"state is not a VQ tokenizer of the published layout: {error}") from error
         # Copies: the file may be mapped into memory, and the caller may go on with the tensors. Not in the default
         # dtype, which a caller may have changed.
-        with torch.inference_mode(False):
+        with own_modes():
             own = {name: tensor.to(torch.float32, copy=True).contiguous() for name, tensor in state.items()}
         for name, tensor in own.items():
             if not bool(tensor.isfinite().all()):

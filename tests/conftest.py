@@ -20,6 +20,7 @@ BACKENDS = ("backend", "host_backend")
 SLOW = [
     "test_cuda_kernels",
     "test_miniature",
+    "test_fuzz_operators",
     "test_bundled_quality",
     "test_bundled_model",
     "test_emulator",
@@ -30,10 +31,15 @@ SLOW = [
     "test_cuda_traffic",
     "test_evaluation_generate",
     "test_token_cache",
+    "test_bench_serve",
+    "test_serve_ray",
     "test_training_parts",
     "test_page",
     "test_evaluation",
+    "test_copies",
+    "test_fuzz_files",
     "test_cuda_launch",
+    "test_extreme_values",
 ]
 
 

@@ -36,7 +36,7 @@ Work work_of(LinearOperands operands, const Shape& shape, int32_t batch) {
   data->scale = random_floats(kHidden);
   data->bytes = std::vector<uint8_t>(static_cast<size_t>(rows * kWidth), 7);
   data->quantization = std::vector<RowQuantization>(static_cast<size_t>(rows), {0.01f, 128.0f});
-  data->packed_rows = std::vector<uint32_t>(static_cast<size_t>(rows * words));
+  data->packed_rows = std::vector<uint32_t>(static_cast<size_t>(linear_scratch_words(p, words)));
   p.x = operands == LinearOperands::kInt8 ? static_cast<const void*>(data->bytes.data()) : data->x.data();
   p.packed_rows = data->packed_rows.data();
   p.quantization = data->quantization.data();

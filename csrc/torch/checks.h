@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <cmath>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -31,11 +32,14 @@ void check(bool condition, const Parts&... message) {
   if (!condition) throw std::runtime_error(text(message...));
 }
 
-inline std::string shape_text(const Tensor& t) {
-  std::string shape = "[";
-  for (int64_t i = 0; i < t.dim(); ++i) shape += (i ? ", " : "") + std::to_string(t.size(i));
-  return shape + "]";
+template <class Numbers>
+std::string list_text(const Numbers& numbers) {
+  std::string list;
+  for (const int64_t number : numbers) list += (list.empty() ? "" : ", ") + std::to_string(number);
+  return "[" + list + "]";
 }
+
+inline std::string shape_text(const Tensor& t) { return list_text(t.sizes()); }
 
 inline const char* dtype_text(ScalarType type) {
   switch (type) {
@@ -85,22 +89,18 @@ inline void check_rows_contiguous(const Tensor& t, const char* name) {
         " must be contiguous in its last dimension, got stride ", t.stride(t.dim() - 1));
 }
 
-// For what is written: rows that overlap in memory would be written more than once.
-inline void check_distinct_rows(const Tensor& t, const char* name) {
-  for (int64_t dim = 0; dim + 1 < t.dim(); ++dim) {
-    check(t.size(dim) <= 1 || t.stride(dim) >= t.size(t.dim() - 1), name,
-          " is written, so its rows must not overlap, got stride ", t.stride(dim), " in dimension ", dim);
-  }
-}
-
-inline void check_bound(int64_t value, const char* name) {
-  check(value >= 0 && value <= INT32_MAX, name, " must be in [0, 2^31), got ", value);
-}
-
-// For sizes that kernels hold in 32 bits.
+// Sizes and counts: kernels hold them in 32 bits.
 inline int32_t size32(int64_t value, const char* name) {
-  check_bound(value, name);
+  check(value >= 0 && value <= INT32_MAX, name, " must be in [0, 2^31), got ", value);
   return static_cast<int32_t>(value);
+}
+
+// Factors that kernels hold in float32.
+inline float finite32(double value, const char* name) {
+  const auto rounded = static_cast<float>(value);
+  check(std::isfinite(rounded), name, std::isfinite(value) ? " must be finite in float32" : " must be finite", ", got ",
+        value);
+  return rounded;
 }
 
 template <class T>

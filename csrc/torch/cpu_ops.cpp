@@ -4,11 +4,13 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <tuple>
 
 #include "checks.h"
 #include "common/cpu_kernels.h"
 #include "execute.h"
+#include "written.h"
 
 namespace {
 
@@ -27,12 +29,12 @@ Quantized quantize_rows(const Tensor& x, int64_t levels, bool rotate, int64_t pl
   check(planes == 1 || planes == 2, "planes must be 1 or 2, got ", planes);
   check(!rotate || x.size(1) % lpd::kRotation == 0, "x: K must be a multiple of ", lpd::kRotation,
         " to be rotated, got ", x.size(1));
-  const int64_t rows = x.size(0);
+  const int64_t rows = size32(x.size(0), "x: R");
+  params.width = size32(x.size(1), "x: K");
   const Quantized result = {torch::stable::new_empty(x, {planes * rows, x.size(1)}, ScalarType::Byte),
                             torch::stable::new_empty(x, {planes * rows, 2}, ScalarType::Float)};
   params.x = x.const_data_ptr();
   params.x_stride = x.stride(0);
-  params.width = size32(x.size(1), "x: K");
   params.out = {static_cast<uint8_t*>(std::get<0>(result).mutable_data_ptr()),
                 static_cast<lpd::RowQuantization*>(std::get<1>(result).mutable_data_ptr()),
                 rows,
@@ -49,36 +51,40 @@ Quantized quantize_rows(const Tensor& x, int64_t levels, bool rotate, int64_t pl
 Tensor group_norm_scale_shift(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t num_groups,
                               double eps) {
   check_array(x, "x", x, ScalarType::Float, "[B, H, W, C]", {-1, -1, -1, -1});
-  const int64_t batch = x.size(0), channels = x.size(3);
+  const int32_t batch = size32(x.size(0), "x: B"), channels = size32(x.size(3), "x: C");
+  const int64_t pixels = int64_t{size32(x.size(1), "x: H")} * size32(x.size(2), "x: W");
   check(x.size(1) > 0 && x.size(2) > 0, "x must have at least one pixel, got ", shape_text(x));
   check_array(weight, "weight", x, ScalarType::Float, "[C]", {channels});
   check_array(bias, "bias", x, ScalarType::Float, "[C]", {channels});
-  check(num_groups >= 1 && channels % num_groups == 0, "num_groups must divide C = ", channels, ", got ", num_groups);
+  const int32_t groups = size32(num_groups, "num_groups");
+  check(groups >= 1 && channels % groups == 0, "num_groups must divide C = ", channels, ", got ", groups);
+  Tensor result = torch::stable::new_empty(x, {batch, 2, channels});
+  if (result.numel() == 0) return result;
   lpd::GroupNormParams params{};
   params.x = static_cast<const float*>(x.const_data_ptr());
   params.weight = static_cast<const float*>(weight.const_data_ptr());
   params.bias = static_cast<const float*>(bias.const_data_ptr());
   params.batch = batch;
-  params.pixels = x.size(1) * x.size(2);
-  params.channels = size32(channels, "x: C");
-  params.groups = static_cast<int32_t>(num_groups);
+  params.pixels = pixels;
+  params.channels = channels;
+  params.groups = groups;
   params.eps = static_cast<float>(eps);
   const int64_t chunks = lpd::group_norm_chunks(params);
   Tensor partials = torch::stable::new_empty(x, {batch, chunks, 2, channels});
-  Tensor result = torch::stable::new_empty(x, {batch, 2, channels});
   params.partials = static_cast<float*>(partials.mutable_data_ptr());
   params.scale_shift = static_cast<float*>(result.mutable_data_ptr());
   const double numbers = static_cast<double>(channels);
   execute_on_cpu(params, lpd::cpu_kernels().group_norm_partials, batch * chunks, 0.25 * numbers * lpd::kGroupNormChunk);
-  execute_on_cpu(params, lpd::cpu_kernels().group_norm_scale_shift, batch * num_groups,
-                 2.0 * numbers / static_cast<double>(num_groups) * static_cast<double>(chunks));
+  execute_on_cpu(params, lpd::cpu_kernels().group_norm_scale_shift, int64_t{batch} * groups,
+                 2.0 * numbers / groups * static_cast<double>(chunks));
   return result;
 }
 
 void conv3x3(const Tensor& x, const Tensor& weight, const Tensor& bias, const OptionalTensor& scale_shift,
              const Tensor& out, bool upsample, bool accumulate, bool bfloat16) {
   check_array(x, "x", x, ScalarType::Float, "[B, H, W, C]", {-1, -1, -1, -1});
-  const int64_t batch = x.size(0), channels = x.size(3), factor = upsample ? 2 : 1;
+  const int64_t batch = size32(x.size(0), "x: B"), height = size32(x.size(1), "x: H"),
+                width = size32(x.size(2), "x: W"), channels = size32(x.size(3), "x: C"), factor = upsample ? 2 : 1;
   check(channels >= 16 && channels % 16 == 0, "x: C must be a multiple of 16, got ", channels);
   check_array(bias, "bias", x, ScalarType::Float, "[K]", {-1});
   const int64_t out_channels = bias.size(0);
@@ -87,8 +93,9 @@ void conv3x3(const Tensor& x, const Tensor& weight, const Tensor& bias, const Op
     check_array(*scale_shift, "scale_shift", x, ScalarType::Float, "[B, 2, C]", {batch, 2, channels});
   }
   check_array(out, "out", x, ScalarType::Float, upsample ? "[B, 2 H, 2 W, K]" : "[B, H, W, K]",
-              {batch, x.size(1) * factor, x.size(2) * factor, out_channels});
-  check(out.numel() == 0 || out.const_data_ptr() != x.const_data_ptr(), "out must not be x itself");
+              {batch, height * factor, width * factor, out_channels});
+  check_written({written(out, "out"), read(x, "x"), read(weight, "weight"), read(bias, "bias"),
+                 read(scale_shift, "scale_shift")});
 
   lpd::Conv3x3Params params{};
   params.x = static_cast<const float*>(x.const_data_ptr());
@@ -96,16 +103,17 @@ void conv3x3(const Tensor& x, const Tensor& weight, const Tensor& bias, const Op
   params.bias = static_cast<const float*>(bias.const_data_ptr());
   params.scale_shift = optional_data<float>(scale_shift);
   params.out = static_cast<float*>(out.mutable_data_ptr());
-  params.batch = size32(batch, "x: B");
+  params.batch = static_cast<int32_t>(batch);
   params.height = size32(out.size(1), "out: H");
   params.width = size32(out.size(2), "out: W");
-  params.in_channels = size32(channels, "x: C");
+  params.in_channels = static_cast<int32_t>(channels);
   params.out_channels = size32(out_channels, "bias: K");
   params.upsample = upsample;
   params.accumulate = accumulate;
   params.bfloat16 = bfloat16;
+  mark_written({written(out, "out")});
+  if (out.numel() == 0) return;
   params.plan = lpd::conv3x3_plan(batch, out.size(1), out.size(2), out_channels, torch::stable::get_num_threads());
-  if (params.plan.workers == 0) return;
   Tensor workspace = torch::stable::new_empty(x, {lpd::conv3x3_workspace_floats(params)});
   params.workspace = static_cast<float*>(workspace.mutable_data_ptr());
   constexpr double kAlwaysSplit = 1e9;

@@ -11,6 +11,7 @@
 #include "checks.h"
 #include "common/cpu_kernels.h"
 #include "execute.h"
+#include "written.h"
 
 namespace {
 
@@ -27,11 +28,10 @@ void set_operands(lpd::PackedLinearParams& params, const Tensor& x, const char* 
   params.x_stride = x.stride(0);
   params.num_rows = x.size(0) / params.planes;
   check(x.size(1) >= 1, name, ": K must be at least 1, got ", x.size(1));
-  params.in_features = size32(x.size(1), "K");
+  params.in_features = size32(x.size(1), text(name, ": K").c_str());
   const ScalarType sums = params.operands == LinearOperands::kBFloat16 ? ScalarType::BFloat16 : ScalarType::Float;
   check(out_features >= 1, "out_features must be at least 1, got ", out_features);
   check_array(out, "out", x, sums, "[R, N]", {params.num_rows, out_features});
-  check(out.numel() == 0 || out.const_data_ptr() != x.const_data_ptr(), "out must not be ", name, " itself");
   params.out_features = size32(out_features, "out_features");
   params.y = out.mutable_data_ptr();
   const int64_t elements = lpd::linear_word_elements(params.operands);
@@ -62,7 +62,7 @@ void execute(lpd::PackedLinearParams& params) {
   constexpr int64_t kSmallRows = 1 << 20;  // words
   const bool large = rows * words > kSmallRows;
   const int64_t part = large && params.operands == LinearOperands::kFloat32 ? lpd::kLinearRunWords : words;
-  params.packed_rows = packed_rows(rows * std::min(words, part));
+  params.packed_rows = packed_rows(lpd::linear_scratch_words(params, std::min(words, part)));
   params.group_panels = large ? 4 : 1;
   // Few items leave threads idle unless they share the rows.
   params.row_parts = 1;
@@ -98,6 +98,8 @@ void packed_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& 
   set_operands(params, x, "x", weight, out_features, out);
   if (bias.has_value()) check_array(*bias, "bias", x, dtype, "[N]", {out_features});
   params.bias = optional_data<void>(bias);
+  check_written({written(out, "out"), read(x, "x"), read(weight, "weight"), read(bias, "bias")});
+  mark_written({written(out, "out")});
   execute(params);
 }
 
@@ -125,6 +127,9 @@ void packed_linear_int8(const Tensor& quantized, const Tensor& quantization, con
   params.scale = static_cast<const float*>(scale.const_data_ptr());
   params.column_sum = static_cast<const float*>(column_sum.const_data_ptr());
   params.bias = optional_data<void>(bias);
+  check_written({written(out, "out"), read(quantized, "quantized"), read(quantization, "quantization"),
+                 read(weight, "weight"), read(scale, "scale"), read(column_sum, "column_sum"), read(bias, "bias")});
+  mark_written({written(out, "out")});
   execute(params);
 }
 

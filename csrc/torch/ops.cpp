@@ -12,6 +12,7 @@
 #include "checks.h"
 #include "common/cpu_kernels.h"
 #include "execute.h"
+#include "written.h"
 
 // A macro of our own, so that the namespace is expanded before torch's macros make names of it.
 #define LPD_LIBRARY_IMPL(library, key, m) STABLE_TORCH_LIBRARY_IMPL(library, key, m)
@@ -44,7 +45,7 @@ void check_cuda_cache_arguments(const Tensor& qkv, const Tensor& k_cache, const 
 }
 
 struct CacheShape {
-  int64_t rows, heads, head_dim, slots, positions, segments;
+  int32_t rows, heads, head_dim, slots, positions, segments;
 };
 
 CacheShape check_cache_arguments(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache,
@@ -63,9 +64,6 @@ CacheShape check_cache_arguments(const Tensor& qkv, const Tensor& k_cache, const
   check_rows_contiguous(qkv, "qkv");
   check_rows_contiguous(k_cache, "k_cache");
   check_rows_contiguous(v_cache, "v_cache");
-  check_distinct_rows(k_cache, "k_cache");
-  check(k_cache.numel() == 0 || k_cache.const_data_ptr() != v_cache.const_data_ptr(),
-        "v_cache must not be k_cache itself");
   for (int64_t i = 0; i < 3; ++i) {
     check(k_cache.size(i) <= 1 || k_cache.stride(i) == v_cache.stride(i),
           "v_cache must have the strides of k_cache, got stride ", v_cache.stride(i), " and ", k_cache.stride(i),
@@ -73,11 +71,17 @@ CacheShape check_cache_arguments(const Tensor& qkv, const Tensor& k_cache, const
   }
   check_array(segments, "segments", qkv, ScalarType::Int, "[Q, 6]", {-1, 6});
   if (on_cuda_kernels(qkv)) check_cuda_cache_arguments(qkv, k_cache, v_cache);
-  return {qkv.size(0), heads, head_dim, k_cache.size(0), k_cache.size(2), segments.size(0)};
+  size32(int64_t{size32(segments.size(0), "segments: Q")} * size32(heads, "qkv: H"), "segments: Q times H");  // blocks
+  return {size32(qkv.size(0), "qkv: R"),
+          size32(heads, "qkv: H"),
+          size32(head_dim, "qkv: D"),
+          size32(k_cache.size(0), "k_cache: S"),
+          size32(k_cache.size(2), "k_cache: P"),
+          size32(segments.size(0), "segments: Q")};
 }
 
 lpd::CacheRows cache_rows(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, const Tensor& segments,
-                          const CacheShape& shape, int64_t max_rows) {
+                          const CacheShape& shape, int32_t max_rows) {
   lpd::CacheRows p{};
   p.qkv = qkv.const_data_ptr();
   p.k_cache = k_cache.mutable_data_ptr();
@@ -89,10 +93,10 @@ lpd::CacheRows cache_rows(const Tensor& qkv, const Tensor& k_cache, const Tensor
   p.cache_slot_stride = k_cache.stride(0);
   p.cache_head_stride = k_cache.stride(1);
   p.cache_position_stride = k_cache.stride(2);
-  p.num_segments = static_cast<int32_t>(shape.segments);
-  p.num_heads = static_cast<int32_t>(shape.heads);
-  p.head_dim = static_cast<int32_t>(shape.head_dim);
-  p.max_rows = static_cast<int32_t>(max_rows);
+  p.num_segments = shape.segments;
+  p.num_heads = shape.heads;
+  p.head_dim = shape.head_dim;
+  p.max_rows = std::min(max_rows, shape.rows);  // a grid of blocks follows from it
   p.dtype = float_dtype(qkv, "qkv");
   return p;
 }
@@ -110,29 +114,31 @@ Tensor group_attention(const Tensor& qkv, const Tensor& k_cache, const Tensor& v
   const CacheShape shape = check_cache_arguments(qkv, k_cache, v_cache, segments);
   check(first_output_row >= 0 && first_output_row <= shape.rows, "first_output_row must be in [0, ", shape.rows,
         "], got ", first_output_row);
-  check(std::isfinite(scale), "scale must be finite, got ", scale);
-  check_bound(max_rows, "max_rows");
-  check_bound(max_keys, "max_keys");
   if (workspace.has_value()) {
     check_array(*workspace, "workspace", qkv, ScalarType::Byte, "[bytes]", {-1});
     check(reinterpret_cast<uintptr_t>(workspace->const_data_ptr()) % 16 == 0,
           "workspace must begin at a multiple of 16 bytes");
   }
+  check_written({written(k_cache, "k_cache"), written(v_cache, "v_cache"), written(workspace, "workspace"),
+                 read(qkv, "qkv"), read(segments, "segments")});
   lpd::GroupAttentionParams params{};
-  static_cast<lpd::CacheRows&>(params) = cache_rows(qkv, k_cache, v_cache, segments, shape, max_rows);
+  static_cast<lpd::CacheRows&>(params) =
+      cache_rows(qkv, k_cache, v_cache, segments, shape, size32(max_rows, "max_rows"));
+  params.first_output_row = static_cast<int32_t>(first_output_row);
+  params.max_keys =
+      static_cast<int32_t>(std::min<int64_t>(size32(max_keys, "max_keys"), int64_t{shape.positions} + shape.rows));
+  params.scale = finite32(scale, "scale");
   check_segment_values(params.segments, segments, shape,
                        {shape.rows, shape.slots, shape.positions, max_rows, max_keys, first_output_row});
 
-  Tensor output = torch::stable::new_empty(qkv, {shape.rows - first_output_row, shape.heads * shape.head_dim});
+  Tensor output = torch::stable::new_empty(qkv, {shape.rows - first_output_row, int64_t{shape.heads} * shape.head_dim});
   params.output = output.mutable_data_ptr();
   if (workspace.has_value()) {
     params.workspace = workspace->mutable_data_ptr();
     params.workspace_bytes = workspace->numel();
   }
-  params.first_output_row = static_cast<int32_t>(first_output_row);
-  params.max_keys = static_cast<int32_t>(max_keys);
-  params.scale = static_cast<float>(scale);
-  const double flops = 4.0 * max_rows * max_keys * shape.head_dim;
+  mark_written({written(k_cache, "k_cache"), written(v_cache, "v_cache"), written(workspace, "workspace")});
+  const double flops = 4.0 * params.max_rows * params.max_keys * shape.head_dim;
   execute(qkv, params, LPD_LAUNCHER(launch_group_attention), lpd::cpu_kernels().group_attention,
           lpd::group_attention_items(params), flops / 50);
   return output;
@@ -141,12 +147,14 @@ Tensor group_attention(const Tensor& qkv, const Tensor& k_cache, const Tensor& v
 void append_kv(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, const Tensor& segments,
                int64_t max_rows) {
   const CacheShape shape = check_cache_arguments(qkv, k_cache, v_cache, segments);
-  check_bound(max_rows, "max_rows");
-  const lpd::AppendKvParams params = cache_rows(qkv, k_cache, v_cache, segments, shape, max_rows);
+  check_written(
+      {written(k_cache, "k_cache"), written(v_cache, "v_cache"), read(qkv, "qkv"), read(segments, "segments")});
+  const lpd::AppendKvParams params = cache_rows(qkv, k_cache, v_cache, segments, shape, size32(max_rows, "max_rows"));
   check_segment_values(params.segments, segments, shape,
                        {shape.rows, shape.slots, shape.positions, max_rows, shape.positions + max_rows, shape.rows});
+  mark_written({written(k_cache, "k_cache"), written(v_cache, "v_cache")});
   execute(qkv, params, LPD_LAUNCHER(launch_append_kv), lpd::cpu_kernels().append_kv, lpd::append_kv_items(params),
-          0.5 * max_rows * shape.head_dim);
+          0.5 * params.max_rows * shape.head_dim);
 }
 
 // ---- embed_rows, residual_layer_norm ----
@@ -154,7 +162,7 @@ void append_kv(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, 
 Tensor embed_rows(const Tensor& content_ids, const Tensor& positions, const Tensor& content,
                   const Tensor& position_embedding, const Tensor& weight, const Tensor& bias, double eps) {
   check_array(content_ids, "content_ids", content_ids, ScalarType::Long, "[R]", {-1});
-  const int64_t rows = content_ids.size(0);
+  const int64_t rows = size32(content_ids.size(0), "content_ids: R");
   check_array(positions, "positions", content_ids, ScalarType::Long, "[R]", {rows});
   check_device(content, "content", content_ids);
   const lpd::DType dtype = float_dtype(content, "content");
@@ -192,7 +200,7 @@ Tensor embed_rows(const Tensor& content_ids, const Tensor& positions, const Tens
   params.content_stride = content.stride(0);
   params.position_stride = position_embedding.stride(0);
   params.num_rows = rows;
-  params.width = static_cast<int32_t>(width);
+  params.width = size32(width, "content: E");
   params.eps = static_cast<float>(eps);
   params.dtype = dtype;
   execute(content_ids, params, LPD_LAUNCHER(launch_embed_rows), lpd::cpu_kernels().embed_rows, rows,
@@ -205,7 +213,6 @@ Tensor residual_layer_norm(const Tensor& x, const OptionalTensor& delta, const T
   check_dtype(x, "x", ScalarType::Float);
   check_shape(x, "x", "[R, E]", {-1, -1});
   check_rows_contiguous(x, "x");
-  check_distinct_rows(x, "x");
   const int64_t rows = x.size(0), width = x.size(1);
   const lpd::DType dtype = float_dtype(weight, "weight");
   check_array(weight, "weight", x, weight.scalar_type(), "[E]", {width});
@@ -216,8 +223,14 @@ Tensor residual_layer_norm(const Tensor& x, const OptionalTensor& delta, const T
     check_shape(*delta, "delta", "[R, E]", {rows, width});
     check_rows_contiguous(*delta, "delta");
   }
-  Tensor normed = torch::stable::new_empty(weight, {rows, width});
+  const Argument stream{&x, "x", delta.has_value()};
+  check_written({stream, read(delta, "delta"), read(weight, "weight"), read(bias, "bias")});
   lpd::ResidualLayerNormParams params{};
+  params.width = size32(width, "x: E");
+  Tensor normed = torch::stable::new_empty(weight, {rows, width});
+  if (normed.numel() > 0) size32(rows, "x: R");
+  mark_written({stream});
+  if (normed.numel() == 0) return normed;
   params.x = static_cast<float*>(x.mutable_data_ptr());
   params.delta = optional_data<void>(delta);
   params.weight = weight.const_data_ptr();
@@ -226,7 +239,6 @@ Tensor residual_layer_norm(const Tensor& x, const OptionalTensor& delta, const T
   params.x_stride = x.stride(0);
   params.delta_stride = delta.has_value() ? delta->stride(0) : 0;
   params.num_rows = rows;
-  params.width = static_cast<int32_t>(width);
   params.eps = static_cast<float>(eps);
   params.dtype = dtype;
   execute(x, params, LPD_LAUNCHER(launch_residual_layer_norm), lpd::cpu_kernels().residual_layer_norm, rows,
@@ -245,7 +257,7 @@ Tensor sample_tokens(const Tensor& logits, const Tensor& conditional_row, const 
   const int64_t rows = logits.size(0), vocab_size = logits.size(1);
   check(vocab_size >= 1 && vocab_size <= (int64_t{1} << 24), "logits: V must be in [1, 2^24], got ", vocab_size);
   check_array(conditional_row, "conditional_row", logits, ScalarType::Int, "[M]", {-1});
-  const int64_t tokens = conditional_row.size(0);
+  const int64_t tokens = size32(conditional_row.size(0), "conditional_row: M");
   check_array(unconditional_row, "unconditional_row", logits, ScalarType::Int, "[M]", {tokens});
   check_array(guidance, "guidance", logits, ScalarType::Float, "[M]", {tokens});
   check_array(temperature, "temperature", logits, ScalarType::Float, "[M]", {tokens});
@@ -316,8 +328,8 @@ Tensor locality_order(const Tensor& group_sizes, int64_t height, int64_t width, 
   params.seeds = static_cast<const int64_t*>(seeds.const_data_ptr());
   params.known = optional_data<uint8_t>(known);
   params.group_sizes_stride = per_image ? steps : 0;
-  params.batch = static_cast<int32_t>(batch);
-  params.steps = static_cast<int32_t>(steps);
+  params.batch = size32(batch, "seeds: B");
+  params.steps = size32(steps, "group_sizes: T");
   params.height = static_cast<int32_t>(height);
   params.width = static_cast<int32_t>(width);
   params.repulsion_threshold = static_cast<int32_t>(std::min<int64_t>(repulsion_threshold, 65536));

@@ -51,7 +51,7 @@ lpd::TrainingAttentionParams checked_params(const Tensor& qkv, const Tensor& gro
   params.qkv_head_stride = qkv.stride(3);
   params.group_sizes = static_cast<const int32_t*>(group_sizes.const_data_ptr());
   params.num_steps = size32(group_sizes.size(0), "group_sizes: T");
-  params.scale = static_cast<float>(scale);
+  params.scale = finite32(scale, "scale");
   params.mutual_visibility = mutual_visibility;
   return params;
 }

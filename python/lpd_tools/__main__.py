@@ -7,12 +7,12 @@ from io import TextIOWrapper
 
 from lpd_tools.extras import missing_from_extras
 from lpd_tools.launch import run_and_leave
-from lpd_tools.spinning import bound_spinning
+from lpd_tools.spinning import stop_spinning
 
 
 def main() -> None:
     """Run the command line."""
-    bound_spinning()
+    stop_spinning()
     try:
         from lpd_tools.cli import app
     except ModuleNotFoundError as error:

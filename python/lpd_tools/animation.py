@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,11 @@ from torch import Tensor
 
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.sampler import decode
+from lpd_tools.checks import check_device, check_output, check_seeds
+from lpd_tools.console import say
+from lpd_tools.models import load_pipeline, parse_label
 from lpd_tools.progress import track
+from lpd_tools.sampling import Sampling
 
 _FRAMES_PER_SECOND = 20
 _SIDE = 256  # pixels that an image has at least
@@ -59,12 +63,34 @@ def record(pipe: LPDPipeline, labels: Sequence[Any], title: str, **options: Any)
     return Recording(title, seconds, group_of, pictures)
 
 
+def animate_sample(
+    labels: Sequence[str] | None,
+    of_model: Mapping[str, str | None],
+    sampling: Sampling,
+    path: Path,
+    compare: Sequence[str],
+    images_per_label: int | None,
+    seed: int,
+    device: str,
+) -> None:
+    """What `lpd sample --animate` does: draws images of the labels, of each order to compare, and writes the file."""
+    check_output(path, ".webp", ".gif", name="animate")
+    pipe = load_pipeline(of_model["model"], of_model["tokenizer"], of_model["dtype"] or "", check_device(device))
+    wanted = [parse_label(pipe, text) for text in labels] if labels else [0]
+    per_image = [label for label in wanted for _ in range(images_per_label or 1)]
+    entries = [entry for text in compare for entry in text.replace(",", " ").split()]
+    options = sampling.resolved(pipe).options() | {"seeds": check_seeds(seed, len(per_image))}
+    write_animation(record_orders(pipe, per_image, entries, **options), path)
+    say(str(path.resolve()))
+
+
 def record_orders(
     pipe: LPDPipeline,
     labels: Sequence[Any],
     entries: Sequence[str],
-    steps: int | None,
-    order: str | None,
+    *,
+    num_inference_steps: int,
+    order: Any,
     **options: Any,
 ) -> list[Recording]:
     """A recording for each entry, an order's name with or without ":steps"; without entries, of `order` alone.
@@ -72,19 +98,19 @@ def record_orders(
     All have the same labels and options, seeds among them. Raises ValueError, before anything is drawn, for an order or
     a number of steps that the pipeline refuses.
     """
-    steps = pipe.defaults.num_inference_steps if steps is None else steps
     panels = []
-    for entry in entries or [order or pipe.defaults.order]:
-        name, _, count = entry.partition(":")
+    for entry in entries or [order]:
+        name, _, count = entry.partition(":") if isinstance(entry, str) else (entry, "", "")
         if count and not count.isdecimal():
             raise ValueError(f"compare must be orders, each with or without ':steps', got {entry!r}")
-        panel: dict[str, Any] = {"order": name, "num_inference_steps": int(count) if count else steps}
+        panel: dict[str, Any] = {"order": name, "num_inference_steps": int(count) if count else num_inference_steps}
         pipe.prepare(labels, **panel, **options)
         panels.append(panel)
-    return [
-        record(pipe, labels, f"{panel['order']}, {panel['num_inference_steps']} steps", **panel, **options)
-        for panel in panels
-    ]
+    recordings = []
+    for panel in panels:
+        name = panel["order"] if isinstance(panel["order"], str) else "priority map"
+        recordings.append(record(pipe, labels, f"{name}, {panel['num_inference_steps']} steps", **panel, **options))
+    return recordings
 
 
 def _timed(steps: Iterator[Tensor]) -> Iterator[tuple[float, Tensor]]:

@@ -12,21 +12,26 @@ from typer.core import TyperGroup
 
 from lpd_tools.commands.bench import bench
 from lpd_tools.commands.bench_check import bench_check
+from lpd_tools.commands.bench_serve import bench_serve
 from lpd_tools.commands.bench_tables import bench_tables
 from lpd_tools.commands.bundle import bundle
 from lpd_tools.commands.cache_tokens import cache_tokens
 from lpd_tools.commands.check_tokens import check_tokens
+from lpd_tools.commands.class_edit import class_edit
 from lpd_tools.commands.curves import curves
 from lpd_tools.commands.demo import demo
+from lpd_tools.commands.edit_gallery import edit_gallery
 from lpd_tools.commands.evaluate import evaluate
 from lpd_tools.commands.export import export
 from lpd_tools.commands.fetch import fetch
 from lpd_tools.commands.generate import generate
 from lpd_tools.commands.growth import growth
 from lpd_tools.commands.info import info
+from lpd_tools.commands.inpaint import inpaint
 from lpd_tools.commands.int8_quality import int8_quality
 from lpd_tools.commands.measure import measure
 from lpd_tools.commands.orders import orders
+from lpd_tools.commands.outpaint import outpaint
 from lpd_tools.commands.prepare_icons import prepare_icons
 from lpd_tools.commands.replay import replay
 from lpd_tools.commands.sample import sample
@@ -42,11 +47,11 @@ from lpd_tools.options import add_command
 from lpd_tools.training.stopping import TrainingStopped
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Draw": (sample, orders, serve, demo, info, fetch),
+    "Draw": (sample, inpaint, outpaint, class_edit, edit_gallery, orders, demo, serve, info, fetch),
     "Data": (prepare_icons, cache_tokens, check_tokens),
     "Train": (train_judge, train_tokenizer, train, training_cost, curves, replay, export, bundle),
     "Measure quality": (generate, measure, evaluate, int8_quality, study),
-    "Measure speed": (bench, bench_tables, bench_check, growth),
+    "Measure speed": (bench, bench_serve, bench_tables, bench_check, growth),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 EXTRAS = {
     "tools": ("typer", "rich", "matplotlib", "scipy", "huggingface_hub"),
-    "serve": ("fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "python_multipart"),
+    "serve": ("fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "python_multipart", "httpx"),
     "web": ("gradio",),
 }
 _USERS = {"tools": "The lpd command", "web": "lpd demo"}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from lpd_ext.state_files import complete_file
 
 _CAPTION = 16
 _GAP = 4
@@ -42,6 +46,12 @@ def labelled_grid(images: list[Image.Image], captions: list[str], per_label: int
             image = images[row * per_label + column].resize((width, height), Image.Resampling.LANCZOS)
             canvas.paste(image, (text_width + column * (width + _GAP), top))
     return canvas
+
+
+def write_png(path: str | Path, save: Callable[..., object]) -> None:
+    """A picture of Pillow or matplotlib by its own `save(file, format=...)`, whole or not at all."""
+    with complete_file(path) as temporary:
+        save(temporary, format="png")
 
 
 def psnr(found: Tensor, wanted: Tensor, peak: float = 255.0) -> float:

@@ -141,10 +141,10 @@ def read_config(path: str | Path, command: str, commands: Collection[str]) -> di
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"config must be a TOML file, but there is none at {str(path)!r}")
-    try:
-        values: dict[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are both
-        raise ValueError(f"config {str(path)!r} is not valid TOML: {error}") from error
+    from lpd_ext.content import content_of, read_text  # with torch, which `lpd --help` does not wait for
+
+    with content_of(path, "is not valid TOML"):
+        values: dict[str, Any] = tomllib.loads(read_text(path))
     tables = [name for name, value in values.items() if isinstance(value, dict)]
     if not tables:
         return values

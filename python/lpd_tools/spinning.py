@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 
-# Rounds, of about 20 ns. libgomp's own 300,000 are milliseconds: where other programs want the cores, the thread that
-# is waited for does not get one meanwhile. That many is about what it takes to wake a thread that sleeps.
-ROUNDS = "1000"
+# libgomp's own 300,000 rounds are milliseconds: where other programs want the cores, the thread that is waited for does
+# not get one meanwhile. docs/install.md has figures, of a thousand rounds too.
+ROUNDS = "0"
 _CHOSEN_BY = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # what libgomp reads, when torch loads it
 
 
-def bound_spinning() -> None:
-    """Bounds it in this process and those it starts, unless the environment says otherwise; before torch is loaded."""
+def stop_spinning() -> None:
+    """Lets them sleep at once, here and in the processes that this one starts, unless the environment says otherwise.
+
+    Before torch is loaded.
+    """
     if not any(name in os.environ for name in _CHOSEN_BY):
         os.environ["GOMP_SPINCOUNT"] = ROUNDS

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
 import torch
 from decodes import random_model, request_for
+from recorder import Recorder
 
 from lpd_ext.continuous_batch import ContinuousBatch, RunningImage
+from lpd_ext.cuda_graphs import DecodeGraphs
 from lpd_ext.model import LPDModel
 from lpd_ext.request import DecodeRequest
 from lpd_ext.sampler import generate
@@ -81,3 +84,28 @@ def test_sizes_and_models_are_checked() -> None:
         ContinuousBatch(model, 0)
     with pytest.raises(ValueError, match="request was made for a model of"):
         ContinuousBatch(model, 1).admit(request_for(random_model(32, (2, 4)), [[8]]))
+
+
+def test_a_mix_of_images_that_comes_again_is_recorded(backend: torch.device) -> None:
+    """The recorder stands in for CUDA's, which a GPU test runs; the kernels are those of every backend."""
+    if backend.type == "cuda":
+        graphs = DecodeGraphs()
+        recorder = None
+    else:
+        recorder = Recorder()
+        graphs = DecodeGraphs(limit=8, capture=recorder, device_type="cpu")
+    model = random_model(32, (4, 4)).to(backend)
+    batch = ContinuousBatch(model, max_images=3, graphs=graphs)
+    # Twice the same mix, then another one: images of other labels and seeds lie where those before them did.
+    for round_, schedules in enumerate(([[2, 14], [1, 15]], [[2, 14], [1, 15]], [[2, 14], [1, 15]], [[16]])):
+        request = request_for(model, schedules, guidance_scale=[2.0] * len(schedules), seeds=range(len(schedules)))
+        request = dataclasses.replace(request, seeds=[100 * round_ + seed for seed in request.seeds])
+        images = batch.admit(request)
+        while any(not image.finished for image in images):
+            batch.advance()
+        drawn = torch.stack([batch.tokens(image) for image in images])
+        same = generate(model, request) == drawn
+        assert same.all() if backend.type == "cpu" else same.double().mean() > 0.8
+        batch.release(images)
+        if recorder is not None:
+            assert (recorder.captures, recorder.replays) == [(0, 0), (2, 2), (2, 4), (2, 4)][round_]

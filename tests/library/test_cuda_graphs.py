@@ -9,14 +9,16 @@ import copy
 import dataclasses
 import gc
 import itertools
+import weakref
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from decodes import random_model, request_for
+from recorder import Recorder
 from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,29 +27,9 @@ from lpd_ext import cuda_graphs
 from lpd_ext.cuda_graphs import DecodeGraphs, weights_of
 from lpd_ext.decode_state import DecodeState, Layout
 from lpd_ext.model import LPDModel
-from lpd_ext.plan import Places
+from lpd_ext.plan import Places, _plan_decoding
 from lpd_ext.request import DecodeRequest
 from lpd_ext.sampler import generate
-
-
-class Recorder:
-    """Captures by keeping the function; like CUDA's it runs it before, and counts captures and replays."""
-
-    def __init__(self) -> None:
-        self.captures = self.replays = 0
-
-    def __call__(self, runs: Sequence[Callable[[], None]]) -> list[Callable[[], None]]:
-        return [self.capture(run) for run in runs]
-
-    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
-        self.captures += 1
-        run()
-
-        def replay() -> None:
-            self.replays += 1
-            run()
-
-        return replay
 
 
 @pytest.fixture
@@ -446,3 +428,27 @@ def test_a_block_costs_at_most_ten_dispatcher_calls() -> None:
         assert calls.count("group_attention") == 2 * depth
         per_step.append(len(calls) / 2)
     assert (per_step[1] - per_step[0]) / 5 <= 10
+
+
+def test_a_recording_keeps_what_it_reads(model: LPDModel) -> None:
+    """It knows addresses: the plan of a layout may be forgotten while its graph is not."""
+    read: list[weakref.ref[Tensor]] = []
+
+    def capture(runs: Sequence[Callable[[], None]]) -> list[Callable[[], None]]:
+        for run in runs:
+            run()
+        return [lambda: None for _ in runs]
+
+    graphs = DecodeGraphs(capture=capture, device_type="cpu")
+    request = requests_of_one_layout(model)[0]
+    plan = Layout.of(request).plan(model.config.num_tokens, torch.device("cpu"))
+    read = [weakref.ref(step.segments) for step in plan.steps]
+    with suppress(RuntimeError):  # replayed, nothing is drawn
+        generate(model, request, graphs)
+    del plan
+    _plan_decoding.cache_clear()
+    gc.collect()
+    assert all(reference() is not None for reference in read)
+    graphs.clear()
+    gc.collect()
+    assert all(reference() is None for reference in read)

@@ -50,7 +50,7 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 
 def test_known_pixels_stay_and_masked_ones_are_drawn(pipe: LPDPipeline) -> None:
-    before = real_picture(0)
+    before = real_picture(14)
     out = pipe.inpaint(before, CENTRE, "ankle boot", seeds=1)
     (after,) = out.images
     hole = pixels(CENTRE) > 0
@@ -62,14 +62,14 @@ def test_known_pixels_stay_and_masked_ones_are_drawn(pipe: LPDPipeline) -> None:
 
 
 def test_known_cells_keep_their_tokens(pipe: LPDPipeline) -> None:
-    request = editing.plan_inpaint(pipe, real_picture(0), CENTRE, 9, seeds=1).request
+    request = editing.plan_inpaint(pipe, real_picture(14), CENTRE, 9, seeds=1).request
     known = request.known_tokens
     assert known is not None
     free = masked_cells(torch.from_numpy(pixels(CENTRE) > 0)[None], 4)
     assert torch.equal(known.view(8, 8) < 0, free[0])
     assert free[0].nonzero().min(0).values.tolist() == [2, 2]  # pixel 9 is in the third cell
     assert free[0].nonzero().max(0).values.tolist() == [5, 5]
-    out = pipe.inpaint(real_picture(0), CENTRE, 9, seeds=1)
+    out = pipe.inpaint(real_picture(14), CENTRE, 9, seeds=1)
     assert torch.equal(out.tokens.flatten(1)[known >= 0], known[known >= 0])
     assert out.tokens.min() >= 0
 
@@ -118,7 +118,7 @@ def test_an_edit_is_the_same_alone_and_among_others(pipe: LPDPipeline, prefill_b
 
 def test_blocks_of_prefill(pipe: LPDPipeline) -> None:
     """Some rounding apart, blocks differ in what known cells see: in bundled weights, enough to change tokens."""
-    one, many = (editing.plan_inpaint(pipe, real_picture(0), CENTRE, 9, seeds=1, prefill_block=n) for n in (None, 10))
+    one, many = (editing.plan_inpaint(pipe, real_picture(14), CENTRE, 9, seeds=1, prefill_block=n) for n in (None, 10))
     assert [schedule.prefill for schedule in one.request.schedules] == [(48,)]
     assert [schedule.prefill for schedule in many.request.schedules] == [(10, 10, 10, 10, 8)]
     assert torch.equal(one.request.orders, many.request.orders)
@@ -127,7 +127,7 @@ def test_blocks_of_prefill(pipe: LPDPipeline) -> None:
 
 def test_linear_guidance_counts_known_cells(pipe: LPDPipeline) -> None:
     """s(n) = 1 + (cfg - 1) n / N for the n-th cell of the order, in which known ones come first."""
-    request = editing.plan_inpaint(pipe, real_picture(0), CENTRE, 9, seeds=1, guidance_scale=5.0).request
+    request = editing.plan_inpaint(pipe, real_picture(14), CENTRE, 9, seeds=1, guidance_scale=5.0).request
     seen: list[Tensor] = []
     real = sampler.ops.sample_tokens
 
@@ -142,7 +142,7 @@ def test_linear_guidance_counts_known_cells(pipe: LPDPipeline) -> None:
 
 
 def test_one_picture_with_several_seeds_labels_or_masks(pipe: LPDPipeline) -> None:
-    picture = real_picture(0)
+    picture = real_picture(14)
     out = pipe.inpaint(picture, CENTRE, "bag", seeds=[4, 5, 6])
     assert out.seeds == [4, 5, 6]
     assert len({tuple(tokens.flatten().tolist()) for tokens in out.tokens}) == 3
@@ -153,7 +153,7 @@ def test_one_picture_with_several_seeds_labels_or_masks(pipe: LPDPipeline) -> No
 
 
 def test_images_come_out_as_the_kind_that_went_in(pipe: LPDPipeline) -> None:
-    picture = real_picture(0)
+    picture = real_picture(14)
     wanted = pixels(pipe.inpaint(picture, CENTRE, 9, seeds=1).images[0])
     array = pipe.inpaint(pixels(picture), pixels(CENTRE), 9, seeds=1).images
     assert array.dtype == np.uint8
@@ -170,17 +170,17 @@ def test_images_come_out_as_the_kind_that_went_in(pipe: LPDPipeline) -> None:
 def test_dilation_draws_cells_around(pipe: LPDPipeline) -> None:
     mask = box_mask(12, 12, 13, 13)
     counts = [
-        int((editing.plan_inpaint(pipe, real_picture(0), mask, 9, seeds=1, dilate=by).request.known_tokens < 0).sum())
+        int((editing.plan_inpaint(pipe, real_picture(14), mask, 9, seeds=1, dilate=by).request.known_tokens < 0).sum())
         for by in (0, 1, 2)
     ]
     assert counts == [1, 9, 25]
-    out = pipe.inpaint(real_picture(0), mask, 9, seeds=1, dilate=2)  # pixels that are not masked stay all the same
-    changed = (pixels(out.images[0]) != pixels(real_picture(0))).any(-1)
+    out = pipe.inpaint(real_picture(14), mask, 9, seeds=1, dilate=2)  # pixels that are not masked stay all the same
+    changed = (pixels(out.images[0]) != pixels(real_picture(14))).any(-1)
     assert changed.sum() <= 1
 
 
 def test_feathered_and_bare_results(pipe: LPDPipeline) -> None:
-    picture, hole = real_picture(0), pixels(CENTRE) > 0
+    picture, hole = real_picture(14), pixels(CENTRE) > 0
     options: dict[str, Any] = {"seeds": 1, "output_type": "pt"}
     hard, soft, bare = (
         pipe.inpaint(picture, CENTRE, 9, **options, **how).images[0] for how in ({}, {"feather": 3}, {"paste": False})
@@ -199,16 +199,16 @@ def test_feathered_and_bare_results(pipe: LPDPipeline) -> None:
 def test_more_steps_than_cells_are_reduced_with_a_warning(pipe: LPDPipeline) -> None:
     mask = box_mask(8, 8, 16, 16)  # four cells
     with pytest.warns(UserWarning, match="edit 0 takes 4 steps, one per cell to draw, not 9"):
-        request = editing.plan_inpaint(pipe, real_picture(0), mask, 9, seeds=1, num_inference_steps=9).request
+        request = editing.plan_inpaint(pipe, real_picture(14), mask, 9, seeds=1, num_inference_steps=9).request
     assert request.group_sizes == ((1, 1, 1, 1),)
-    request = editing.plan_inpaint(pipe, real_picture(0), mask, 9, seeds=1).request  # nor a warning for the default
+    request = editing.plan_inpaint(pipe, real_picture(14), mask, 9, seeds=1).request  # nor a warning for the default
     assert request.group_sizes == ((1, 1, 1, 1),)
-    request = editing.plan_inpaint(pipe, real_picture(0), mask, 9, seeds=1, group_sizes=[1, 3]).request
+    request = editing.plan_inpaint(pipe, real_picture(14), mask, 9, seeds=1, group_sizes=[1, 3]).request
     assert request.group_sizes == ((1, 3),)
 
 
 def test_outpainting_continues_the_picture(pipe: LPDPipeline) -> None:
-    part = real_picture(0).crop((6, 4, 26, 32))
+    part = real_picture(14).crop((6, 4, 26, 32))
     out = pipe.outpaint(part, (6, 4, 6, 0), "ankle boot", seeds=[1, 2])
     for image in out.images:
         assert image.size == (32, 32)
@@ -220,18 +220,18 @@ def test_outpainting_continues_the_picture(pipe: LPDPipeline) -> None:
     assert (known >= 0).sum() == 7 * 4
     small = part.resize((16, 16))
     assert pipe.outpaint([part, small], [(6, 4, 6, 0), 8], 9, seeds=1).tokens.shape == (2, 8, 8)
-    resized = pipe.outpaint(real_picture(0), 8, "ankle boot", seeds=1, resize="stretch").images[0]
+    resized = pipe.outpaint(real_picture(14), 8, "ankle boot", seeds=1, resize="stretch").images[0]
     assert resized.size == (32, 32)
 
 
 def test_class_edit_is_drawn_with_the_new_label(pipe: LPDPipeline) -> None:
-    new = pipe.class_edit(real_picture(0), CENTRE, "sandal", seeds=1)
-    assert torch.equal(new.tokens, pipe.inpaint(real_picture(0), CENTRE, "sandal", seeds=1).tokens)
-    assert not torch.equal(new.tokens, pipe.inpaint(real_picture(0), CENTRE, "ankle boot", seeds=1).tokens)
+    new = pipe.class_edit(real_picture(14), CENTRE, "sandal", seeds=1)
+    assert torch.equal(new.tokens, pipe.inpaint(real_picture(14), CENTRE, "sandal", seeds=1).tokens)
+    assert not torch.equal(new.tokens, pipe.inpaint(real_picture(14), CENTRE, "ankle boot", seeds=1).tokens)
 
 
 def test_variations_keep_their_share(pipe: LPDPipeline) -> None:
-    picture = real_picture(0)
+    picture = real_picture(14)
     whole = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1
     tokens = pipe.tokenizer.encode(whole).flatten(1)
     drawing = editing.plan_variations(pipe, picture, [0.25, 0.75, 0.001], "ankle boot", seeds=[1, 1, 2])
@@ -245,8 +245,8 @@ def test_variations_keep_their_share(pipe: LPDPipeline) -> None:
 
 
 def test_stream_and_callback(pipe: LPDPipeline) -> None:
-    before, hole = pixels(real_picture(0)), pixels(CENTRE) > 0
-    drawing = editing.plan_inpaint(pipe, real_picture(0), CENTRE, 9, seeds=1, num_inference_steps=4)
+    before, hole = pixels(real_picture(14)), pixels(CENTRE) > 0
+    drawing = editing.plan_inpaint(pipe, real_picture(14), CENTRE, 9, seeds=1, num_inference_steps=4)
     previews = list(drawing.stream())
     assert [(preview.step, preview.num_steps) for preview in previews] == [(step, 4) for step in range(1, 5)]
     left = [int((preview.tokens < 0).sum()) for preview in previews]
@@ -255,12 +255,21 @@ def test_stream_and_callback(pipe: LPDPipeline) -> None:
         assert (pixels(preview.images[0])[~hole] == before[~hole]).all()
     calls: list[tuple[int, int]] = []
     out = pipe.inpaint(
-        real_picture(0), CENTRE, 9, seeds=1, num_inference_steps=4,
+        real_picture(14), CENTRE, 9, seeds=1, num_inference_steps=4,
         callback_on_step_end=lambda step, total: calls.append((step, total)),
     )  # fmt: skip
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert torch.equal(out.tokens, previews[-1].tokens)
     assert (pixels(out.images[0]) == pixels(previews[-1].images[0])).all()
+
+
+def test_previews_of_edits_that_end_at_different_steps(pipe: LPDPipeline) -> None:
+    pictures = [real_picture(14), real_picture(1)]
+    edits: dict[str, Any] = {"seeds": [1, 2], "num_inference_steps": [2, 5]}
+    *_, last = editing.plan_inpaint(pipe, pictures, CENTRE, [9, 3], **edits).stream()
+    out = pipe.inpaint(pictures, CENTRE, [9, 3], **edits)
+    for preview, image in zip(last.images, out.images, strict=True):
+        assert (pixels(preview) == pixels(image)).all()
 
 
 def test_edits_on_every_backend_and_in_graphs(backend: torch.device) -> None:
@@ -323,7 +332,7 @@ def test_bad_edits_are_refused_before_any_work(
         raise AssertionError("the tokenizer worked")
 
     monkeypatch.setattr(pipe.tokenizer, "encode", worked)
-    arguments = {"images": real_picture(0), "masks": CENTRE, "class_labels": 9, "seeds": 1, **changes}
+    arguments = {"images": real_picture(14), "masks": CENTRE, "class_labels": 9, "seeds": 1, **changes}
     with pytest.raises(error, match=re.escape(message)):
         pipe.inpaint(**arguments)
 
@@ -341,7 +350,7 @@ def test_bad_edits_are_refused_before_any_work(
     ],
 )
 def test_bad_margins(pipe: LPDPipeline, margins: Any, message: str) -> None:
-    picture = real_picture(0).resize((2, 2)) if margins == 15 else real_picture(0)
+    picture = real_picture(14).resize((2, 2)) if margins == 15 else real_picture(14)
     with pytest.raises(ValueError, match=re.escape(message)):
         pipe.outpaint(picture, margins, 9, seeds=1)
 
@@ -349,4 +358,4 @@ def test_bad_margins(pipe: LPDPipeline, margins: Any, message: str) -> None:
 @pytest.mark.parametrize("keep", [0, 1, -0.5, float("nan")])
 def test_bad_shares(pipe: LPDPipeline, keep: float) -> None:
     with pytest.raises(ValueError, match=re.escape("keep must be in (0, 1)")):
-        pipe.variations(real_picture(0), keep, 9, seeds=1)
+        pipe.variations(real_picture(14), keep, 9, seeds=1)

@@ -33,7 +33,7 @@ LAYERS = (
     ("lpd_ext.mirror", "lpd_ext.editing"),
     ("lpd_ext.published_modules", "lpd_ext.edit_plan"),
     ("lpd_ext.drawing",),
-    ("lpd_ext.sampler", "lpd_ext.checkpoint", "lpd_ext.pixel_decoder"),
+    ("lpd_ext.sampler", "lpd_ext.checkpoint", "lpd_ext.pixel_decoder", "lpd_ext.parts"),
     ("lpd_ext.decode_state", "lpd_ext.quantize", "lpd_ext.hub"),
     ("lpd_ext.request", "lpd_ext.published"),
     ("lpd_ext.model", "lpd_ext.tokenizer"),
@@ -52,7 +52,7 @@ LAYERS = (
         "lpd_ext.masks",
         "lpd_ext.picture",
     ),
-    ("lpd_ext.content",),
+    ("lpd_ext.content", "lpd_ext.modes"),
     ("lpd_ext._C",),
 )
 LEVEL = {room: level for level, rooms in enumerate(reversed(LAYERS)) for room in rooms}

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from decodes import recorded_logits
 from golden import load_golden
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lpd_ext.linear import (
     PackedLinear,
@@ -227,9 +228,11 @@ def test_there_are_no_gradients_by_accident() -> None:
     x = torch.randn(4, 7, requires_grad=True)
     assert not any(parameter.requires_grad for parameter in layer.parameters())
     for kind in (layer, layer.requires_grad_(True)):
-        for y in (kind(x), kind.product(x, gelu=True, out=torch.empty(4, 5))):
-            with pytest.raises(RuntimeError, match="does not require grad"):
-                y.sum().backward()
+        for out in (None, torch.empty(4, 5)):
+            with pytest.raises(RuntimeError, match="x requires grad, but out is written without a gradient"):
+                kind.product(x, gelu=True, out=out)
+            with torch.no_grad():
+                assert not kind.product(x, gelu=True, out=out).requires_grad
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -259,6 +262,34 @@ def test_packed_weights_are_counted(make: Callable[[LPDModel], LPDModel]) -> Non
     assert count_parameters(model) == count
     assert count_parameters(make(model)) == count
     assert sum(parameter.numel() for parameter in model.parameters()) < count / 2
+
+
+def test_layers_that_do_more_than_multiply_stay_as_they_are() -> None:
+    """A packed layer would call no hook, and a module that computes weights may have layers of its own."""
+
+    class LowRank(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(16, 16, bias=False)
+
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight + self.a.weight
+
+    model = nn.Sequential(*(random_linear(16, 16) for _ in range(4)))
+    model[0].register_forward_hook(lambda module, inputs, result: -result)
+    model[1].register_forward_pre_hook(lambda module, inputs: (-inputs[0],))
+    parametrize.register_parametrization(model[2], "weight", LowRank())
+    x = torch.randn(3, 16)
+    wanted = model(x)
+    kinds = [type(layer) for layer in pack(model)]
+    assert kinds == [nn.Linear, nn.Linear, type(model[2]), PackedLinear]
+    assert type(model[2].parametrizations.weight[0].a) is nn.Linear
+    assert torch.allclose(model(x), wanted, atol=1e-5)
+    steps = [linear_step(layer, ResultRows(3)) for layer in model]
+    with torch.no_grad():
+        for step in steps:
+            x = step(x)
+    assert torch.allclose(x, wanted, atol=1e-5)
 
 
 def test_only_layers_of_exactly_the_kind_are_replaced() -> None:

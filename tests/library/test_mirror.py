@@ -147,6 +147,18 @@ def test_nothing_is_made_anew_without_a_change(monkeypatch: pytest.MonkeyPatch) 
     assert decoder.head is layer
 
 
+def test_only_what_has_changed_is_packed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = accelerate(PublishedModel(), packed=True)
+    pack, packed = PackedLinear.pack, []
+    monkeypatch.setattr(PackedLinear, "pack", lambda self, **weights: (packed.append(self), pack(self, **weights)))
+    negate("blocks.1.mlp.fc2.weight")(model)
+    model.head.weight.data.neg_()
+    decoder = model.sample_tokens.decoder()
+    assert packed == [decoder.blocks[1].mlp.fc2, decoder.head]
+    assert model.sample_tokens.decoder() is decoder
+    assert len(packed) == 2
+
+
 def test_a_write_in_place_keeps_the_decoder() -> None:
     """So that graphs which read its memory stay valid."""
     model = accelerate(PublishedModel(), packed=False)

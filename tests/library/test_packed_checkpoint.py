@@ -117,7 +117,7 @@ def test_files_that_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depth": 4}, r"it has 3 blocks"),
+        ({"depth": 4}, r"blocks\.3\.norm1\.weight is missing"),
         ({"depth": 2}, r"blocks\.2\.norm1\.weight is unexpected"),
         ({"depth": 1}, r"blocks\.2\.norm1\.weight is unexpected"),
         ({"mlp_ratio": 2}, r"blocks\.0\..*mlp\.fc1\.weight: expected shape \[192, 96\], got \[384, 96\]"),

@@ -116,13 +116,13 @@ def test_stream_shows_each_group_and_ends_with_the_image(pipe: LPDPipeline) -> N
 
 def test_previews_are_made_of_what_changed(pipe: LPDPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    real = Drawing._convert
+    real = Drawing._decoded
 
-    def counting(self: Drawing, images: torch.Tensor, output_type: Any) -> Any:
-        made.append(len(images))
-        return real(self, images, output_type)
+    def counting(self: Drawing, tokens: torch.Tensor, side: int) -> torch.Tensor:
+        made.append(len(tokens))
+        return real(self, tokens, side)
 
-    monkeypatch.setattr(Drawing, "_convert", counting)
+    monkeypatch.setattr(Drawing, "_decoded", counting)
     options: dict[str, Any] = {"num_inference_steps": [2, 5], "seeds": [1, 2]}
     every = list(pipe.stream([0, 1], **options))
     assert made == [2, 2, 1, 1, 1]

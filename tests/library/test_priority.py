@@ -68,11 +68,12 @@ def test_every_image_may_have_its_own() -> None:
         alone = orders_of(values[b], seeds=SEEDS[b : b + 1])
         assert torch.equal(both[b], alone[0])
         assert alone[0].tolist() == values[b].flatten().argsort(descending=True).tolist()
-    mixed = orders_of([values[0], "raster", list(range(23, -1, -1)), "outward"], seeds=torch.arange(4))
-    assert torch.equal(mixed[0], both[0])
-    assert mixed[1].tolist() == list(range(24))
+    mixed = orders_of(["raster", values[1], list(range(23, -1, -1)), "outward", values[0]], seeds=torch.arange(5))
+    assert mixed[0].tolist() == list(range(24))
+    assert torch.equal(mixed[1], both[1])
     assert mixed[2].tolist() == list(range(23, -1, -1))
     assert torch.equal(mixed[3], orders_of("outward", seeds=torch.tensor([3]))[0])
+    assert torch.equal(mixed[4], both[0])
 
 
 def test_distances_are_exact() -> None:

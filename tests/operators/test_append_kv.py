@@ -128,8 +128,8 @@ def test_opcheck(backend: torch.device) -> None:
 
 
 def test_one_cache_for_both_is_refused(backend: torch.device) -> None:
-    cache = torch.zeros(1, 2, 4, 8, device=backend)
+    cache = torch.zeros(1, 2, 4, 32, device=backend)
     segments = torch.tensor([[0, 1, 1, 0, 0, 0]], dtype=torch.int32, device=backend)
-    with pytest.raises(RuntimeError, match="v_cache must not be k_cache itself"):
-        ops.append_kv(torch.ones(1, 3, 2, 8, device=backend), cache, cache, segments, 1)
+    with pytest.raises(RuntimeError, match="v_cache is written, so it must not share memory with k_cache"):
+        ops.append_kv(torch.ones(1, 3, 2, 32, device=backend), cache, cache, segments, 1)
     assert not cache.any()

@@ -236,7 +236,7 @@ def test_errors_name_the_argument_and_write_nothing(name: str) -> None:
 
 def test_out_must_not_be_the_input() -> None:
     x, weight, bias, _, _ = Case(1, 4, 4, 16, 16).arguments()
-    with pytest.raises(RuntimeError, match="out must not be x itself"):
+    with pytest.raises(RuntimeError, match="out is written, so it must not share memory with x"):
         ops.conv3x3(x, weight, bias, None, x)
 
 

@@ -21,7 +21,7 @@ from lpd_ext.packing import pack_weight, unpack_weight
 EPS = torch.finfo(torch.float32).eps
 # K, N: around words, panels of 32 channels, vectors, and runs of 1,024 words.
 SIZES = [(1, 1), (3, 31), (7, 33), (64, 32), (129, 16), (33, 100), (1023, 65), (1024, 32), (1025, 48), (2500, 7)]
-ROWS = [1, 2, 11, 12, 13, 25, 40]
+ROWS = [1, 2, 11, 12, 13, 25, 40, 101]
 Arguments = tuple[Tensor, Tensor, Tensor | None, int]
 
 
@@ -235,6 +235,19 @@ def test_the_largest_sums_of_bytes_fit(sign: int, cpu_backend: torch.device) -> 
     assert y.eq(float(65536 * 255 * sign)).all()
 
 
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("inputs", [1, 5, 255, 256, 258, 515, 1030])
+def test_sums_of_bytes_are_exact_on_every_instruction_set(inputs: int, planes: int, cpu_backend: torch.device) -> None:
+    """Around words, passes over 256 inputs, blocks of rows and more of them than a pass takes."""
+    for rows, outputs in ((1, 1), (3, 40), (7, 32), (13, 65), (101, 33)):
+        quantized, _, weight, *_ = int8_arguments(rows, (inputs, outputs), planes)
+        quantization = torch.tensor([[1.0, 0.0]]).repeat(planes * rows, 1)
+        ones, zeros = torch.ones(outputs), torch.zeros(outputs)
+        y = ops.packed_linear_int8(quantized, quantization, weight, ones, zeros, None, planes)
+        sums = quantized.double() @ unpack_weight(weight, outputs, inputs).double().t()
+        assert y.equal(sums.float().unflatten(0, (planes, rows)).sum(0))
+
+
 INT8_MISTAKES: dict[str, Callable[[Int8Arguments], Int8Arguments]] = {
     "zero point left out": lambda a: (a[0], a[1] * torch.tensor([1.0, 0.0]), *a[2:]),
     "second plane left out": lambda a: (a[0], a[1] * (torch.arange(len(a[1])) < len(a[1]) // 2)[:, None], *a[2:]),
@@ -375,7 +388,7 @@ def test_out_refused(out: Tensor, message: str, cpu_backend: torch.device) -> No
 
 def test_x_as_out_is_refused(cpu_backend: torch.device) -> None:
     x, *rest = arguments(3, (5, 5))
-    with pytest.raises(RuntimeError, match="out must not be x itself"):
+    with pytest.raises(RuntimeError, match="out is written, so it must not share memory with x"):
         ops.packed_linear(x, *rest, out=x)
 
 

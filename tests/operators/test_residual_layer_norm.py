@@ -201,7 +201,7 @@ WRONG: dict[str, tuple[Callable[[Arguments], tuple[object, ...]], str]] = {
         lambda a: (a[0].repeat(1, 2)[:, ::2], *a[1:]),
         "x must be contiguous in its last dimension, got",
     ),
-    "x rows overlap": (lambda a: (a[0][:1].expand(4, -1), *a[1:]), "x is written, so its rows must not overlap"),
+    "x rows overlap": (lambda a: (a[0][:1].expand(4, -1), *a[1:]), "x is written, so its elements must not overlap"),
     "delta shape": (lambda a: (a[0], a[1][:3], *a[2:]), r"delta must have shape \[R, E\] = \[4, 24\], got \[3, 24\]"),
     "delta dtype": (lambda a: (a[0], a[1].float(), *a[2:]), "delta must be bfloat16, got float32"),
     "delta columns apart": (

@@ -221,6 +221,25 @@ def test_the_backward_pass_refuses_what_does_not_fit() -> None:
             )
 
 
+def test_the_log_of_the_sums_has_no_gradient() -> None:
+    qkv = torch.randn(1, 8, 3, 2, 8, requires_grad=True)
+    output, logsumexp = ops.training_attention(qkv, as_tensor([2, 3]))
+    assert output.requires_grad
+    assert not logsumexp.requires_grad
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        logsumexp.sum().backward()
+    (gradient,) = torch.autograd.grad((output.sum() + logsumexp.sum()), qkv)  # as of a constant
+    assert gradient.equal(torch.autograd.grad(ops.training_attention(qkv, as_tensor([2, 3]))[0].sum(), qkv)[0])
+
+
+def test_a_second_derivative_is_refused() -> None:
+    qkv = torch.randn(1, 8, 3, 2, 8, requires_grad=True)
+    output, _ = ops.training_attention(qkv, as_tensor([2, 3]))
+    (gradient,) = torch.autograd.grad(output.square().sum(), qkv, create_graph=True)
+    with pytest.raises(RuntimeError, match="training_attention has no second derivative"):
+        gradient.square().sum().backward()
+
+
 # Since torch 2.14 opcheck clones what it hands to AOTAutograd, so our leaf is none there, and asks the clone for its
 # .grad. It does not show the warning that follows, but pytest makes an error of it before.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning:torch._subclasses")

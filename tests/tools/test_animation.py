@@ -111,14 +111,14 @@ def test_recordings_run_on_one_clock(tmp_path: Path) -> None:
 
 
 def test_orders_are_compared_with_the_same_seeds(pipe: LPDPipeline) -> None:
-    options = {"seeds": 5, "guidance_scale": None}
-    first, second = record_orders(pipe, [1], ["locality", "raster:64"], 8, None, **options)
+    options = {"num_inference_steps": 8, "seeds": 5}
+    first, second = record_orders(pipe, [1], ["locality", "raster:64"], order="locality", **options)
     assert (first.title, second.title) == ("locality, 8 steps", "raster, 64 steps")
     assert second.group_of[0].tolist() == torch.arange(64).view(8, 8).tolist()
     expected = pipe([1], seeds=5, order="raster", num_inference_steps=64)
     assert second.pictures[-1][0].tobytes() == expected.images[0].tobytes()
-    (only,) = record_orders(pipe, [1], [], None, "random", **options)
-    assert only.title == f"random, {pipe.defaults.num_inference_steps} steps"
+    (only,) = record_orders(pipe, [1], [], order="random", **options)
+    assert only.title == "random, 8 steps"
 
 
 def test_the_command_writes_an_animation_in_place_of_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +134,7 @@ def test_the_command_writes_an_animation_in_place_of_the_grid(tmp_path: Path, mo
     ("arguments", "sentence"),
     [
         (("--compare", "locality"), "compare needs animate, the file to write"),
+        (("--animate", "out.gif", "--like", "other.png"), "animate and like exclude each other"),
         (("--animate", "out.mp4"), "animate must end in .webp or .gif, got 'out.mp4'"),
         (("--animate", "out.gif", "--compare", "locality:many"), "each with or without ':steps', got 'locality:many'"),
         (("--animate", "out.gif", "--compare", "locality:65"), "num_inference_steps must be in [1, 64], got 65"),

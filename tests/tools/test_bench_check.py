@@ -83,7 +83,7 @@ def test_a_first_file_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", '{"here": 3}', '{"here": {"decode": "fast"}}', '{"here": {"decode": []}}'])
 def test_a_corrupted_file_is_named(committed: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     committed.write_text(text)
-    with pytest.raises(ValueError, match=r"ratios\.json must hold ratios by name for each processor"):
+    with pytest.raises(ValueError, match=r"ratios\.json' must hold ratios by name for each processor"):
         check_with(monkeypatch, committed)
 
 

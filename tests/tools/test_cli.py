@@ -35,7 +35,7 @@ from lpd_tools.cli import FriendlyGroup, app
 from lpd_tools.console import new_console
 from lpd_tools.evaluation import report
 from lpd_tools.progress import track
-from lpd_tools.spinning import ROUNDS, bound_spinning
+from lpd_tools.spinning import ROUNDS, stop_spinning
 from rich.console import Console
 from training_runs import LPD
 from typer.testing import CliRunner, Result
@@ -45,11 +45,11 @@ from lpd_ext.drawing import Drawing
 from lpd_ext.orders import ORDER_POLICIES
 
 COMMANDS = [
-    *("sample", "orders", "serve", "demo", "info", "fetch"),
+    *("sample", "inpaint", "outpaint", "class-edit", "edit-gallery", "orders", "demo", "serve", "info", "fetch"),
     *("prepare-icons", "cache-tokens", "check-tokens"),
     *("train-judge", "train-tokenizer", "train", "training-cost", "curves", "replay", "export", "bundle"),
     *("generate", "measure", "evaluate", "int8-quality", "study"),
-    *("bench", "bench-tables", "bench-check", "growth"),
+    *("bench", "bench-serve", "bench-tables", "bench-check", "growth"),
 ]
 
 
@@ -130,7 +130,7 @@ def test_what_the_user_says_of_waiting_threads_stays(name: str, monkeypatch: pyt
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, "7")
     before = dict(os.environ)
-    bound_spinning()
+    stop_spinning()
     assert dict(os.environ) == before
 
 

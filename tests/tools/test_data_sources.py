@@ -179,6 +179,7 @@ def test_a_share_is_held_out_of_a_lone_train_folder(tmp_path: Path, caplog: pyte
     with caplog.at_level(logging.INFO, "lpd_tools"):
         train, test = names(tmp_path / "set")
     assert len(train) + len(test) == 60
+    assert open_data(f"folder:{tmp_path / 'set'}").class_names == ("a", "b")
     assert [held_out(name, 0.1) for name, _ in train + test] == [False] * len(train) + [True] * len(test)
     assert test[0][0].startswith("train/a/")
     assert f"{len(test)} of its 60 pictures are held out by their names (?held_out=0.1)" in caplog.text

@@ -24,9 +24,9 @@ import httpx
 import openai
 from lpd_tools.cli import app
 from lpd_tools.extras import missing_from_extras
+from lpd_tools.serve.child import served
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from served import served
 from typer.testing import CliRunner
 
 from lpd_ext.pipeline import LPDPipeline

@@ -14,8 +14,8 @@ pytest.importorskip("openai")
 
 import httpx
 import openai
+from lpd_tools.serve.child import served
 from PIL import Image
-from served import served
 
 from lpd_ext.pipeline import LPDPipeline
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -372,3 +373,22 @@ def test_impossible_settings_are_refused_at_once(
     with pytest.raises(ValueError, match=message):
         train(dataclasses.replace(lpd_config(cache_path, tmp_path / "run"), **{name: value}))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, partial(torch.autocast, "cpu", torch.bfloat16)])
+def test_modes_of_the_caller_change_no_training(mode: Any, cache_path: Path, tmp_path: Path) -> None:
+    transformer.train(lpd_config(cache_path, tmp_path / "wanted", steps=2, evaluate_images=0))
+    with mode():
+        transformer.train(lpd_config(cache_path, tmp_path / "found", steps=2, evaluate_images=0))
+    wanted, found = (load_file(tmp_path / name / "model.safetensors") for name in ("wanted", "found"))
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+def test_another_default_dtype_is_refused(cache_path: Path, tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with pytest.raises(ValueError, match=r"default dtype must be float32 to train, got torch\.bfloat16"):
+            transformer.train(lpd_config(cache_path, tmp_path))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert list(tmp_path.iterdir()) == []

@@ -19,10 +19,12 @@ struct FetchNothing {
   FetchNothing begin_block() const { return {}; }
 };
 
-// Two cache lines, one after the other, with every `steps` steps; each block of the product begins anew.
+// Two cache lines, one after the other, with every `steps` steps; a block of the product takes up block_lines behind
+// where the one before did.
 struct FetchPairs {
   const char* lines;
   int steps;
+  int64_t block_lines;
 
   FetchPairs next() {
     fetch_line(lines);
@@ -31,7 +33,11 @@ struct FetchPairs {
     return *this;
   }
   void step() const {}
-  FetchPairs begin_block() const { return *this; }
+  FetchPairs begin_block() {
+    const FetchPairs own = *this;
+    lines += block_lines * kCacheLine;
+    return own;
+  }
 };
 
 // Rows of memory that will be needed next, one cache line per step of a product: a wait for memory then costs little

@@ -173,8 +173,11 @@ __device__ void layer_norm_row(const Slice& slice, float (&values)[kPerThread],
   block_sum(sums, shared + kWarpSize);
   // Rounding left `rest_mean` in the mean; where rows lie far from 0 it would dominate the error.
   const float rest_mean = sums[1] * inverse_width;
-  const float variance = fmaxf(sums[0] * inverse_width - rest_mean * rest_mean, 0.0f);
-  const float inverse_deviation = rsqrtf(variance + eps), shift = -rest_mean * inverse_deviation;
+  // Where squares overflow the row becomes NaN, as torch's does: 0 * inf and inf - inf have to stay. Below 0 is
+  // rounding.
+  const float variance = sums[0] * inverse_width - rest_mean * rest_mean;
+  const float inverse_deviation = rsqrtf((variance < 0.0f ? 0.0f : variance) + eps) + 0.0f * variance;
+  const float shift = -rest_mean * inverse_deviation;
 
   float weights[kPerThread], biases[kPerThread];
   slice.values(weight, weights);

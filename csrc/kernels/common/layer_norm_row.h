@@ -94,7 +94,9 @@ RowStatistics row_statistics(const float* x, float total, int width, float eps, 
   // Rounding left `rest_mean` in the mean; where rows lie far from 0 it would dominate the error.
   const float rest_mean = total_centred / static_cast<float>(width);
   const float variance = total_squares / static_cast<float>(width) - rest_mean * rest_mean;
-  return {mean, rest_mean, 1.0f / std::sqrt((variance > 0.0f ? variance : 0.0f) + eps)};
+  // Where squares overflow the row becomes NaN, as torch's does: 0 * inf and inf - inf have to stay. Below 0 is
+  // rounding.
+  return {mean, rest_mean, 1.0f / std::sqrt((variance < 0.0f ? 0.0f : variance) + eps) + 0.0f * variance};
 }
 
 // out = x normalised, which may be in place; makes `next` meanwhile and returns its sum.

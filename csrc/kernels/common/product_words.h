@@ -1,5 +1,6 @@
 // How a word of a row meets the words of a vector of columns: one product of floats, two of bfloat16 or four of bytes.
-// add(sum, row(w), columns(w)) for all words, then value(sum). Sums of floats may begin with sum(value).
+// add(sum, row(w), columns(w)) for all words, then value(sum). Sums that have sum(value) may be taken up again; those
+// of bytes are total(value).
 #pragma once
 
 #include <cstdint>
@@ -82,6 +83,7 @@ struct ByteWords {
     return _mm512_add_epi32(even, _mm512_madd_epi16(row.odd, columns.odd));
   }
   static Vec value(Sum sum) { return {_mm512_cvtepi32_ps(sum)}; }
+  static Vec total(Vec value) { return value; }
 };
 
 // The next two are for processors that have the instruction. It is written out because GCC 12 copies and spills the
@@ -116,28 +118,28 @@ struct NativeBFloat16Words {
 
 #elif defined(LPD_ISA_AVX2)
 
+// Rows and columns have been split into pairs of 16 bits (split_bytes): two steps of the product for each word. A pair
+// of products fits 32 bits but not 16, where vpmaddubsw saturates; so two multiplications and two additions do what
+// eight FMAs do. The sums stay integers from pass to pass.
 struct ByteWords {
-  struct Halves {
-    __m256i even, odd;
-  };
   using Sum = __m256i;
-  using Row = Halves;
-  using Columns = Halves;
+  using Row = __m256i;
+  using Columns = __m256i;
   static Sum zero() { return _mm256_setzero_si256(); }
-  static Row row(const uint32_t* word) {
-    return {_mm256_set1_epi32(static_cast<int>(*word & 0x00ff00ffu)),
-            _mm256_set1_epi32(static_cast<int>(*word >> 8 & 0x00ff00ffu))};
-  }
-  static Columns columns(const uint32_t* words) {
-    const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
-    return {_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), _mm256_srai_epi16(w, 8)};
-  }
-  static Sum add(Sum sum, Row row, Columns columns) {
-    const Sum even = _mm256_add_epi32(sum, _mm256_madd_epi16(row.even, columns.even));
-    return _mm256_add_epi32(even, _mm256_madd_epi16(row.odd, columns.odd));
-  }
-  static Vec value(Sum sum) { return {_mm256_cvtepi32_ps(sum)}; }
+  static Sum sum(Vec value) { return _mm256_castps_si256(value.v); }
+  static Row row(const uint32_t* pair) { return _mm256_set1_epi32(static_cast<int>(*pair)); }
+  static Columns columns(const uint32_t* pairs) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(pairs)); }
+  static Sum add(Sum sum, Row row, Columns columns) { return _mm256_add_epi32(sum, _mm256_madd_epi16(row, columns)); }
+  static Vec value(Sum sum) { return {_mm256_castsi256_ps(sum)}; }
+  static Vec total(Vec value) { return {_mm256_cvtepi32_ps(_mm256_castps_si256(value.v))}; }
 };
+
+// The even and the odd signed bytes of each word.
+inline void split_bytes(const uint32_t* words, uint32_t* even, uint32_t* odd) {
+  const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(even), _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(odd), _mm256_srai_epi16(w, 8));
+}
 
 #else
 
@@ -155,6 +157,7 @@ struct ByteWords {
     return sum;
   }
   static Vec value(Sum sum) { return {static_cast<float>(sum)}; }
+  static Vec total(Vec value) { return value; }
 };
 
 #endif

@@ -141,9 +141,9 @@ void transform_panel(const Conv3x3Params& p, int64_t panel, float* panel_out) {
 }
 
 inline Vec swish(Vec x) {
-  // Beyond 87 the result is 0 in fp32, and exp would overflow.
-  const Vec exponent = min(broadcast(0.0f) - x, broadcast(87.0f));
-  return x / (broadcast(1.0f) + exp_upto_87(exponent));
+  // Below -87 exp(-x) would overflow, and the result is 0 but for 1e-36. NaN is the second operand, which is kept.
+  const Vec least = max(broadcast(-87.0f), x);
+  return least / (broadcast(1.0f) + exp_upto_87(broadcast(0.0f) - least));
 }
 
 struct Block {

@@ -84,7 +84,8 @@ void group_norm_scale_shift(const GroupNormParams& p, int64_t begin, int64_t end
     const double variance = merge([&](double pixels, double chunk_mean, double squares) {
       return squares + pixels * (chunk_mean - mean) * (chunk_mean - mean);
     });
-    const double inverse_deviation = 1.0 / std::sqrt(variance + double{p.eps});
+    // 0 * inf: where squares overflow a group becomes NaN, as torch's does.
+    const double inverse_deviation = 1.0 / std::sqrt(variance + double{p.eps}) + 0.0 * variance;
     float* scale = p.scale_shift + image * 2 * channels + first;
     for (int64_t c = 0; c < size; ++c) {
       const double factor = p.weight[first + c] * inverse_deviation;

@@ -27,7 +27,7 @@ struct PackedLinearParams {
   const uint32_t* weight;  // [panels, words, kLinearPanel]
   const void* bias;        // [N] of y's type, or nullptr
   void* y;                 // [R, N], contiguous: float, of kBFloat16 BFloat16
-  uint32_t* packed_rows;   // scratch [planes * R, words of a call]: in blocks of rows, each [words, rows of the block]
+  uint32_t* packed_rows;   // scratch of linear_scratch_words: in blocks of rows, each [words, rows of the block]
   // kInt8: y = sum over planes of row_scale * (scale * product - zero_point * column_sum), and bias once.
   const RowQuantization* quantization;  // [planes * R]
   const float* scale;                   // [N]: weight[n, k] stands for scale[n] * weight[n, k]
@@ -56,6 +56,11 @@ constexpr int linear_word_elements(LinearOperands operands) {
 inline int64_t linear_words(const PackedLinearParams& p) {
   const int elements = linear_word_elements(p.operands);
   return (int64_t{p.in_features} + elements - 1) / elements;
+}
+
+// Of packed_rows, for calls of `words` words each. Kernels that multiply bytes as 16 bits make two words of one.
+inline int64_t linear_scratch_words(const PackedLinearParams& p, int64_t words) {
+  return p.planes * p.num_rows * words * (p.operands == LinearOperands::kInt8 ? 2 : 1);
 }
 
 inline int64_t linear_panels(const PackedLinearParams& p) {

@@ -21,11 +21,13 @@ import torch.nn.functional as F
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from lpd_ext.content import content_of, read_json
 from lpd_ext.linear import pack
 from lpd_ext.model import LPDConfig
 from lpd_ext.pixel_decoder import PixelDecoder
 from lpd_ext.quantize import quantize
 from lpd_ext.sampler import generate
+from lpd_ext.state_files import write_text
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
 from lpd_tools.bench.cases import SHAPES, Shape, cases
 from lpd_tools.bench.decode import Decode
@@ -161,14 +163,11 @@ def read_ratios(path: Path) -> dict[str, dict[str, float]]:
     """The committed ratios: processor -> name -> ratio; ValueError if the file holds anything else."""
     if not path.exists():
         return {}
-    try:
-        entries = json.loads(path.read_text())
+    with content_of(path, "must hold ratios by name for each processor"):
         read = {
             str(processor): {str(name): float(ratio) for name, ratio in ratios.items()}
-            for processor, ratios in entries.items()
+            for processor, ratios in read_json(path, "must hold ratios by name for each processor").items()
         }
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} must hold ratios by name for each processor: {error}") from error
     for processor, ratios in read.items():
         for name, ratio in ratios.items():
             if not (math.isfinite(ratio) and ratio > 0):
@@ -180,7 +179,7 @@ def write_ratios(path: Path, processor: str, verdicts: Iterable[Verdict]) -> Non
     """Write a processor's entry, the others kept."""
     entries = read_ratios(path) | {processor: {v.name: float(f"{v.measured[-1]:.3g}") for v in verdicts}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(sorted(entries.items())), indent=1) + "\n")
+    write_text(path, json.dumps(dict(sorted(entries.items())), indent=1) + "\n")
 
 
 def processor_name() -> str:

@@ -19,8 +19,10 @@ from typing import Any
 
 import torch
 
+from lpd_ext.content import content_of, read_json, read_text
 from lpd_ext.linear import pack
 from lpd_ext.quantize import quantize
+from lpd_ext.state_files import write_text
 from lpd_tools.bench.growth_series import DTYPES, Measured, Point, all_points
 from lpd_tools.bench.settings import Growth
 from lpd_tools.bench.timing import interleaved
@@ -34,15 +36,16 @@ def read_points(path: Path) -> dict[Point, Measured]:
     """What the CSV file holds; a last line that a stopped program left unfinished is dropped."""
     if not path.exists():
         return {}
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
     measured = {}
-    for row in rows:
-        if any(row.get(name) in (None, "") for name in _columns()):
-            continue
-        sizes: dict[str, Any] = {f.name: row[f.name] if f.name == "dtype" else int(row[f.name]) for f in fields(Point)}
-        point = Point(**sizes)
-        measured[point] = Measured(point, float(row["seconds"]), int(row["runs"]), float(row["peak_mb"]))
+    with content_of(path, "is no table of `lpd growth`"):
+        for row in csv.DictReader(read_text(path).splitlines()):
+            if any(row.get(name) in (None, "") for name in _columns()):
+                continue
+            sizes: dict[str, Any] = {
+                f.name: row[f.name] if f.name == "dtype" else int(row[f.name]) for f in fields(Point)
+            }
+            point = Point(**sizes)
+            measured[point] = Measured(point, float(row["seconds"]), int(row["runs"]), float(row["peak_mb"]))
     return measured
 
 
@@ -111,11 +114,11 @@ def measure_growth(config: Growth) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     described = folder / "growth_machine.json"
     if not described.exists():
-        described.write_text(json.dumps(machine_peaks(config.threads), indent=1) + "\n")
+        write_text(described, json.dumps(machine_peaks(config.threads), indent=1) + "\n")
     measured = measure_points(
         folder / "growth.csv", all_points(), lambda p: measure_in_a_process(p, config.threads), config.minutes
     )
-    peaks = json.loads(described.read_text())
+    peaks = read_json(described)
     draw(measured, peaks, folder / "growth.png")
-    (folder / "growth_tables.md").write_text(tables(measured, peaks) + "\n")
+    write_text(folder / "growth_tables.md", tables(measured, peaks) + "\n")
     return folder

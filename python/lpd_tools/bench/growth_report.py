@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lpd_ext.schedule import group_sizes
 from lpd_tools.bench.decode_work import BFLOAT16, FLOAT32, INT8, Peaks, bound_by_bytes, count, least_seconds
 from lpd_tools.bench.growth_series import DTYPES, Measured, Point, Series, all_series
 from lpd_tools.markdown import markdown_table
+from lpd_tools.pictures import write_png
 
 _COLOURS = {FLOAT32: "tab:blue", INT8: "tab:orange"}
 _AXES = ("B", "T", "N", "parameters")
@@ -82,7 +84,7 @@ def draw(measured: Mapping[Point, Measured], machine: Mapping[str, Any], path: P
     figure.suptitle(
         "Solid: measured. Dotted: counted (least time at this machine's peaks; bytes that must lie in memory)"
     )
-    figure.savefig(path, dpi=110)
+    write_png(path, partial(figure.savefig, dpi=110))
 
 
 def _short(value: float, _: object) -> str:

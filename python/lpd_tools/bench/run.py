@@ -14,6 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from lpd_ext import _C
+from lpd_ext.state_files import write_text
 from lpd_tools.bench.cases import SHAPES, Case, cases
 from lpd_tools.bench.decode import BASELINES, PUBLISHED, Decode, time_on_cpu, time_on_cuda
 from lpd_tools.bench.host import time_host
@@ -61,7 +62,7 @@ def run_bench(chosen: Bench) -> None:
     if chosen.output is not None:
         rows = [result.to_json() for result in results]
         chosen.output.parent.mkdir(parents=True, exist_ok=True)
-        chosen.output.write_text(json.dumps({"machine": described, "results": rows}, indent=1) + "\n")
+        write_text(chosen.output, json.dumps({"machine": described, "results": rows}, indent=1) + "\n")
         say(str(chosen.output.resolve()))
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
+from lpd_ext.content import content_of, read_json
 from lpd_tools.bench.result import Result, cell
 from lpd_tools.bench.timing import time_text
 from lpd_tools.markdown import markdown_table
@@ -16,8 +16,8 @@ _FIRST_SHAPE = "L-256-20 step 15"
 
 def tables_of(file: Path) -> list[str]:
     """Lines of the tables of one file; FileNotFoundError, or ValueError if it is no file of benchmark results."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+    with content_of(file, "is no file of benchmark results"):
+        content = read_json(file, "is no file of benchmark results")
         if "benchmarks" in content:
             return _cpp_table(content)
         described = ", ".join(f"{key} {value}" for key, value in content["machine"].items())
@@ -30,8 +30,6 @@ def tables_of(file: Path) -> list[str]:
             if result.ratios is not None:
                 by_baselines.setdefault(tuple(result.ratios), []).append(result)
         return lines + [line for same in by_baselines.values() for line in _ratio_table(same)]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{str(file)!r} is no file of benchmark results: {error!r}") from error
 
 
 def _operator_table(results: list[Result]) -> list[str]:

@@ -11,8 +11,8 @@ def demo(config: Demo) -> None:
     Example: lpd demo --model lpd_l_256 --port 7860
     """
     from lpd_tools.checks import check_device
-    from lpd_tools.commands.model_options import load_pipeline
     from lpd_tools.listening import listen
+    from lpd_tools.models import load_pipeline
     from lpd_tools.web.server import run
 
     with listen(config.host, config.port) as bound:

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from lpd_tools.commands.model_options import DTYPE_HELP, MODEL_HELP, TOKENIZER_HELP, load_pipeline
+from lpd_tools.commands.model_options import DTYPE_HELP, MODEL_HELP, TOKENIZER_HELP
 from lpd_tools.console import new_console
+from lpd_tools.models import load_pipeline
 
 _SHOWN_CLASSES = 20
 

@@ -1,29 +1,7 @@
-"""Options by which commands are told a model, and the pipeline that they mean."""
+"""What the options say by which commands are told a model."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    import torch
-
-    from lpd_ext import LPDPipeline
 
 MODEL_HELP = "Published model (lpd_l_256, ...), hub id, folder or weight file; default: the bundled model."
 TOKENIZER_HELP = "Of a model that brings none: weight file, folder or hub id; default: the published one."
 DTYPE_HELP = "Of the transformer: float32, bfloat16, float16 or int8; default: float32, or the file's int8."
-DTYPES = ("float32", "bfloat16", "float16", "int8")
-
-
-def load_pipeline(
-    model: str | None, tokenizer: str | None = None, dtype: str = "", device: torch.device | str = "cpu"
-) -> LPDPipeline:
-    """The pipeline of a model by any of its names; ValueError for a dtype that is none of DTYPES."""
-    import torch
-
-    from lpd_ext import LPDPipeline
-
-    if dtype and dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    wanted: torch.dtype | Literal["int8"] | None = "int8" if dtype == "int8" else getattr(torch, dtype, None)
-    return LPDPipeline.from_pretrained(model, tokenizer=tokenizer, dtype=wanted, device=device)

@@ -11,8 +11,8 @@ def serve(config: Serving) -> None:
     Example: lpd serve --model lpd_l_256 --port 8000
     """
     from lpd_tools.checks import check_device
-    from lpd_tools.commands.model_options import load_pipeline
     from lpd_tools.listening import listen
+    from lpd_tools.models import load_pipeline
     from lpd_tools.serve.limits import read_keys
     from lpd_tools.serve.server import run
 

@@ -31,6 +31,7 @@ CLASS_NAMES = (
     "bag",
     "ankle boot",
 )
+_MOST_COMPRESSED = 1032  # bytes that one byte of a gzip file can stand for
 BORDER = 2  # 28x28 images are zero-padded to 32x32
 SIDE = 28 + 2 * BORDER
 
@@ -48,21 +49,26 @@ class LabelledImages:
 
 def read_idx(path: str | Path) -> np.ndarray:
     """The uint8 array of a (gzipped) IDX file; ValueError if it is no such file or is cut short."""
-    data = Path(path).read_bytes()
-    if Path(path).suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"path: {str(path)!r} is no whole gzip file: {error}") from error
-    if len(data) < 4 or data[:3] != b"\0\0\x08":
-        raise ValueError(f"path: {str(path)!r} is not an IDX file of bytes")
-    header = 4 + 4 * data[3]
-    if len(data) < header:
-        raise ValueError(f"path: {str(path)!r} ends within its header")
-    shape = struct.unpack(f">{data[3]}I", data[4:header])
-    if len(data) - header != math.prod(shape):
-        raise ValueError(f"path: {str(path)!r} announces shape {shape} but holds {len(data) - header} bytes")
-    return np.frombuffer(data, np.uint8)[header:].reshape(shape)
+    path = Path(path)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            start = file.read(4)
+            if len(start) < 4 or start[:3] != b"\0\0\x08":
+                raise ValueError(f"path: {str(path)!r} is not an IDX file of bytes")
+            sizes = file.read(4 * start[3])
+            if len(sizes) < 4 * start[3]:
+                raise ValueError(f"path: {str(path)!r} ends within its header")
+            shape = struct.unpack(f">{start[3]}I", sizes)
+            count = math.prod(shape)
+            if count > _MOST_COMPRESSED * path.stat().st_size:
+                raise ValueError(f"path: {str(path)!r} announces shape {shape}, more than its bytes can hold")
+            data = file.read(count + 1)  # and no more, however far a damaged or hostile file can be unpacked
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"path: {str(path)!r} is no whole gzip file: {error}") from error
+    if len(data) != count:
+        held = f"holds {len(data)} bytes" if len(data) < count else "holds more bytes"
+        raise ValueError(f"path: {str(path)!r} announces shape {shape} but {held}")
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def load_fashion_mnist(split: str, data_dir: str | Path = FASHION_MNIST_DIR) -> LabelledImages:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from lpd_ext.content import content_of, read_json
 from lpd_ext.picture import open_image
 from lpd_tools.data.names import visible
 
@@ -58,10 +58,8 @@ def list_emoji(packages: Iterable[Path]) -> list[Emoji]:
     """All emoji, plain ones before variants, from the first package that has the list of emoji-datasource."""
     for folder in packages:
         if (listing := folder / "emoji.json").is_file():
-            try:
-                return _listed(json.loads(listing.read_text(encoding="utf-8")))
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
-                raise ValueError(f"package: {str(listing)!r} is no list of emoji-datasource: {error!r}") from error
+            with content_of(listing, "is no list of emoji-datasource"):
+                return _listed(read_json(listing, "is no list of emoji-datasource"))
     raise FileNotFoundError("package: none has an emoji.json; one must be of emoji-datasource")
 
 
@@ -84,7 +82,8 @@ def read_packages(folders: Iterable[Path], emoji: list[Emoji]) -> list[Package]:
     names |= {_kebab(entry.title): entry.code for entry in emoji if entry.title}
     for folder in folders:
         if (table := folder / "chars.json").is_file():
-            names |= {name: code_points(code) for code, name in json.loads(table.read_text(encoding="utf-8")).items()}
+            with content_of(table, "is no table of names"):
+                names |= {name: code_points(code) for code, name in read_json(table, "is no table of names").items()}
     packages = []
     for folder in folders:
         if (folder / "emoji.json").is_file():
@@ -103,10 +102,10 @@ def read_packages(folders: Iterable[Path], emoji: list[Emoji]) -> list[Package]:
 
 
 def _name(folder: Path) -> str:
-    try:
-        name = json.loads((folder / "package.json").read_text(encoding="utf-8"))["name"]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"package: {str(folder)!r} has no package.json with a name: {error!r}") from error
+    if not (folder / "package.json").is_file():
+        raise ValueError(f"package: {str(folder)!r} has no package.json with a name")
+    with content_of(folder / "package.json", "has no name of a package"):
+        name = read_json(folder / "package.json")["name"]
     return re.sub(r"[^a-z0-9]+", "-", str(name).lower()).strip("-")
 
 
@@ -126,16 +125,20 @@ def _datasource(folder: Path, emoji: list[Emoji]) -> Pictures:
 
 def _iconify(listing: Path, names: dict[str, str]) -> Pictures:
     """Drawings of an Iconify set whose names are those of an emoji."""
-    content = json.loads(listing.read_text(encoding="utf-8"))
-    icons, aliases = content["icons"], content.get("aliases", {})
-    found: Pictures = {}
-    for name in [*icons, *aliases]:
-        drawn = name
-        while drawn in aliases:
-            drawn = aliases[drawn]["parent"]
-        if name in names and drawn in icons:
-            found.setdefault(names[name], _drawing({**content, **icons[drawn]}))
-    return found
+    with content_of(listing, "is no set of Iconify"):
+        content = read_json(listing, "is no set of Iconify")
+        icons, aliases = content["icons"], content.get("aliases", {})
+        found: Pictures = {}
+        for name in [*icons, *aliases]:
+            drawn, seen = name, set[str]()
+            while drawn in aliases:
+                if drawn in seen:
+                    raise ValueError(f"{name} is an alias of itself")
+                seen.add(drawn)
+                drawn = aliases[drawn]["parent"]
+            if name in names and drawn in icons:
+                found.setdefault(names[name], _drawing({**content, **icons[drawn]}))
+        return found
 
 
 def _drawing(icon: dict[str, Any]) -> Callable[[], Image.Image]:

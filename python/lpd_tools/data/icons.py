@@ -6,13 +6,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from lpd_ext.content import content_of, read_text
 from lpd_tools.data.icon_packages import Emoji, Package, list_emoji, read_packages
 from lpd_tools.data.image_source import digest
 from lpd_tools.data.names import visible
@@ -42,16 +42,14 @@ class IconClass:
 
 def read_classes(path: str = "") -> list[IconClass]:
     """The classes of a TOML table, one table each; ValueError naming what is wrong with it."""
-    source = Path(path) if path else files("lpd_tools.data") / "icon_classes.toml"
-    try:
-        tables: dict[str, dict[str, Any]] = tomllib.loads(source.read_text(encoding="utf-8"))
+    source = Path(path) if path else Path(__file__).with_name("icon_classes.toml")
+    with content_of(source, "is no table of classes"):
+        tables: dict[str, dict[str, Any]] = tomllib.loads(read_text(source))
         classes = []
         for name, table in tables.items():
             lists: dict[str, Any] = {key: tuple(value) for key, value in table.items() if isinstance(value, list)}
             classes.append(IconClass(name, **{**table, **lists}))
         return classes
-    except (TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"classes: {str(source)!r} is no table of classes: {error}") from error
 
 
 def prepare_icons(config: IconFolder) -> dict[str, Counter[str]]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lpd_ext.content import content_of
 from lpd_ext.picture import UnreadableImageError
 from lpd_ext.state_files import complete_file
 from lpd_tools.data.image_source import ImageSource
@@ -29,7 +30,10 @@ class Skipped(NamedTuple):
 
 def write_skipped(skipped: Iterable[Skipped], path: str | Path) -> None:
     """Writes the list as CSV with a header, whole or not at all."""
-    with complete_file(path) as temporary, temporary.open("w", newline="", errors="surrogateescape") as file:
+    with (
+        complete_file(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Skipped._fields)
         writer.writerows(skipped)
@@ -39,7 +43,10 @@ def read_skipped(path: str | Path) -> list[Skipped]:
     """The list that `write_skipped` wrote; empty if there is none."""
     if not Path(path).is_file():
         return []
-    with Path(path).open(newline="", errors="surrogateescape") as file:
+    with (
+        content_of(path, "is no list of pictures that were skipped"),
+        Path(path).open(newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         return [Skipped(*row) for row in list(csv.reader(file))[1:]]
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from lpd_ext.checkpoint import read_config
+from lpd_ext.checks import as_grid, as_positive_int
+from lpd_ext.content import content_of
 from lpd_ext.hub import CONFIG_FILE
 from lpd_tools.data.token_shards import (
     INDEX_FILE,
@@ -114,12 +116,11 @@ def load_token_cache(path: str | Path, tokenizer: str | Path | None = None) -> T
             f"path: no token cache at {str(path)!r}; make one, or finish one, with `lpd cache-tokens`"
         )
     settings, class_names, entries = read_index(folder)
-    try:
-        grid = (int(settings["grid"][0]), int(settings["grid"][1]))
-        vocab_size, image_size = int(settings["vocab_size"]), int(settings["image_size"])
-        tokenizer_hash, views = str(settings["tokenizer_sha256"]), {s: int(settings["views"][s]) for s in SPLITS}
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"{str(folder / INDEX_FILE)!r} is no index of a token cache: {error!r}") from error
+    with content_of(folder / INDEX_FILE, "is no index of a token cache"):
+        grid = as_grid(settings["grid"])
+        vocab_size, image_size = (as_positive_int(settings[name], name) for name in ("vocab_size", "image_size"))
+        tokenizer_hash = str(settings["tokenizer_sha256"])
+        views = {split: as_positive_int(settings["views"][split], "views") for split in SPLITS}
     if tokenizer is not None and file_hash(tokenizer) != tokenizer_hash:
         raise ValueError(f"tokenizer {str(tokenizer)!r} is not the one that made the tokens in {str(path)!r}")
     dtype = narrow_type(vocab_size)

@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lpd_ext.state_files import complete_file
+from lpd_ext.content import content_of, read_json
+from lpd_ext.state_files import complete_file, write_text
 from lpd_tools.data.image_reader import Skipped
 
 FORMAT = "lpd-token-cache 1"
 INDEX_FILE = "index.json"
 SKIPPED_FILE = "skipped.csv"
 SPLITS = ("train", "test")
+_NO_SHARD = "is no whole shard of a token cache"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,13 @@ class ShardEntry:
     rows: int
     bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.file, str) or not isinstance(self.sha256, str):
+            raise ValueError(f"a shard must have the names file and sha256, got {self.file!r} and {self.sha256!r}")
+        for name in ("rows", "bytes"):
+            if not isinstance(value := getattr(self, name), int) or isinstance(value, bool) or value < 0:
+                raise ValueError(f"{name} of a shard must be a whole number, got {value!r}")
 
 
 def shard_name(split: str, number: int) -> str:
@@ -71,22 +80,17 @@ def write_shard(path: Path, shard: Shard, settings: Mapping[str, Any], skipped: 
 
 def read_notes(path: Path) -> tuple[dict[str, Any], list[Skipped], int]:
     """Settings, skipped pictures and number of rows of a shard; ValueError if it is damaged or none."""
-    try:
+    with content_of(path, _NO_SHARD):
         with safe_open(path, "pt") as file:
             notes = json.loads((file.metadata() or {})["shard"])
             rows = file.get_slice("labels").get_shape()[0]
         return dict(notes["settings"]), [Skipped(*entry) for entry in notes["skipped"]], rows
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} is no whole shard of a token cache: {error}") from error
 
 
 def read_shard(path: Path) -> Shard:
     """A shard, memory-mapped: its tokens are read from disk when they are used."""
-    try:
-        with safe_open(path, "pt") as file:
-            return Shard(**{name: file.get_tensor(name) for name in ("tokens", "labels", "index")})
-    except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} is no whole shard of a token cache: {error}") from error
+    with content_of(path, _NO_SHARD), safe_open(path, "pt") as file:
+        return Shard(**{name: file.get_tensor(name) for name in ("tokens", "labels", "index")})
 
 
 def write_index(
@@ -99,18 +103,18 @@ def write_index(
         "class_names": class_names,
         "shards": {split: [asdict(entry) for entry in entries] for split, entries in shards.items()},
     }
-    with complete_file(folder / INDEX_FILE) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    write_text(folder / INDEX_FILE, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def read_index(folder: Path) -> tuple[dict[str, Any], tuple[str, ...], dict[str, list[ShardEntry]]]:
     """Settings, class names and shards of a token cache; ValueError for a damaged or foreign index."""
     path = folder / INDEX_FILE
-    try:
-        content = json.loads(path.read_text())
+    with content_of(path, "is no index of a token cache"):
+        content = read_json(path, "is no index of a token cache")
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}, not {FORMAT!r}")
         shards = {split: [ShardEntry(**entry) for entry in content["shards"][split]] for split in SPLITS}
-        return dict(content["settings"]), tuple(content["class_names"]), shards
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{str(path)!r} is no index of a token cache: {error}") from error
+        names = content["class_names"]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"class_names must be a list of strings, got {names!r}")
+        return dict(content["settings"]), tuple(names), shards

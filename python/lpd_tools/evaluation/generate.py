@@ -31,6 +31,7 @@ from lpd_tools.evaluation.samples import (
 from lpd_tools.evaluation.settings import Generation
 from lpd_tools.processes import Processes, processes
 from lpd_tools.progress import track
+from lpd_tools.sampling import Sampling
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 SAMPLING = (
@@ -109,7 +110,9 @@ def _generate(config: Generation, group: Processes) -> Path:
     group.wait()
     check_manifest(folder, settings)
 
-    samples = open_samples(folder, config.format, count, num_classes)
+    of_model = {"model": config.model or None, "tokenizer": config.tokenizer or None, "dtype": config.dtype or None}
+    carried = {"command": "generate", **of_model, **Sampling.of_options(sampling_of(pipe, options)).settings()}
+    samples = open_samples(folder, config.format, count, num_classes, carried, config.seed)
     batches = [range(start, min(start + config.batch_size, count)) for start in range(0, count, config.batch_size)]
     missing = [batch for batch in batches[group.rank :: group.size] if not samples.has(batch)]
     for batch in track(missing, "drawing") if group.is_first else missing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lpd_ext.content import read_json
 from lpd_ext.picture import UnreadableImageError, open_image, to_rgb
 from lpd_tools.data.image_source import ImageSource
 from lpd_tools.data.names import in_order, pictures_below, whole_numbers
@@ -100,10 +100,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise FileNotFoundError(f"out: {str(folder)!r} has no {MANIFEST_FILE}: `lpd generate` did not write it")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"out: {str(path)!r} is not readable: {error}") from error
+    manifest = read_json(path)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("settings"), dict):
         raise ValueError(f"out: {str(path)!r} is no manifest of generated images")
     return manifest

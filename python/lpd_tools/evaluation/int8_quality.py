@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -15,6 +14,7 @@ from lpd_ext.orders import make_orders
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.quantize import quantize
 from lpd_ext.schedule import group_sizes
+from lpd_ext.state_files import write_text
 from lpd_tools.bench.cases import SHAPES
 from lpd_tools.bench.decode import Decode, distance
 from lpd_tools.data.fashion_mnist import from_pixels, load_fashion_mnist, to_images
@@ -106,5 +106,5 @@ def int8_quality(config: Int8Quality) -> dict[str, Any]:
     if config.lpd_l_depth:
         results["lpd_l_random_weights"] = lpd_l_at_random(config.lpd_l_depth)
     if config.out:
-        Path(config.out).write_text(json.dumps(results, indent=2) + "\n")
+        write_text(config.out, json.dumps(results, indent=2) + "\n")
     return results

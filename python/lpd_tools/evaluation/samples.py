@@ -14,8 +14,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image
 
-from lpd_ext.state_files import complete_file
+from lpd_ext.state_files import complete_file, write_text
 from lpd_tools.evaluation.images import MANIFEST_FILE, NPZ_FILE, read_manifest
+from lpd_tools.png_settings import save_png
 
 FORMATS = ("png", "npz")
 _PARTS = "parts"
@@ -38,10 +39,10 @@ class Samples(Protocol):
 
 
 class PngFolder:
-    """One PNG file for each image: class/number.png."""
+    """One PNG file for each image, class/number.png, which carries the settings, its label and its seed."""
 
-    def __init__(self, folder: Path, count: int, num_classes: int) -> None:
-        self.folder, self.num_classes = folder, num_classes
+    def __init__(self, folder: Path, count: int, num_classes: int, settings: Mapping[str, Any], seed: int) -> None:
+        self.folder, self.num_classes, self.settings, self.seed = folder, num_classes, settings, seed
         self.class_digits, self.digits = len(str(num_classes - 1)), len(str(count - 1))
 
     def path(self, number: int) -> Path:
@@ -55,9 +56,8 @@ class PngFolder:
     def write(self, batch: range, pixels: NDArray[np.uint8]) -> None:
         for number, image in zip(batch, pixels, strict=True):
             path = self.path(number)
-            path.parent.mkdir(exist_ok=True)
-            with complete_file(path) as temporary:
-                Image.fromarray(image).save(temporary, format="PNG")
+            of_image = {"label": number % self.num_classes, "seed": self.seed + number}
+            save_png(Image.fromarray(image), path, {**self.settings, **of_image})
 
     def finish(self, batches: Sequence[range]) -> None:
         pass
@@ -100,9 +100,13 @@ class NpzFile:
                 npy.write_array(file, np.arange(count) % self.num_classes)
 
 
-def open_samples(folder: Path, kind: str, count: int, num_classes: int) -> Samples:
-    """Where `count` images of `num_classes` classes go, by one of FORMATS."""
-    return PngFolder(folder, count, num_classes) if kind == "png" else NpzFile(folder, num_classes)
+def open_samples(
+    folder: Path, kind: str, count: int, num_classes: int, settings: Mapping[str, Any], seed: int
+) -> Samples:
+    """Where `count` images of `num_classes` classes go, by one of FORMATS; image i has the seed `seed` + i."""
+    if kind != "png":
+        return NpzFile(folder, num_classes)
+    return PngFolder(folder, count, num_classes, settings, seed)
 
 
 def check_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -118,8 +122,7 @@ def check_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Begins a folder of images."""
-    with complete_file(folder / MANIFEST_FILE) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / MANIFEST_FILE, json.dumps(manifest, indent=2) + "\n")
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -1,43 +1,53 @@
-"""The routes: OpenAI's image API, health and metrics."""
+"""The routes: OpenAI's image API, health and metrics, over a backend that draws."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from PIL import Image
 from starlette.exceptions import HTTPException
 
-from lpd_ext.drawing import Drawing
-from lpd_ext.handle import Handle, Preview
-from lpd_ext.request import DecodeRequest
 from lpd_tools.serve import errors
-from lpd_tools.serve.errors import ApiError
+from lpd_tools.serve.errors import ApiError, unavailable
 from lpd_tools.serve.forms import read_edit
 from lpd_tools.serve.limits import Limits, read_keys
-from lpd_tools.serve.metrics import Measured
-from lpd_tools.serve.pictures import encode_base64
 from lpd_tools.serve.schemas import Generation, ImageOptions
-from lpd_tools.serve.service import ImageService
+from lpd_tools.serve.settings import Serving
+from lpd_tools.serve.work import Accepted, Backend, Finished, Progress, Shown, Work
 
 
-def create_app(service: ImageService) -> FastAPI:
-    """The application of a service, which it closes at its end. Raises OSError or ValueError for its file of keys."""
+class Door:
+    """Counts the requests under way, and is closed before the server is."""
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        service.engine.close(finish=False)
+    def __init__(self) -> None:
+        self.closed = False
+        self.inside = 0
 
-    app = FastAPI(title="lpd_ext", lifespan=lifespan, docs_url=None, redoc_url=None)
-    config = service.config
+    def check_open(self) -> None:
+        """ApiError while the server is being shut down."""
+        if self.closed:
+            raise unavailable("the server is shutting down")
+
+    def __enter__(self) -> None:
+        """One more inside."""
+        self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        """One less."""
+        self.inside -= 1
+
+
+def create_app(backend: Backend, config: Serving, door: Door) -> FastAPI:
+    """The application. Raises OSError or ValueError for its file of keys."""
+    app = FastAPI(title="lpd_ext", docs_url=None, redoc_url=None)
     app.add_middleware(
         Limits, max_bytes=config.max_body_bytes, seconds=config.body_seconds, keys=read_keys(config.api_keys)
     )
@@ -45,31 +55,25 @@ def create_app(service: ImageService) -> FastAPI:
     app.add_exception_handler(RequestValidationError, errors.answer_invalid)
     app.add_exception_handler(HTTPException, errors.answer_http)
     app.add_exception_handler(Exception, errors.answer_unforeseen)
-    app.add_middleware(Measured, metrics=service.metrics)
 
     @app.post("/v1/images/generations", response_model=None)
     async def generations(body: Generation, request: Request) -> Response:
-        check_streaming(body)
-        service.check_open()
-        return await answer(service, body, service.prepare(body), request, "image_generation")
+        return await answer(backend, Work(body), request, door, "image_generation")
 
     @app.post("/v1/images/edits", response_model=None)
     async def edits(request: Request) -> Response:
-        options, image, mask = await read_edit(request)
-        check_streaming(options)
-        service.check_open()
-        drawing = await asyncio.to_thread(service.prepare_edit, options, image, mask)
-        return await answer(service, options, drawing, request, "image_edit")
+        return await answer(backend, await read_edit(request), request, door, "image_edit")
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [service.describe()]}
+        return {"object": "list", "data": [await backend.describe()]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        if name != service.name:
+        described = await backend.describe()
+        if name != described["id"]:
             raise ApiError(404, f"The model {name!r} does not exist", param="model", code="model_not_found")
-        return service.describe()
+        return described
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -77,88 +81,115 @@ def create_app(service: ImageService) -> FastAPI:
 
     @app.get("/ready")
     async def ready() -> JSONResponse:
-        is_ready = service.ready()
+        is_ready = not door.closed and await backend.ready()
         return JSONResponse({"status": "ready" if is_ready else "not ready"}, 200 if is_ready else 503)
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
-        return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(await backend.metrics(), media_type="text/plain; version=0.0.4")
 
     return app
 
 
-def check_streaming(options: ImageOptions) -> None:
-    """ApiError for previews that nobody would see."""
+async def answer(backend: Backend, work: Work, request: Request, door: Door, event: str) -> Response:
+    """Draw, and answer with the images, or with a stream of events whose names begin with `event`."""
+    options = work.options
     if options.partial_images and not options.stream:
         raise ApiError(400, "partial_images needs stream to be true", param="partial_images")
-
-
-async def answer(
-    service: ImageService, options: ImageOptions, work: DecodeRequest | Drawing, request: Request, event: str
-) -> Response:
-    """Draw, and answer with the images, or with a stream of events whose names begin with `event`."""
+    if options.stream and (options.n or 1) > 1:
+        raise ApiError(400, f"n must be 1 with stream, got {options.n}", param="n")
+    door.check_open()
+    progress = backend.draw(work)
+    accepted = await anext(progress)  # refusals are raised here, before the answer begins
+    assert isinstance(accepted, Accepted)
     if options.stream:
-        handle = service.submit(work, options.partial_images or 0)
-        return StreamingResponse(_events(service, options, handle, event), media_type="text/event-stream")
-    with service.open_request():
-        handle = service.submit(work)
-        output = await service.result(handle, request.receive)
-        if output is None:
+        events = _events(progress, accepted, options, door, event)
+        return StreamingResponse(events, media_type="text/event-stream")
+    with door:
+        finished = await _result_unless_gone(progress, request)
+        if finished is None:
             return Response(status_code=499)  # nobody reads it
-        kind = options.output_format or "png"
-        data = [
-            {"b64_json": await _encoded(picture, options), "seed": seed}
-            for picture, seed in zip(output.images, output.seeds, strict=True)
-        ]
-        service.metrics.images.inc(len(data))
-        answered = {"created": int(time.time()), "data": data, "output_format": kind, "size": service.size_text}
-        return JSONResponse(answered | {"background": "opaque", "usage": _usage(service, len(data))})
+        pairs = zip(finished.pictures, finished.seeds, strict=True)
+        data = [{"b64_json": _text(picture), "seed": seed} for picture, seed in pairs]
+        answered = {
+            "created": int(time.time()),
+            "data": data,
+            "output_format": options.output_format or "png",
+            "size": accepted.size,
+            "background": "opaque",
+            "usage": _usage(len(data), accepted),
+        }
+        return JSONResponse(answered)
 
 
-async def _events(service: ImageService, options: ImageOptions, handle: Handle, event: str) -> AsyncIterator[bytes]:
-    kind = options.output_format or "png"
-    common = {
+async def _result_unless_gone(progress: Progress, request: Request) -> Finished | None:
+    """The pictures; None if the client left, whose work is cancelled then."""
+
+    async def finish() -> Finished:
+        async with aclosing(progress):
+            async for item in progress:
+                if isinstance(item, Finished):
+                    return item
+        raise unavailable("the drawing ended without pictures")
+
+    async def leave() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    drawn, gone = asyncio.ensure_future(finish()), asyncio.ensure_future(leave())
+    try:
+        await asyncio.wait((drawn, gone), return_when=asyncio.FIRST_COMPLETED)
+        return await drawn if drawn.done() else None
+    finally:
+        for task in (drawn, gone):
+            task.cancel()
+
+
+async def _events(
+    progress: Progress, accepted: Accepted, options: ImageOptions, door: Door, event: str
+) -> AsyncIterator[bytes]:
+    common: dict[str, Any] = {
         "created_at": int(time.time()),
-        "output_format": kind,
-        "size": service.size_text,
+        "output_format": options.output_format or "png",
+        "size": accepted.size,
         "background": "opaque",
         "quality": "auto",
     }
     index = 0
-    with service.open_request():
+    with door:
         try:
-            async for item in service.previews(handle):
-                if isinstance(item, Preview):
-                    picture = await _encoded(item.picture, options)
-                    more: dict[str, Any] = {"partial_image_index": index, "step": item.step, "steps": item.num_steps}
-                    yield _event(f"{event}.partial_image", {"b64_json": picture} | common | more)
-                    index += 1
-                else:
-                    picture = await _encoded(item.images[0], options)
-                    more = {"usage": _usage(service, 1), "seed": item.seeds[0]}
-                    service.metrics.images.inc()
-                    yield _event(f"{event}.completed", {"b64_json": picture} | common | more)
+            async with aclosing(progress):
+                async for item in progress:
+                    if isinstance(item, Shown):
+                        more: dict[str, Any] = {
+                            "partial_image_index": index,
+                            "step": item.step,
+                            "steps": item.num_steps,
+                        }
+                        yield _event(f"{event}.partial_image", {"b64_json": _text(item.picture)} | common | more)
+                        index += 1
+                    elif isinstance(item, Finished):
+                        more = {"usage": _usage(1, accepted), "seed": item.seeds[0]}
+                        yield _event(f"{event}.completed", {"b64_json": _text(item.pictures[0])} | common | more)
         except ApiError as error:
             yield _event("error", error.body)
         except RuntimeError as error:
             yield _event("error", ApiError(500, str(error), "server_error").body)
 
 
-async def _encoded(picture: Image.Image, options: ImageOptions) -> str:
-    """In a thread: it may take as long as a step."""
-    return await asyncio.to_thread(encode_base64, picture, options.output_format or "png", options.output_compression)
-
-
 def _event(name: str, data: dict[str, Any]) -> bytes:
     return f"event: {name}\ndata: {json.dumps({'type': name} | data)}\n\n".encode()
 
 
-def _usage(service: ImageService, count: int) -> dict[str, Any]:
-    drawn = count * service.pipe.model.config.num_tokens
-    details = {"text_tokens": count, "image_tokens": 0}
+def _text(picture: bytes) -> str:
+    return base64.b64encode(picture).decode("ascii")
+
+
+def _usage(count: int, accepted: Accepted) -> dict[str, Any]:
+    drawn = count * accepted.num_tokens
     return {
         "input_tokens": count,
-        "input_tokens_details": details,
+        "input_tokens_details": {"text_tokens": count, "image_tokens": 0},
         "output_tokens": drawn,
         "total_tokens": drawn + count,
     }

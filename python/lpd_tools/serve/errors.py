@@ -29,6 +29,10 @@ class ApiError(Exception):
         """{"error": {...}}."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For other processes: an exception is copied by its `args`, which a dataclass does not set."""
+        return type(self), (self.status, self.message, self.kind, self.param, self.code, self.headers)
+
     def response(self) -> JSONResponse:
         """The error as an answer."""
         return JSONResponse(self.body, self.status, self.headers)

@@ -9,13 +9,14 @@ from starlette.datastructures import UploadFile
 
 from lpd_tools.serve.errors import ApiError
 from lpd_tools.serve.schemas import Edit
+from lpd_tools.serve.work import Work
 
 _IMAGE, _MASK = ("image", "image[]"), ("mask",)
 _FIELDS = 50
 
 
-async def read_edit(request: Request) -> tuple[Edit, bytes, bytes | None]:
-    """The options, the image's file and the mask's; ApiError or RequestValidationError naming what is wrong."""
+async def read_edit(request: Request) -> Work:
+    """The edit that a form asks for; ApiError or RequestValidationError naming what is wrong."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise ApiError(400, "an edit is sent as multipart/form-data, with the files image and mask")
     # The whole body was bounded before it came here.
@@ -39,4 +40,4 @@ async def read_edit(request: Request) -> tuple[Edit, bytes, bytes | None]:
         except ValidationError as error:
             raise RequestValidationError(error.errors()) from error
         image, *mask = [await file.read() for file in (*files["image"], *files["mask"])]
-    return options, image, mask[0] if mask else None
+    return Work(options, image, mask[0] if mask else None)

@@ -1,8 +1,7 @@
-"""Pictures as the API sends them."""
+"""Picture files as the API sends them."""
 
 from __future__ import annotations
 
-import base64
 import io
 from typing import Literal
 
@@ -22,8 +21,3 @@ def encode(picture: Image.Image, kind: Format, compression: int | None = None) -
     else:
         picture.convert("RGB").save(file, "JPEG", quality=100 if compression is None else compression)
     return file.getvalue()
-
-
-def encode_base64(picture: Image.Image, kind: Format, compression: int | None = None) -> str:
-    """The bytes of `encode` as text."""
-    return base64.b64encode(encode(picture, kind, compression)).decode("ascii")

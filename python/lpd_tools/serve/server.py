@@ -10,7 +10,8 @@ import uvicorn
 
 from lpd_ext.pipeline import LPDPipeline
 from lpd_tools.console import say
-from lpd_tools.serve.app import create_app
+from lpd_tools.serve.app import Door, create_app
+from lpd_tools.serve.metrics import Measured
 from lpd_tools.serve.service import ImageService
 from lpd_tools.serve.settings import Serving
 
@@ -21,33 +22,35 @@ class DrainingServer(uvicorn.Server):
     It returns then, instead of dying of the signal.
     """
 
-    def __init__(self, config: uvicorn.Config, service: ImageService, patience: float) -> None:
+    def __init__(self, config: uvicorn.Config, door: Door, patience: float) -> None:
         super().__init__(config)
-        self.service, self.patience = service, patience
+        self.door, self.patience = door, patience
         self.deadline = 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The signal handler."""
-        if self.service.draining:
+        if self.door.closed:
             self.should_exit = self.force_exit = True
             return
         self.deadline = time.monotonic() + self.patience
-        self.service.draining = True
+        self.door.closed = True
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
-        if self.service.draining and (not self.service.open_requests or time.monotonic() > self.deadline):
+        if self.door.closed and (not self.door.inside or time.monotonic() > self.deadline):
             self.should_exit = True
         return await super().on_tick(counter)
 
 
 def run(pipe: LPDPipeline, name: str, config: Serving, bound: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT. Raises OSError or ValueError for the file of keys."""
-    service = ImageService(pipe, name, config)
-    app = create_app(service)
-    settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
-    address = "http://{}:{}".format(*bound.getsockname()[:2])
-    say(f"{name}: {service.size_text} pixels, {config.max_images} images at once")
-    say(f"KV cache: {service.engine.cache_bytes / 1e6:.1f} MB")
-    say(f"listening on {address}/v1/images/generations")
-    DrainingServer(settings, service, config.shutdown_seconds).run(sockets=[bound])
+    service, door = ImageService(pipe, name, config), Door()
+    try:
+        app = Measured(create_app(service, config, door), metrics=service.figures)
+        settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+        say(f"{name}: {service.size} pixels, {config.max_images} images at once")
+        say(f"KV cache: {service.engine.cache_bytes / 1e6:.1f} MB")
+        say("listening on http://{}:{}/v1/images/generations".format(*bound.getsockname()[:2]))
+        DrainingServer(settings, door, config.shutdown_seconds).run(sockets=[bound])
+    finally:
+        service.engine.close(finish=False)

@@ -27,3 +27,13 @@ class Serving(Settings):
     request_seconds: float = setting(300.0, "a request that takes longer is given up with 503", range=_SECONDS)
     shutdown_seconds: float = setting(60.0, "after SIGTERM, time for the requests that are under way", range=_SECONDS)
     api_keys: str = setting("", "file with one key a line, one of which every request must bear; empty: no keys")
+
+
+@dataclass(frozen=True)
+class RayServing(Serving):
+    """The same of each replica, and how many there are; Ray has the address."""
+
+    replicas: int = setting(1, "processes that draw, each with its model and cache", range=AT_LEAST_ONE)
+    max_replicas: int = setting(1, "up to which more are started while images wait", range=AT_LEAST_ONE)
+    cpus_per_replica: float = setting(1.0, "CPUs that a replica is counted for", range=Range(0))
+    gpus_per_replica: float = setting(0.0, "GPUs that a replica is counted for", range=Range(0))

@@ -9,6 +9,8 @@ from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import get_type_hints
 
+from lpd_ext.content import content_of, read_text
+
 
 @dataclass(frozen=True)
 class Point:
@@ -92,8 +94,8 @@ def read_points(path: Path) -> dict[Point, Measured]:
     """The points of a CSV file (none if it is missing or empty); ValueError for other columns or a broken row."""
     if not path.exists() or path.stat().st_size == 0:
         return {}
-    with path.open(newline="") as file:
-        rows = list(csv.reader(file))
+    with content_of(path, "is no CSV file"):
+        rows = list(csv.reader(read_text(path).splitlines()))
     if not rows or rows[0] != _columns():
         raise ValueError(f"out: {str(path)!r} is no file of `lpd study`: its columns must be {', '.join(_columns())}")
     measured = {}

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from lpd_tools.markdown import markdown_table
+from lpd_tools.pictures import write_png
 from lpd_tools.study.points import Measured, Point, Sweeps
 from lpd_tools.study.times import kind_of
 
@@ -111,7 +113,7 @@ def draw_orders(measured: Mapping[Point, Measured], sweeps: Sweeps, path: Path) 
     """Each instrument over the steps, a curve for each order."""
     figure = Figure(figsize=(16, 3.6), layout="constrained")
     _over_steps(figure, measured, sweeps, {order: replace(sweeps.base, order=order) for order in sweeps.orders})
-    figure.savefig(path, dpi=110)
+    write_png(path, partial(figure.savefig, dpi=110))
 
 
 def draw_visibility(measured: Mapping[Point, Measured], sweeps: Sweeps, path: Path) -> None:
@@ -119,7 +121,7 @@ def draw_visibility(measured: Mapping[Point, Measured], sweeps: Sweeps, path: Pa
     figure = Figure(figsize=(16, 3.6), layout="constrained")
     kinds = {title: replace(sweeps.base, trained=t, drawn=d) for (t, d), title in _VISIBILITY_TITLES.items()}
     _over_steps(figure, measured, sweeps, kinds)
-    figure.savefig(path, dpi=110)
+    write_png(path, partial(figure.savefig, dpi=110))
 
 
 def draw_knobs(measured: Mapping[Point, Measured], sweeps: Sweeps, path: Path) -> None:
@@ -142,7 +144,7 @@ def draw_knobs(measured: Mapping[Point, Measured], sweeps: Sweeps, path: Path) -
         lower[column].set(xlabel="guidance scale")
         _tidy(lower[column])
     upper[0].legend(fontsize=8, frameon=False)
-    figure.savefig(path, dpi=110)
+    write_png(path, partial(figure.savefig, dpi=110))
 
 
 def tables(measured: Mapping[Point, Measured], sweeps: Sweeps, times: Mapping[str, float]) -> str:

@@ -7,9 +7,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from lpd_ext.content import read_json
 from lpd_ext.orders import ORDER_POLICIES, default_repulsion_threshold
 from lpd_ext.pipeline import LPDPipeline
-from lpd_ext.state_files import complete_file
+from lpd_ext.state_files import write_text
 from lpd_tools.checks import check_device
 from lpd_tools.data.fashion_mnist import CLASS_NAMES, SIDE, load_fashion_mnist
 from lpd_tools.data.model_files import model_files
@@ -104,7 +105,7 @@ def report(measured: dict[Point, Measured], sweeps: Sweeps, out: str, times: Map
     draw_orders(measured, sweeps, Path(f"{out}_orders.png"))
     draw_visibility(measured, sweeps, Path(f"{out}_visibility.png"))
     draw_knobs(measured, sweeps, Path(f"{out}_knobs.png"))
-    Path(f"{out}_tables.md").write_text(tables(measured, sweeps, times) + "\n", encoding="utf-8")
+    write_text(f"{out}_tables.md", tables(measured, sweeps, times) + "\n")
 
 
 def _check_model(pipe: LPDPipeline) -> None:
@@ -141,12 +142,13 @@ def _check_beginning(config: Study, used: Mapping[str, Path | None], pipe: LPDPi
         "scored_images": config.scored_images,
     }
     if path.exists():
-        noted = json.loads(path.read_text(encoding="utf-8"))
+        noted = read_json(path)
+        if not isinstance(noted, dict):
+            raise ValueError(f"path {str(path)!r} must hold what a study began with, got {type(noted).__name__}")
         for name, value in began.items():
             # A twin may join later: its points are its own.
             if name in noted and noted[name] != value:
                 raise ValueError(f"{name} is {value!r}, but the results in {str(path)!r} began with {noted[name]!r}")
         began = noted | began
     path.parent.mkdir(parents=True, exist_ok=True)
-    with complete_file(path) as temporary:
-        temporary.write_text(json.dumps(began, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(began, indent=2) + "\n")

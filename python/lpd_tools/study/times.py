@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from lpd_ext.content import content_of, read_json
 from lpd_ext.pipeline import LPDPipeline
-from lpd_ext.state_files import complete_file
+from lpd_ext.state_files import write_text
 from lpd_tools.bench.timing import interleaved
 from lpd_tools.machine import machine
 from lpd_tools.study.points import Point
@@ -48,13 +49,13 @@ def time_points(pipe: LPDPipeline, points: Sequence[Point], path: Path) -> None:
             kind: round(1e3 * taken.median / BATCH, 3) for kind, taken in zip(kinds, times, strict=True)
         },
     }
-    with complete_file(path) as temporary:
-        temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(found, indent=2) + "\n")
 
 
 def read_times(path: Path) -> Mapping[str, float]:
     """Milliseconds per image by `kind_of`; empty if they have not been measured."""
     if not path.exists():
         return {}
-    times: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))["milliseconds per image"]
-    return times
+    with content_of(path, "holds no times of a study"):
+        times = read_json(path, "holds no times of a study")["milliseconds per image"]
+        return {str(kind): float(time) for kind, time in times.items()}

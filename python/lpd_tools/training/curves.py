@@ -8,16 +8,18 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from lpd_ext.content import content_of, read_text
+from lpd_ext.state_files import complete_file
 from lpd_tools.training.settings import Curves
 
 
 def read_log(path: str | Path) -> dict[str, list[float]]:
     """The columns of a CSV log; NaN where a row has no value."""
-    with Path(path).open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not rows:
-        raise ValueError(f"path: {str(path)!r} has no rows")
-    return {name: [float(row[name] or math.nan) for row in rows] for name in rows[0]}
+    with content_of(path, "is no log"):
+        rows = list(csv.DictReader(read_text(path).splitlines()))
+        if not rows:
+            raise ValueError("it has no rows")
+        return {name: [float(row[name] or math.nan) for row in rows] for name in rows[0]}
 
 
 def draw_curves(config: Curves) -> Path:
@@ -38,5 +40,6 @@ def draw_curves(config: Curves) -> Path:
             nats.plot(transformer["step"], transformer[name], label=name.replace("_", " "))
     nats.set(title="transformer", xlabel="step", ylabel="nats per token")
     nats.legend()
-    figure.savefig(config.out, dpi=120)
+    with complete_file(config.out) as temporary:
+        figure.savefig(temporary, dpi=120, format=Path(config.out).suffix[1:] or "png")
     return Path(config.out)

@@ -23,7 +23,7 @@ from lpd_tools.data.fashion_mnist import (
 from lpd_tools.progress import track
 from lpd_tools.training.logs import append_csv, drop_rows_after
 from lpd_tools.training.loop_settings import learning_rate
-from lpd_tools.training.precision import autocast, autocast_dtype
+from lpd_tools.training.precision import autocast, autocast_dtype, training_modes
 from lpd_tools.training.settings import JudgeTraining
 from lpd_tools.training.shuffling import EpochShuffle
 
@@ -67,6 +67,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return F.pad(images, (2, 2, 2, 2), value=-1.0)[:, :, dy : dy + 28, dx : dx + 28]
 
 
+@training_modes(torch.device("cpu"))
 def train_judge(config: JudgeTraining) -> float:
     """Trains a judge, writes it to `config.out` (with a CSV log beside it); returns the test accuracy."""
     train, test = (load_fashion_mnist(split, config.data_dir) for split in ("train", "test"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from lpd_ext.content import content_of
 from lpd_ext.state_files import complete_file
 
 if TYPE_CHECKING:
@@ -89,23 +90,23 @@ def append_csv(path: str | Path, row: Mapping[str, float | int | str]) -> None:
     if added := [name for name in cells if name not in header]:
         rows = _rows(path)
         padded = [header + added, *([*old, *[""] * len(added)] for old in rows[1:])]
-        with complete_file(path) as temporary, temporary.open("w", newline="") as file:
+        with complete_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(padded)
-    with path.open("a", newline="") as file:
+    with path.open("a", newline="", encoding="utf-8") as file:
         csv.DictWriter(file, fieldnames=header + added).writerow(cells)
 
 
 def _header(path: Path) -> list[str]:
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
+    with content_of(path, "is no log of a training"), path.open(newline="", encoding="utf-8") as file:
         return next(csv.reader(file), [])
 
 
 def _rows(path: Path) -> list[list[str]]:
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
+    with content_of(path, "is no log of a training"), path.open(newline="", encoding="utf-8") as file:
         return list(csv.reader(file))
 
 
@@ -120,6 +121,7 @@ def drop_rows_after(path: str | Path, step: int) -> None:
     lines = _rows(path)
     header = lines[0] if lines else []
     column = header.index("step") if "step" in header else 0
-    kept = [row for row in lines[1:] if len(row) == len(header) and int(row[column]) <= step]
-    with complete_file(path) as temporary, temporary.open("w", newline="") as file:
+    with content_of(path, "is no log of a training"):
+        kept = [row for row in lines[1:] if len(row) == len(header) and int(row[column]) <= step]
+    with complete_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(lines[:1] + kept)

@@ -58,18 +58,13 @@ class Training:
             with content_of(path, "does not fit this training"):
                 self.state.restore(entries)
                 task.restore(entries["task"])
-                self._restore_progress(entries["progress"])
+                for name, value in check_progress(entries["progress"]).items():
+                    setattr(self, name, value)
             if self.first:
                 log.info("going on in %s after step %d of %d", settings.out_dir, self.done, settings.steps)
         check_same_start(self.done, group)
         self.begun = self.saved_at = time.monotonic()
         self.begun -= self.seconds
-
-    def _restore_progress(self, progress: Mapping[str, Any]) -> None:
-        for name, kind in _PROGRESS.items():
-            if not isinstance(progress[name], kind):
-                raise ValueError(f"progress must have a {name} that is {kind.__name__}, got {progress[name]!r}")
-            setattr(self, name, progress[name])
 
     def run(self) -> None:
         """Trains to the last step and exports the averaged weights.
@@ -153,6 +148,14 @@ class Training:
         path = self.checkpoints.save(entries, self.done, best=best) if self.first else self.checkpoints.folder
         self.saved_at = time.monotonic()
         return path
+
+
+def check_progress(progress: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of how far the training is; ValueError or KeyError where it does not."""
+    for name, kind in _PROGRESS.items():
+        if not isinstance(progress[name], kind):
+            raise ValueError(f"progress must have a {name} that is {kind.__name__}, got {progress[name]!r}")
+    return {name: progress[name] for name in _PROGRESS}
 
 
 def prepare(task: Task, settings: LoopSettings, group: Processes) -> nn.Module:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from lpd_ext.linear import has_fast_arithmetic
+from lpd_ext.modes import own_modes
 
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -37,3 +41,15 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 def autocast(dtype: torch.dtype | None, device: torch.device) -> torch.autocast:
     """The autocast context of a forward pass; without a dtype it changes nothing."""
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+@contextmanager
+def training_modes(device: torch.device) -> Iterator[None]:
+    """Gradients, and neither autocast nor inference mode, whatever the caller has set; see `lpd_ext.modes`.
+
+    ValueError where the default dtype, in which networks and their averages are made, is not float32.
+    """
+    if torch.get_default_dtype() != torch.float32:
+        raise ValueError(f"torch's default dtype must be float32 to train, got {torch.get_default_dtype()}")
+    with own_modes(device), torch.enable_grad():
+        yield

@@ -26,6 +26,7 @@ from lpd_tools.settings import Range, fixed_settings
 from lpd_tools.training.codebook import CodebookAverages
 from lpd_tools.training.judge import Judge, load_judge, predict
 from lpd_tools.training.loop import Training
+from lpd_tools.training.precision import training_modes
 from lpd_tools.training.settings import TokenizerTraining
 from lpd_tools.training.shuffling import EpochShuffle
 from lpd_tools.training.state import check_fits, fill
@@ -235,7 +236,7 @@ def train_tokenizer(config: TokenizerTraining) -> Path:
 
     Errors and torchrun as in `transformer.train`.
     """
-    with processes(config.device) as group:
+    with processes(config.device) as group, training_modes(group.device):
         data = open_data(config.data)
         size = config.image_size or data.default_image_size
         if size % (stride := 2 ** (len(config.ch_mult) - 1)):

@@ -22,7 +22,7 @@ from lpd_tools.data.token_cache import TokenCache, file_hash, load_token_cache
 from lpd_tools.processes import Processes, processes
 from lpd_tools.settings import Range, fixed_settings
 from lpd_tools.training.loop import Training
-from lpd_tools.training.precision import autocast, autocast_dtype
+from lpd_tools.training.precision import autocast, autocast_dtype, training_modes
 from lpd_tools.training.samples import draw_grid
 from lpd_tools.training.settings import LPDTraining
 from lpd_tools.training.shuffling import EpochShuffle
@@ -212,7 +212,7 @@ def train(config: LPDTraining) -> Path:
     the tokens), log.csv, steps.csv and checkpoints. Under torchrun each process calls this. Raises ValueError for
     impossible settings, and for others than the training began with; TrainingStopped after SIGTERM or SIGINT.
     """
-    with processes(config.device) as group:
+    with processes(config.device) as group, training_modes(group.device):
         cache = load_token_cache(config.tokens)
         check(config, cache, group)
         task = TransformerTask(config, cache, group.device)

@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 SOURCES := $(foreach suffix,h cpp cu cuh,'csrc/**.$(suffix)' 'tests/**.$(suffix)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test emulated fuzz fuzz-asan lint format bench bench-cpp cuda-all cuda-table test-gpu bench-gpu clean
+.PHONY: help setup demo check test test-web emulated fuzz fuzz-asan lint format bench bench-cpp cuda-all cuda-table test-gpu bench-gpu clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -45,17 +45,28 @@ demo: setup  ## Draw a labelled grid of images with the bundled model
 # The inner loop: compiles what changed, without nvcc.
 check: torch build-tools lint emulated  ## Check style and types, and run the fast tests (3 minutes)
 	LPD_CUDA=OFF LPD_WERROR=$(LPD_WERROR) $(BIN)/pip install --quiet --no-build-isolation -C build-dir=build/check \
-	  '.[tools,train,serve,ray,test]'
+	  '.[tools,train,serve,web,ray,test]'
 	LPD_REQUIRE="$(LPD_REQUIRE) emulated" $(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 # What the tests run on: the library as users install it, for two architectures; `make cuda-all` checks all of them.
 .PHONY: test-build
 test-build: export LPD_CUDA_ARCHITECTURES ?= 80-real;90-real
 test-build: torch
-	LPD_WERROR=$(LPD_WERROR) $(BIN)/pip install --quiet '.[tools,train,serve,ray,test]'
+	LPD_WERROR=$(LPD_WERROR) $(BIN)/pip install --quiet '.[tools,train,serve,web,ray,test]'
 
 test: test-build emulated  ## Build, then run the whole test suite
 	LPD_REQUIRE="$(LPD_REQUIRE) emulated" $(PYTEST) $(PYTEST_ARGS)
+
+# With what `make test` or `make check` installed; without either, as `make test` does.
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+test-web:  ## Drive the page of `lpd demo` in headless Chromium (Debian's chromium), after `make test` or `make check`
+	@if [ -z "$(CHROMIUM)" ]; then echo "SKIPPED: the page was NOT TESTED, no Chromium was found (Debian: apt install chromium)."; \
+	else $(MAKE) --no-print-directory drive-page; fi
+
+.PHONY: drive-page
+drive-page: $(if $(wildcard $(BIN)/lpd),,test-build)
+	$(BIN)/pip install --quiet 'playwright>=1.50'
+	LPD_CHROMIUM="$(CHROMIUM)" LPD_SCREENSHOT=docs/demo_page.png GOMP_SPINCOUNT=0 $(BIN)/pytest tests/web $(PYTEST_ARGS)
 
 emulated: torch build-tools  ## Build the CUDA kernels for the CPU (torch.ops.lpd_emulated), which the tests then run too
 	@mkdir -p build && $(BIN)/cmake -S . -B build/emulated -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DLPD_CUDA=OFF \

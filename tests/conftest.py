@@ -34,6 +34,7 @@ SLOW = [
     "test_bench_serve",
     "test_serve_ray",
     "test_training_parts",
+    "test_page",
     "test_evaluation",
     "test_copies",
     "test_fuzz_files",

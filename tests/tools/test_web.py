@@ -38,6 +38,8 @@ from lpd_ext.pipeline import LPDPipeline
 BAG = Choice(label=8, steps=12, guidance=4.0, temperature=1.0, order="locality", seed=3)
 OPTIONS = {"num_inference_steps": 12, "guidance_scale": 4.0, "temperature": 1.0}
 PATIENCE = 60.0
+# Gradio leaves the event loops that it makes to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("default::ResourceWarning", "default::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(scope="module")

@@ -73,15 +73,16 @@ def build_page(studio: Studio) -> gr.Blocks:
             label="Your pictures, newest first; one that is chosen can be painted over",
             format="png",
             columns=8,
-            height=260,
             object_fit="contain",
             allow_preview=False,
             interactive=False,
             elem_id="gallery",
         )
 
-        def updates(visit: Visit, shown: Shown, pictures: list[gr.Image]) -> Updates:
-            new: Updates = {status: shown.status, **dict(zip(pictures, shown.pictures, strict=True))}
+        def updates(visit: Visit, shown: Shown, before: list[Image.Image], pictures: list[gr.Image]) -> Updates:
+            # Gradio would write the file of a picture that is the same anew while the browser reads it.
+            changed = [i for i, drawn in enumerate(shown.pictures) if not before or drawn is not before[i]]
+            new: Updates = {status: shown.status, **{pictures[i]: shown.pictures[i] for i in changed}}
             if shown.finished:
                 new[gallery] = [(entry.picture, entry.caption) for entry in visit.entries]
                 new[seed] = visit.entries[0].choice.seed
@@ -91,8 +92,10 @@ def build_page(studio: Studio) -> gr.Blocks:
             async def watch(visit: Visit, *values: Any) -> AsyncGenerator[Updates, None]:
                 try:
                     async with aclosing(await start(visit, *values)) as frames:
+                        before: list[Image.Image] = []
                         async for shown in frames:
-                            yield updates(visit, shown, pictures)
+                            yield updates(visit, shown, before, pictures)
+                            before = shown.pictures
                 except _REFUSALS as error:
                     yield {status: f"Error: {error}"}
                     raise gr.Error(str(error), title="This cannot be drawn", print_exception=False) from error

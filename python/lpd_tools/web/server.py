@@ -20,6 +20,13 @@ from lpd_tools.web.settings import Demo
 from lpd_tools.web.studio import Studio
 
 _MAX_UPLOAD = "32mb"
+# Gradio shows few pictures of a gallery as large ones, and one line of what they carry.
+_STYLE = """
+#gallery .grid-wrap { max-height: 400px; padding-top: 36px }
+#gallery .grid-wrap img { height: 96px !important; margin-bottom: 60px; object-fit: contain }
+#gallery .grid-container { grid-template: none / repeat(auto-fill, 160px) !important; grid-auto-rows: 160px !important }
+#gallery .caption-label { max-width: 100%; white-space: normal; font-size: 10px }
+"""
 # Gradio's scripts are partly inline; pixels of the editor travel as blob: and data:. No other host is named.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -62,6 +69,7 @@ def create_app(studio: Studio) -> FastAPI:
         build_page(studio),
         path="/",
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css=_STYLE,
         footer_links=[],
         run_history=False,
         ssr_mode=False,

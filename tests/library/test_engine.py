@@ -290,7 +290,12 @@ print("leaving")
 
 def test_a_program_that_leaves_its_engine_open_ends_in_order() -> None:
     ended = subprocess.run(
-        [sys.executable, "-c", UNCLOSED], capture_output=True, text=True, timeout=PATIENCE, check=False
+        [sys.executable, "-c", UNCLOSED],
+        cwd=sys.prefix,  # no folder that holds unbuilt sources
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     assert (ended.returncode, ended.stdout) == (0, "leaving\n"), ended.stderr
     assert ended.stderr == ""

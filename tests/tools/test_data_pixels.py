@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -150,8 +151,13 @@ def tiff(
 
 def test_colours_multiplied_by_alpha_are_divided_by_it() -> None:
     """TIFF's associated alpha: grey 100 at half, on black, lies there as 50."""
-    image = tiff(bits=8, photometric=1, extra=(1,), data=bytes([50, 128, 100, 255, 0, 0]), samples=2)
-    assert image.mode == "La"
+    data = bytes([50, 128, 100, 255, 0, 0])
+    try:
+        image = tiff(bits=8, photometric=1, extra=(1,), data=data, samples=2)
+        assert image.mode == "La"
+    except UnreadableImageError:
+        assert int(PIL.__version__.split(".")[0]) < 13  # which knows no such TIFF
+        image = Image.frombytes("La", (3, 1), data)
     assert np.asarray(to_rgb(image, (0, 0, 0)))[0, :, 0].tolist() == [50, 100, 0]
     assert np.asarray(to_rgb(image, (255, 0, 0)))[0].tolist() == [[177, 50, 50], [100, 100, 100], [255, 0, 0]]
     colours = Image.new("RGBA", (1, 1), (100, 0, 200, 128)).convert("RGBa")

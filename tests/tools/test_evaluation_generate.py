@@ -261,7 +261,7 @@ def test_foreign_and_damaged_folders_are_refused(model: Path, tmp_path: Path) ->
     with pytest.raises(ValueError, match="holds 11 images of 12: call `lpd generate` again"):
         open_images(str(folder))
     (folder / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match=r"manifest\.json' is not readable"):
+    with pytest.raises(ValueError, match=r"manifest\.json' is not valid JSON"):
         generate(generation(model, folder))
 
 

@@ -63,10 +63,12 @@ test-web:  ## Drive the page of `lpd demo` in headless Chromium (Debian's chromi
 	@if [ -z "$(CHROMIUM)" ]; then echo "SKIPPED: the page was NOT TESTED, no Chromium was found (Debian: apt install chromium)."; \
 	else $(MAKE) --no-print-directory drive-page; fi
 
+# A browser on a busy machine may be late: what fails is tried once more.
+DRIVE = LPD_CHROMIUM="$(CHROMIUM)" LPD_SCREENSHOT=docs/demo_page.png GOMP_SPINCOUNT=0 $(BIN)/pytest tests/web
 .PHONY: drive-page
 drive-page: $(if $(wildcard $(BIN)/lpd),,test-build)
 	$(BIN)/pip install --quiet 'playwright>=1.50'
-	LPD_CHROMIUM="$(CHROMIUM)" LPD_SCREENSHOT=docs/demo_page.png GOMP_SPINCOUNT=0 $(BIN)/pytest tests/web $(PYTEST_ARGS)
+	$(DRIVE) $(PYTEST_ARGS) || $(DRIVE) --last-failed $(PYTEST_ARGS)
 
 emulated: torch build-tools  ## Build the CUDA kernels for the CPU (torch.ops.lpd_emulated), which the tests then run too
 	@mkdir -p build && $(BIN)/cmake -S . -B build/emulated -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DLPD_CUDA=OFF \

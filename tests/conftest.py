@@ -38,6 +38,8 @@ SLOW = [
     "test_evaluation",
     "test_copies",
     "test_fuzz_files",
+    "test_edits",
+    "test_serve",
     "test_cuda_launch",
     "test_extreme_values",
 ]

@@ -64,8 +64,8 @@ def make_checked_orders(
     batch, num_cells = len(seeds), grid[0] * grid[1]
     proximity = [_check_proximity(value) for value in per_image(proximity_threshold, "proximity_threshold", batch)]
     repulsion = [_check_repulsion(v, grid) for v in per_image(repulsion_threshold, "repulsion_threshold", batch)]
-    is_list = isinstance(order, Sequence) and not isinstance(order, str)
-    if not any(map(_is_policy, order if is_list else [order])):  # type: ignore[arg-type]  # a list, as just found
+    parts = order if isinstance(order, Sequence) and not isinstance(order, str) else [order]
+    if not any(map(_is_policy, parts)):
         return _user_orders(order, num_cells, batch, known).to(seeds.device)
     alike: dict[tuple[str, float, int], list[int]] = {}  # images whose orders one call makes
     orders = torch.full((batch, num_cells), -1, device=seeds.device)

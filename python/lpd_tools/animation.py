@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lpd_ext.pipeline import LPDPipeline
-from lpd_ext.sampler import decode
+from lpd_ext.sampler import decode, generate
 from lpd_tools.checks import check_device, check_output, check_seeds
 from lpd_tools.console import say
 from lpd_tools.models import load_pipeline, parse_label
@@ -48,8 +48,8 @@ class Recording:
 def record(pipe: LPDPipeline, labels: Sequence[Any], title: str, **options: Any) -> Recording:
     """Draws images as `pipe(labels, **options)` does and keeps each step; only drawing is timed, not the pictures."""
     request = pipe.prepare(labels, **options)
-    for _ in decode(pipe.model, pipe.prepare(labels, num_inference_steps=1, seeds=0)):
-        pass  # the first decode of a process also sets things up
+    # The first decode of a process also sets things up.
+    generate(pipe.model, pipe.prepare(labels, num_inference_steps=1, seeds=0))
     grids, seconds = [], []
     for now, grid in track(_timed(decode(pipe.model, request)), f"drawing: {title}", request.num_groups):
         seconds.append(now)

@@ -228,7 +228,7 @@ def test_wrappers(kind: str, packed: str | None) -> None:
 
 
 def test_real_ddp(tmp_path: Path) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    torch.distributed.init_process_group("gloo", init_method=(tmp_path / "store").as_uri(), rank=0, world_size=1)
     try:
         published = PublishedModel()
         outer = accelerate(nn.parallel.DistributedDataParallel(published))

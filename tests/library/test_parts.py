@@ -119,4 +119,4 @@ def test_max_images_is_a_whole_number() -> None:
     pipe = LPDPipeline.from_pretrained()
     for wrong in (0, -1, 1.5, "2", True):
         with pytest.raises(ValueError, match="max_images must be an integer >= 1"):
-            LPDPipeline(pipe.model, pipe.tokenizer, max_images=wrong)  # type: ignore[arg-type]  # on purpose
+            LPDPipeline(pipe.model, pipe.tokenizer, max_images=wrong)

@@ -198,7 +198,7 @@ def test_settings_are_text_chunks() -> None:
     save_png(Image.new("RGB", (3, 2)), Path("a.png"), settings)
     assert read_settings(Path("a.png"))[1] == settings
     with Image.open("a.png") as image:
-        texts = image.text  # type: ignore[attr-defined]  # of PNG files
+        texts = image.text
     assert texts["Software"].startswith("lpd-ext ")
     assert json.loads(texts["lpd:steps"]) == 3
     assert len(texts) == 5

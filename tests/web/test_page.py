@@ -224,8 +224,10 @@ def test_a_page_that_is_closed_frees_its_place(server: Server, visitor: Callable
         set_steps(page, 64)
         page.locator("button#draw").click()
         wait_until(lambda: server.studio.engine.num_running == 1)
+        drawn_before = server.studio.engine.num_running
         page.context.close()
         wait_until(lambda: server.studio.engine.num_running == 0)
+        assert (drawn_before, server.studio.engine.num_waiting) == (1, 0)
         server.pace = 0.0
 
 

@@ -79,11 +79,9 @@ class _Submitted:
     preview_pending: set[int] = field(default_factory=set)
 
     def wants_preview(self, group: int, num_groups: int) -> bool:
-        """Whether after this group, from 1; never after the last, whose picture is the result."""
-        if group >= num_groups or group < 1:
-            return False
+        """Whether after this group, from 1, which is not the last: that one's picture is the result."""
         if self.previews is None:
-            return True
+            return group >= 1  # not of known cells
         return group in {round(num_groups * i / (self.previews + 1)) for i in range(1, self.previews + 1)}
 
 

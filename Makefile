@@ -64,7 +64,7 @@ test-web:  ## Drive the page of `lpd demo` in headless Chromium (Debian's chromi
 	else $(MAKE) --no-print-directory drive-page; fi
 
 # A browser on a busy machine may be late: what fails is tried once more.
-DRIVE = LPD_CHROMIUM="$(CHROMIUM)" LPD_SCREENSHOT=docs/demo_page.png GOMP_SPINCOUNT=0 $(BIN)/pytest tests/web
+DRIVE = LPD_CHROMIUM="$(CHROMIUM)" LPD_SCREENSHOT=docs/guide/demo_page.png GOMP_SPINCOUNT=0 $(BIN)/pytest tests/web
 .PHONY: drive-page
 drive-page: $(if $(wildcard $(BIN)/lpd),,test-build)
 	$(BIN)/pip install --quiet 'playwright>=1.50'

@@ -86,3 +86,11 @@ def test_make_targets_exist() -> None:
     named = {(page.name, name) for page in PAGES for name in re.findall(r"`make ([a-z-]+)", read(page))}
     assert len(named) > 5
     assert [(page, name) for page, name in sorted(named) if name not in targets] == []
+
+
+def test_messages_of_troubleshooting_are_the_programs_own() -> None:
+    files = [*(ROOT / "lpd_ext").rglob("*.py"), *(ROOT / "python").rglob("*.py"), *(ROOT / "cmake").glob("*.cmake")]
+    sources = re.sub(r'"\s*\n\s*f?"', "", "\n".join(map(read, [ROOT / "CMakeLists.txt", *files])))
+    messages = re.findall(r"^### `(.*)`$", read(ROOT / "docs/guide/troubleshooting.md"), re.MULTILINE)
+    assert len(messages) > 5
+    assert [message for message in messages if message not in sources] == []

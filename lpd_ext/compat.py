@@ -39,7 +39,7 @@ def accelerate(model: AnyModule, *, heads: int | None = None, packed: Packing = 
     packs the model's own layers, which then have no parameters, and can be called but not trained, until `restore`.
     Other weights are shared, but for the embedding tables, which are copied.
 
-    Every call looks whether weights have changed and follows them: see docs/drop_in.md, also for adapters. Raises
+    Every call looks whether weights have changed and follows them: see docs/guide/drop_in.md, also for adapters. Raises
     ValueError for a model that cannot be decoded, TypeError for a name and for a model of this library's own.
     """
     if not isinstance(model, nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 # libgomp's own 300,000 rounds are milliseconds: where other programs want the cores, the thread that is waited for does
-# not get one meanwhile. docs/install.md has figures, of a thousand rounds too.
+# not get one meanwhile. docs/guide/install.md has figures, of a thousand rounds too.
 ROUNDS = "0"
 _CHOSEN_BY = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # what libgomp reads, when torch loads it
 

@@ -1,5 +1,5 @@
 // Runs CUDA kernels on the CPU, one fiber per CUDA thread: what cuda.cuh is where LPD_CUDA_EMULATED is defined. See
-// README.md beside this file.
+// docs/design/emulator.md.
 //
 // Compile the kernels with
 //   -std=c++17 -O2 -x c++ -DLPD_CUDA_EMULATED -ffp-contract=off -Wno-unknown-pragmas -Itests/cuda_emulation

@@ -13,7 +13,7 @@ from lpd_tools.bench.growth_series import Measured, Point, all_points, all_serie
 
 POINTS = [Point(64, 1, 1, "float32", batch, 2, 16) for batch in (1, 2, 4)]
 MACHINE = {"threads": 2, "bytes": 3e10, "float32": 2e11, "int8": 7e11}
-DOCS = Path(__file__).parents[2] / "docs"
+RESULTS = Path(__file__).parents[2] / "docs/results"
 
 
 def timed(point: Point) -> Measured:
@@ -98,7 +98,8 @@ def test_points_that_are_not_measured_yet_are_left_out() -> None:
 
 
 def test_the_page_shows_the_tables_of_the_committed_points() -> None:
-    page = (DOCS / "growth.md").read_text()
-    measured, machine = read_points(DOCS / "growth.csv"), json.loads((DOCS / "growth_machine.json").read_text())
+    page = (RESULTS / "growth.md").read_text()
+    measured = read_points(RESULTS / "growth/growth.csv")
+    machine = json.loads((RESULTS / "growth/growth_machine.json").read_text())
     for table in growth_report.tables(measured, machine).split("\n\n"):
         assert table in page

@@ -1,4 +1,4 @@
-"""The picture and the tables of docs/growth.md, from what `lpd growth` measured and what decode_work counts."""
+"""The picture and the tables of docs/results/growth.md, from what `lpd growth` measured and what decode_work counts."""
 
 from __future__ import annotations
 

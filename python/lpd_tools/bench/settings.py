@@ -13,7 +13,7 @@ from lpd_tools.settings import ANY_AMOUNT, AT_LEAST_ONE, Settings, setting
 class Growth(Settings):
     """What `lpd growth` writes, and how long it may measure."""
 
-    out: str = setting("docs", "folder of growth.csv, growth_machine.json and growth.png")
+    out: str = setting("docs/results/growth", "folder of growth.csv, growth_machine.json and growth.png")
     threads: int = setting(2, "threads of each decode", range=AT_LEAST_ONE)
     minutes: float = setting(
         1e9, "start no further point after this time; run the command again to go on", range=ANY_AMOUNT
@@ -24,7 +24,7 @@ class Growth(Settings):
 class BenchCheck(Settings):
     """Which ratios to compare with, or to write."""
 
-    ratios: str = setting("docs/bench_ratios.json", "JSON file of the committed ratios, by processor")
+    ratios: str = setting("docs/results/bench_ratios.json", "JSON file of the committed ratios, by processor")
     write: bool = setting(False, "write this processor's ratios instead of comparing with them")
 
 

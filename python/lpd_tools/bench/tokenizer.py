@@ -1,6 +1,6 @@
 """Tokens to pixels on the CPU: the fast decoder and its convolutions against plain torch in the same run.
 
-`python -m lpd_tools.bench.tokenizer [B]` prints the figures that docs/performance_tokenizer.md shows.
+`python -m lpd_tools.bench.tokenizer [B]` prints the figures that docs/results/tokens_to_pixels.md shows.
 """
 
 from __future__ import annotations

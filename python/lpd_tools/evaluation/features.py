@@ -114,7 +114,7 @@ class InceptionFeatures:
         if not Path(path).is_file():
             raise FileNotFoundError(
                 f"inception: no file at {str(path)!r}; it must be the standard network as TorchScript, which no "
-                "package brings (see docs/evaluation.md)"
+                "package brings (see docs/guide/evaluation.md)"
             )
         try:
             with warnings.catch_warnings():

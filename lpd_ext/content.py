@@ -38,25 +38,25 @@ def content_of(path: str | Path, fault: str = "cannot be used") -> Iterator[None
         raise ValueError(f"path {str(path)!r} {fault}: {reason(error)}") from error
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a file in UTF-8; ValueError for another encoding, and for more than any file of ours has.
+def read_text(path: str | Path, largest: int = _LARGEST_TEXT) -> str:
+    """The text of a file in UTF-8; ValueError for another encoding, and for more than `largest` bytes.
 
     To be called in a block of `content_of`.
     """
     with Path(path).open("rb") as file:
-        content = file.read(_LARGEST_TEXT + 1)
-    if len(content) > _LARGEST_TEXT:
-        raise ValueError(f"path {str(path)!r} is larger than {_LARGEST_TEXT >> 20} MB")
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise ValueError(f"path {str(path)!r} is larger than {largest >> 20} MB")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"it is no text in UTF-8: {error}") from error
 
 
-def read_json(path: str | Path, fault: str = "is not valid JSON") -> Any:
-    """What a JSON file says; ValueError if it is none, see `content_of`."""
+def read_json(path: str | Path, fault: str = "is not valid JSON", largest: int = _LARGEST_TEXT) -> Any:
+    """What a JSON file says; ValueError if it is none or has more than `largest` bytes, see `content_of`."""
     with content_of(path, fault):
-        return json.loads(read_text(path))
+        return json.loads(read_text(path, largest))
 
 
 def reason(error: BaseException) -> str:

@@ -10,13 +10,14 @@ from heapq import heappop, heappush
 
 from torch import Tensor
 
-from lpd_ext.cuda_graphs import DecodeGraphs, weights_of
+from lpd_ext.cuda_graphs import DecodeGraphs
 from lpd_ext.decode_state import DecodeState, Filters
 from lpd_ext.model import LPDModel
 from lpd_ext.modes import decoding_modes
 from lpd_ext.plan import Capacity, Place, Places, Schedule, plan_step
 from lpd_ext.request import DecodeRequest
 from lpd_ext.sampler import advance
+from lpd_ext.weights_key import weights_of
 
 _STEPS_KEPT = 256  # plans of steps that may come again
 

@@ -7,13 +7,11 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
 
 from lpd_ext import _C
 
@@ -80,63 +78,6 @@ def _capture(run: Run, own: _OwnStream, pool: Any) -> Run:
     finally:  # of a run that fails too: what it has launched works on memory that others get now
         torch.cuda.current_stream().wait_stream(stream)
     return _Recording(graph, own)
-
-
-def weights_of(model: nn.Module) -> Hashable:
-    """What a recorded decode takes from the model as it is: equal as long as the recording still holds.
-
-    That is where its weights lie, not their values, but for those that weights are computed from
-    (torch.nn.utils.parametrize); the plain attributes of modules of others, as adapters; and torch's TF32 setting.
-    """
-    # `model.parameters()` takes ten times as long, a millisecond of each decode.
-    found: list[Hashable] = [torch.backends.cuda.matmul.fp32_precision]
-    modules: list[tuple[nn.Module, bool]] = [(model, False)]
-    for module, computes in modules:  # which grows
-        for tensors in (module._parameters, module._buffers):
-            for tensor in tensors.values():
-                if tensor is not None:
-                    found.append(_Contents.of(tensor) if computes else tensor.data_ptr())
-                    found.append(tensor.dtype)
-        if computes or not _is_known(type(module).__module__):
-            found.append(plain_settings(module))
-        for name, child in module._modules.items():
-            if child is not None:
-                modules.append((child, computes or name == "parametrizations"))
-    return tuple(found)
-
-
-@dataclass(frozen=True)
-class _Contents:
-    """What a tensor holds: equal until it is written to, which writes to its `.data` do not tell."""
-
-    address: int
-    version: int
-    memory: Tensor = field(compare=False)  # kept, so that no other tensor comes to lie there
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> _Contents:
-        return cls(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.detach())
-
-
-@cache
-def _is_known(home: str) -> bool:
-    """Whether modules of types that are defined there have no attributes that a decode depends on."""
-    return home.startswith(("torch.nn.modules.", "lpd_ext."))
-
-
-def plain_settings(module: nn.Module) -> Hashable:
-    """The attributes of a module that are numbers, words, or lists and dicts of them, as an adapter's scale."""
-    return _plain(vars(module))
-
-
-def _plain(value: object) -> Hashable:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return tuple(map(_plain, value))
-    if isinstance(value, dict):
-        return tuple((key, _plain(entry)) for key, entry in value.items())
-    return ...
 
 
 @dataclass(frozen=True)

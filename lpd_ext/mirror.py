@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpd_ext.cuda_graphs import plain_settings
 from lpd_ext.linear import DecodingLinear, PackedLinear, can_pack, is_plain
 from lpd_ext.model import LPDModel
 from lpd_ext.published_modules import (
@@ -30,6 +29,7 @@ from lpd_ext.published_modules import (
     tensor_at,
     width_of_result,
 )
+from lpd_ext.weights_key import plain_settings
 
 _SAMPLE = 16  # values that are looked at in each tensor
 _version = attrgetter("_version")

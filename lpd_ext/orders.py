@@ -62,6 +62,9 @@ def make_checked_orders(
 ) -> Tensor:
     """`make_orders` where group sizes, grid, seeds and known cells have been checked."""
     batch, num_cells = len(seeds), grid[0] * grid[1]
+    if isinstance(order, str) and order in ORDER_POLICIES and _is_one(proximity_threshold, repulsion_threshold):
+        thresholds = _check_proximity(proximity_threshold), _check_repulsion(repulsion_threshold, grid)
+        return _orders_by_policy(order, *thresholds, group_sizes, grid, seeds, known)
     proximity = [_check_proximity(value) for value in per_image(proximity_threshold, "proximity_threshold", batch)]
     repulsion = [_check_repulsion(v, grid) for v in per_image(repulsion_threshold, "repulsion_threshold", batch)]
     parts = order if isinstance(order, Sequence) and not isinstance(order, str) else [order]
@@ -93,6 +96,11 @@ def make_checked_orders(
     return orders
 
 
+def _is_one(*thresholds: object) -> bool:
+    """Whether they are plain numbers, for all images: then one check will do, where a host waits for many."""
+    return all(threshold is None or type(threshold) in (int, float) for threshold in thresholds)
+
+
 def _is_policy(order: object) -> bool:
     return isinstance(order, str) or is_priority_map(order)
 
@@ -113,7 +121,7 @@ def _orders_by_policy(
         return by_priority(near, outward(start, grid) if priority is None or policy == "outward" else priority)
     if policy == "locality":
         if len(set(map(tuple, group_sizes))) == 1:
-            table = torch.tensor(group_sizes[0], dtype=torch.int32)
+            table = torch.from_numpy(np.array(group_sizes[0], np.int32))
         else:
             longest = max(map(len, group_sizes), default=0)
             padded = [[*sizes, *[0] * (longest - len(sizes))] for sizes in group_sizes]

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from lpd_ext import ops
 from lpd_ext.cancel import Cancel, as_check
-from lpd_ext.cuda_graphs import CapturedDecode, DecodeGraphs, weights_of
+from lpd_ext.cuda_graphs import CapturedDecode, DecodeGraphs
 from lpd_ext.decode_state import DecodeState, Layout
 from lpd_ext.model import LPDModel
 from lpd_ext.modes import decoding_modes
 from lpd_ext.plan import Step
 from lpd_ext.request import DecodeRequest
+from lpd_ext.weights_key import weights_of
 
 
 def prefill(state: DecodeState, step: Step) -> None:

@@ -48,6 +48,7 @@ LAYERS = (
         "lpd_ext.state_files",
         "lpd_ext.memory",
         "lpd_ext.cuda_graphs",
+        "lpd_ext.weights_key",
         "lpd_ext.cancel",
         "lpd_ext.masks",
         "lpd_ext.picture",

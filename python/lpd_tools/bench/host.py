@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from lpd_ext.cuda_graphs import weights_of
 from lpd_ext.decode_state import DecodeState, Layout
 from lpd_ext.model import LPDModel
 from lpd_ext.orders import make_orders
 from lpd_ext.request import DecodeRequest, OrderPolicy, make_request
+from lpd_ext.weights_key import weights_of
 from lpd_tools.bench.cases import Shape
 from lpd_tools.bench.result import Result
 from lpd_tools.bench.timing import interleaved

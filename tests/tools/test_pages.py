@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,3 +95,8 @@ def test_messages_of_troubleshooting_are_the_programs_own() -> None:
     messages = re.findall(r"^### `(.*)`$", read(ROOT / "docs/guide/troubleshooting.md"), re.MULTILINE)
     assert len(messages) > 5
     assert [message for message in messages if message not in sources] == []
+
+
+def test_the_figure_of_the_method_is_what_its_script_draws() -> None:
+    drawn = runpy.run_path(str(ROOT / "docs/tools/method_figure.py"))["figure"]()
+    assert drawn == read(ROOT / "docs/images/method.svg")

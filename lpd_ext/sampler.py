@@ -1,4 +1,4 @@
-"""The decode loop: groups of tokens from orders, schedules and a KV cache; it never waits for the device."""
+"""The decode loop: draws groups of tokens from orders, schedules and a KV cache, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from lpd_ext.weights_key import weights_of
 
 
 def prefill(state: DecodeState, step: Step) -> None:
-    """Feed a step of context rows alone: known cells, or the condition before them, enter the KV cache."""
+    """Runs a step of context rows alone: known cells, or the condition before them, enter the KV cache."""
     state.model.decode_step(*_rows_of(state, step), state.parts, step, state.workspace)
 
 
 def decode_step(state: DecodeState, step: Step) -> Tensor:
-    """Feed what the step before drew and ask for the next groups: logits [rows, V], which the next step overwrites."""
+    """Feeds the last step's tokens and asks for the next groups: logits [rows, V], overwritten by the next step."""
     logits = state.model.decode_step(*_rows_of(state, step), state.parts, step, state.workspace)
     assert logits is not None  # the step has query rows
     return logits
 
 
 def sample(state: DecodeState, step: Step, logits: Tensor) -> None:
-    """Draw the step's tokens from its logits, into the grids and to where the next step reads them."""
+    """Draws the step's tokens from its logits, into the grids and to where the next step reads them."""
     image = step.image
     cells = state.positions.view(-1)[step.write_index[: len(image)]] - 1
     tokens = ops.sample_tokens(
@@ -51,7 +51,7 @@ def sample(state: DecodeState, step: Step, logits: Tensor) -> None:
 
 
 def advance(state: DecodeState, step: Step) -> None:
-    """One step: waits for nothing, allocates by torch only."""
+    """Runs one step, without waiting for the device."""
     if step.num_query_rows == 0:
         prefill(state, step)
     else:
@@ -59,24 +59,24 @@ def advance(state: DecodeState, step: Step) -> None:
 
 
 def _rows_of(state: DecodeState, step: Step) -> tuple[Tensor, Tensor]:
-    """Content ids and positions of the step's rows."""
+    """Returns content ids and positions of the step's rows."""
     return state.contents.view(-1)[step.content_index], state.positions.view(-1)[step.position_index]
 
 
 def decode(model: LPDModel, request: DecodeRequest, cancel: Cancel | None = None) -> Iterator[Tensor]:
-    """Draw images step by step; yields the grids int64 [B, N] (raster order, -1 not yet drawn) after each group.
+    """Draws images step by step; yields the grids int64 [B, N] (raster order, -1 not yet drawn) after each group.
 
-    The yielded tensor is the same one each time, updated in place. cancel, an event or a callable, is asked before each
-    step: once it says so, what is drawn stays as it is and the iterator ends. Raises ValueError at once for a request
-    made for a model of other sizes, and RuntimeError when logits are NaN. No gradients, and the model's own dtypes even
-    under torch.autocast.
+    Yields the same tensor each time, updated in place. cancel, an event or a callable, is polled before each step and
+    ends the iterator, leaving the grids as they are. Raises ValueError at once for a request made for a model of other
+    sizes, and RuntimeError if logits are NaN. Computes without gradients and in the model's own dtypes, even under
+    torch.autocast.
     """
     _check_model(model, request)
     return _decode(model, request, as_check(cancel))
 
 
 def _decode(model: LPDModel, request: DecodeRequest, cancelled: Callable[[], bool]) -> Iterator[Tensor]:
-    # Left at each yield: between two steps the caller's own modes hold.
+    # Left at each yield, so that the caller's own modes hold between two steps.
     device, layout = model.pos_embed.device, Layout.of(request)
     with decoding_modes(device):
         plan = layout.plan(model.config.num_tokens, device)
@@ -100,9 +100,9 @@ def _check_model(model: LPDModel, request: DecodeRequest) -> None:
 
 
 def generate(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs | None = None) -> Tensor:
-    """Draw images and return their tokens int64 [B, N] in raster order; errors as in `decode`.
+    """Draws images and returns their tokens int64 [B, N] in raster order; errors as in `decode`.
 
-    graphs: on CUDA, captured decodes of this model to replay and to add to; what cannot be captured is decoded without.
+    graphs: on CUDA, captured decodes of this model to replay and extend; a decode that cannot be captured runs without.
     """
     _check_model(model, request)
     if graphs is not None and graphs.supports(model.pos_embed.device) and request.num_groups:
@@ -110,21 +110,21 @@ def generate(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs | Non
             if (tokens := _replay(model, request, graphs)) is not None:
                 return tokens
         except torch.OutOfMemoryError:
-            graphs.clear()  # they hold the caches of several batches; one alone may fit
-    grid = undrawn(model, request)  # all there is where nothing is to be drawn
+            graphs.clear()  # graphs hold the caches of several batches; one alone may fit
+    grid = undrawn(model, request)  # the result if nothing is to be drawn
     for drawn_so_far in _decode(model, request, as_check(None)):
         grid = drawn_so_far
     return grid
 
 
 def undrawn(model: LPDModel, request: DecodeRequest) -> Tensor:
-    """The grids int64 [B, N] before anything is drawn: known tokens, elsewhere -1."""
+    """Returns the grids int64 [B, N] before anything is drawn: known tokens, elsewhere -1."""
     known = request.known_tokens
     return (torch.full_like(request.orders, -1) if known is None else known.clone()).to(model.pos_embed.device)
 
 
 def _replay(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs) -> Tensor | None:
-    """The tokens, or None if the decode could not be captured."""
+    """Returns the tokens, or None if the decode could not be captured."""
     layout, device = Layout.of(request), model.pos_embed.device
     with decoding_modes(device), graphs.lock:
         plan = layout.plan(model.config.num_tokens, device)
@@ -134,7 +134,7 @@ def _replay(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs) -> Te
             state.load(request, plan.places)
             return graphs.capture(state, [partial(advance, state, step) for step in plan.steps])
 
-        # A graph reads the weights where they lay when it was captured.
+        # A graph reads the weights at their addresses when it was captured.
         captured = graphs.find(weights_of(model), layout, capture)
         if captured is None:
             return None

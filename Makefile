@@ -110,7 +110,7 @@ docs: $(BIN)/python  ## Build the site from docs/ and the docstrings into build/
 	$(BIN)/pip install --quiet -r requirements-docs.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-bench: setup bench-cpp  ## Time kernels, operators, decodes and images; JSON in build/bench, and the README's tables
+bench: setup bench-cpp  ## Time kernels, operators, decodes and images; JSON in build/bench, and their tables
 	GOMP_SPINCOUNT=0 $(BIN)/lpd bench --part operators --part decode --part tokenizer --part image \
 	  --output build/bench/python.json
 	$(BIN)/lpd bench-tables build/bench/python.json build/bench/cpu.json

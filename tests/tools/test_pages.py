@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,3 +87,16 @@ def test_make_targets_exist() -> None:
     named = {(page.name, name) for page in PAGES for name in re.findall(r"`make ([a-z-]+)", read(page))}
     assert len(named) > 5
     assert [(page, name) for page, name in sorted(named) if name not in targets] == []
+
+
+def test_messages_of_troubleshooting_are_the_programs_own() -> None:
+    files = [*(ROOT / "lpd_ext").rglob("*.py"), *(ROOT / "python").rglob("*.py"), *(ROOT / "cmake").glob("*.cmake")]
+    sources = re.sub(r'"\s*\n\s*f?"', "", "\n".join(map(read, [ROOT / "CMakeLists.txt", *files])))
+    messages = re.findall(r"^### `(.*)`$", read(ROOT / "docs/guide/troubleshooting.md"), re.MULTILINE)
+    assert len(messages) > 5
+    assert [message for message in messages if message not in sources] == []
+
+
+def test_the_figure_of_the_method_is_what_its_script_draws() -> None:
+    drawn = runpy.run_path(str(ROOT / "docs/tools/method_figure.py"))["figure"]()
+    assert drawn == read(ROOT / "docs/images/method.svg")

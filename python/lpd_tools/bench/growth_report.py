@@ -1,4 +1,4 @@
-"""The picture and the tables of docs/results/growth.md, from what `lpd growth` measured and what decode_work counts."""
+"""The picture and the tables of docs/results/growth, from what `lpd growth` measured and what decode_work counts."""
 
 from __future__ import annotations
 
@@ -92,9 +92,13 @@ def _short(value: float, _: object) -> str:
 
 
 def tables(measured: Mapping[Point, Measured], machine: Mapping[str, Any]) -> str:
-    """All tables of the page in Markdown, in its order, with an empty line between them."""
-    parts = (exponents_table(measured, machine), work_table(measured, machine), estimate_table(measured, machine))
-    return "\n\n".join(parts)
+    """The page of all tables, in Markdown."""
+    parts = {
+        "Exponents": exponents_table(measured, machine),
+        "What is counted, and what was measured": work_table(measured, machine),
+        "Estimate for other machines": estimate_table(measured, machine),
+    }
+    return "\n\n".join(["# Growth: the tables", *(f"## {title}\n\n{table}" for title, table in parts.items())])
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""The JSON files of `lpd bench` and of the C++ microbenchmarks as the README's tables."""
+"""The JSON files of `lpd bench` and of the C++ microbenchmarks as Markdown tables."""
 
 from __future__ import annotations
 

@@ -6,12 +6,12 @@
 #include <unordered_set>
 #include <utility>
 
-#include "emulator.h"
+#include "emulator_state.h"
 
 namespace lpd::emulator {
 namespace {
 
-constexpr unsigned kLanes = 32, kWarps = 40;  // of a cluster
+constexpr unsigned kLanes = 32;
 constexpr uint64_t kSector = 32;
 
 struct Request {
@@ -50,7 +50,7 @@ struct Counting {
   std::vector<LaunchCounts> launches;
   std::vector<CountedRange> touched;  // by the launch under way
   std::unordered_set<uint64_t> copying_blocks;
-  std::array<std::unordered_map<Instruction, Requests, HashInstruction>, kWarps> pending;
+  std::array<std::unordered_map<Instruction, Requests, HashInstruction>, kMaxWarps> pending;
 };
 
 thread_local bool counting_is_on = false;

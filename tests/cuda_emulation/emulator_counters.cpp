@@ -175,13 +175,13 @@ std::vector<LaunchCounts> stop_counting() {
   return std::exchange(counting.launches, {});
 }
 
-void begin_counted_grid(const char* name, dim3 grid, dim3 cluster, dim3 block) {
+void begin_counted_grid(const char* name, dim3 grid_dim, dim3 cluster_dim, dim3 block_dim) {
   if (!counting_is_on) return;
   LaunchCounts launch{};
   launch.kernel = name;
-  launch.grid = grid;
-  launch.cluster = cluster;
-  launch.block = block;
+  launch.grid = grid_dim;
+  launch.cluster = cluster_dim;
+  launch.block = block_dim;
   counting.touched.clear();
   counting.copying_blocks.clear();
   for (const Range& range : counting.ranges) {

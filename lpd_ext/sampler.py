@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 from lpd_ext import ops
 from lpd_ext.cancel import Cancel, as_check
 from lpd_ext.cuda_graphs import CapturedDecode, DecodeGraphs
-from lpd_ext.decode_state import DecodeState, Layout
+from lpd_ext.decode_state import DecodeState, Filters, Layout
 from lpd_ext.model import LPDModel
 from lpd_ext.modes import decoding_modes
-from lpd_ext.plan import Step
+from lpd_ext.pace import Pace
+from lpd_ext.plan import Plan, Step
 from lpd_ext.request import DecodeRequest
 from lpd_ext.weights_key import weights_of
 
@@ -63,16 +65,21 @@ def _rows_of(state: DecodeState, step: Step) -> tuple[Tensor, Tensor]:
     return state.contents.view(-1)[step.content_index], state.positions.view(-1)[step.position_index]
 
 
-def decode(model: LPDModel, request: DecodeRequest, cancel: Cancel | None = None) -> Iterator[Tensor]:
+def decode(
+    model: LPDModel, request: DecodeRequest, cancel: Cancel | None = None, graphs: DecodeGraphs | None = None
+) -> Iterator[Tensor]:
     """Draws images step by step; yields the grids int64 [B, N] (raster order, -1 not yet drawn) after each group.
 
     Yields the same tensor each time, updated in place. cancel, an event or a callable, is polled before each step and
-    ends the iterator, leaving the grids as they are. Raises ValueError at once for a request made for a model of other
-    sizes, and RuntimeError if logits are NaN. Computes without gradients and in the model's own dtypes, even under
-    torch.autocast.
+    ends the iterator, leaving the grids as they are. graphs: as in `generate`; each step is captured by itself. Raises
+    ValueError at once for a request made for a model of other sizes, and RuntimeError if logits are NaN. Computes
+    without gradients and in the model's own dtypes, even under torch.autocast.
     """
     _check_model(model, request)
-    return _decode(model, request, as_check(cancel))
+    cancelled = as_check(cancel)
+    if graphs is not None and graphs.supports(model.pos_embed.device) and request.num_groups:
+        return _replay_steps(model, request, cancelled, graphs)
+    return _decode(model, request, cancelled)
 
 
 def _decode(model: LPDModel, request: DecodeRequest, cancelled: Callable[[], bool]) -> Iterator[Tensor]:
@@ -128,14 +135,8 @@ def _replay(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs) -> Te
     layout, device = Layout.of(request), model.pos_embed.device
     with decoding_modes(device), graphs.lock:
         plan = layout.plan(model.config.num_tokens, device)
-
-        def capture() -> CapturedDecode[DecodeState]:
-            state = DecodeState(model, plan.capacity, layout.filters)
-            state.load(request, plan.places)
-            return graphs.capture(state, [partial(advance, state, step) for step in plan.steps])
-
         # A graph reads the weights at their addresses when it was captured.
-        captured = graphs.find(weights_of(model), layout, capture)
+        captured = graphs.find(weights_of(model), layout, partial(_to_capture, model, request, plan))
         if captured is None:
             return None
         state = captured.state
@@ -144,7 +145,50 @@ def _replay(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs) -> Te
             captured.replay()
             tokens = state.grid.clone()
         finally:
-            if device.type == "cuda":  # the next caller may use these buffers on another stream
-                torch.cuda.current_stream().synchronize()
+            _wait_for(device)  # the next caller may use these buffers on another stream
         state.check_drawn()
         return tokens
+
+
+def _replay_steps(
+    model: LPDModel, request: DecodeRequest, cancelled: Callable[[], bool], graphs: DecodeGraphs
+) -> Iterator[Tensor]:
+    """As `_decode`, by the graph of each step."""
+    layout, device = Layout.of(request), model.pos_embed.device
+    with ExitStack() as stack:
+        with decoding_modes(device):
+            plan = layout.plan(model.config.num_tokens, device)
+            weights, new = weights_of(model), partial(_to_capture, model, request, plan)
+            captured = stack.enter_context(graphs.lent(weights, layout, new))
+            if captured is not None:
+                stack.callback(_wait_for, device)
+                captured.state.load(request, plan.places)
+            pace, grid = Pace(device), undrawn(model, request)
+        if captured is None:
+            yield from _decode(model, request, cancelled)
+            return
+        for step, replay in zip(plan.steps, captured.replays(each_step=True), strict=True):
+            if cancelled():
+                return
+            with decoding_modes(device):
+                # The caller may have replaced weights meanwhile, which a graph would still read where they lay.
+                replay() if weights_of(model) == weights else advance(captured.state, step)
+                pace.keep()
+                grid.copy_(captured.state.grid)  # others will draw into that
+                if step is plan.steps[-1]:
+                    captured.state.check_drawn()
+            if step.num_query_rows:
+                yield grid
+
+
+def _to_capture(model: LPDModel, request: DecodeRequest, plan: Plan) -> CapturedDecode[DecodeState]:
+    """A decode of the request's layout, ready to be recorded."""
+    state = DecodeState(model, plan.capacity, Filters.of(request))
+    state.load(request, plan.places)
+    return CapturedDecode(state, [partial(advance, state, step) for step in plan.steps])
+
+
+def _wait_for(device: torch.device) -> None:
+    """Until a GPU has done what it was given; not where the garbage collector ends a decode amid a recording."""
+    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        torch.cuda.current_stream(device).synchronize()

@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lpd_ext.picture import open_image
 from lpd_tools.pictures import write_png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PREFIX = "lpd:"  # of the chunks' keywords
 _LONG = 200  # characters from which a chunk is compressed
@@ -33,6 +36,12 @@ def save_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> Non
     """Write the image with its settings, whole or not at all; its folder is made if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_png(path, partial(image.save, pnginfo=png_info(settings)))
+
+
+def save_figure(figure: Figure, path: Path, settings: Mapping[str, Any], dpi: int = 110) -> None:
+    """As `save_png`, of a figure of matplotlib's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_png(path, partial(figure.savefig, dpi=dpi, pil_kwargs={"pnginfo": png_info(settings)}))
 
 
 def read_settings(path: Path) -> tuple[Image.Image, dict[str, Any]]:

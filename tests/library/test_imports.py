@@ -53,7 +53,7 @@ LAYERS = (
         "lpd_ext.masks",
         "lpd_ext.picture",
     ),
-    ("lpd_ext.content", "lpd_ext.modes"),
+    ("lpd_ext.content", "lpd_ext.modes", "lpd_ext.pace"),
     ("lpd_ext._C",),
 )
 LEVEL = {room: level for level, rooms in enumerate(reversed(LAYERS)) for room in rooms}

@@ -24,12 +24,14 @@ def dependency_loss(
     group_sizes: Sequence[int],
     batch_size: int = 125,
     mutual_visibility: bool | None = None,
+    num_known: int = 0,
 ) -> Tensor:
     """Teacher-forced nats of each image, float64 [B]: Σ -log p(token | groups before), unguided.
 
     tokens int64 [B, N] in raster order; labels int64 [B], -1 for unconditional; orders int64 [B, N]; group_sizes sum to
-    N; mutual_visibility as in `LPDModel.forward`. On the same images the rise over N groups of one token is what
-    drawing tokens in parallel ignores. Raises ValueError for a shape or value that is out of range.
+    N; mutual_visibility as in `LPDModel.forward`. num_known: the first so many cells of each order are given, as the
+    known ones of an edit are, and cost nothing. On the same images the rise over N groups of one token is what drawing
+    tokens in parallel ignores. Raises ValueError for a shape or value that is out of range.
     """
     model.eval()
     parts = []
@@ -39,7 +41,7 @@ def dependency_loss(
         logits = model(*batch, mutual_visibility=mutual_visibility)
         in_order = tokens[part].gather(1, orders[part])
         nats = F.cross_entropy(logits.float().transpose(1, 2), in_order, reduction="none")
-        parts.append(nats.double().sum(1).cpu())
+        parts.append(nats[:, num_known:].double().sum(1).cpu())
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
 
 

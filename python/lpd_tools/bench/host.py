@@ -1,4 +1,4 @@
-"""What the host does before the first step of a decode, while a GPU would wait: the request, its key, its tables."""
+"""Times the host's work before the first step of a decode, in which a GPU waits: request, graph key, tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CPU = torch.device("cpu")
 
 
 def time_host(shape: Shape, batch: int, repeats: int) -> list[Result]:
-    """Times of a guided batch's request, which makes its orders, of the key of its graph, and of its loading."""
+    """Times a guided batch's request, which makes its orders, the key of its graph, and its loading."""
     torch.manual_seed(0)
     model = LPDModel(replace(shape.config, dim=64, heads=1)).eval()  # widths do not matter to the host
     num_tokens, labels = model.config.num_tokens, list(range(batch))

@@ -1,4 +1,4 @@
-"""Reads pictures of emoji from unpacked npm packages: which emoji there are, and each one's picture in each package."""
+"""Reads unpacked npm packages of emoji: the list of emoji, and the picture of each in each package."""
 
 from __future__ import annotations
 

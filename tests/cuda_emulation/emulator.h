@@ -53,11 +53,11 @@ struct Settings {
   size_t shared_limit = 227 * 1024;  // bytes per block, static and dynamic
 };
 
-// Of all launches that start afterwards.
+// Settings of all launches that start afterwards.
 Settings& settings();
 
-// Of the running CUDA thread and its device. By value: what kernels read through a reference would count as their
-// memory traffic.
+// Of the running CUDA thread and its device. By value: reads through a reference would count as the kernel's memory
+// traffic.
 uint3 thread_index();
 uint3 block_index();
 dim3 block_size();

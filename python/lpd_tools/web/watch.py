@@ -38,7 +38,8 @@ class StepClock:
 class Watch:
     """Shows the pictures of one request, from before its first step on.
 
-    before: the known part of edits, hidden pixels of other pictures. steps_to_wait: engine steps until its turn.
+    before: the picture shown until the first preview, such as the known part of an edit. steps_to_wait: engine steps
+    until its turn.
     """
 
     def __init__(self, clock: StepClock, request: DecodeRequest, before: Image.Image, steps_to_wait: int) -> None:

@@ -34,5 +34,5 @@ def available(root: Path = Path("/")) -> int | None:
 
 def _numbers(file: Path) -> dict[str, int]:
     """Parses lines of the form "name: number" into a dict."""
-    words = (line.replace(":", " ").split() for line in file.read_text().splitlines())
+    words = (line.replace(":", " ").split() for line in file.read_text(encoding="utf-8").splitlines())
     return {name: int(number) for name, number, *_ in words}

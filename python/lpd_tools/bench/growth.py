@@ -55,8 +55,8 @@ def _columns() -> list[str]:
 
 def append_point(path: Path, measured: Measured) -> None:
     """Appends a row to the CSV file, with the header if it is new."""
-    text = path.read_text() if path.exists() else ""
-    with path.open("a", newline="") as file:
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         if not text:
             writer.writerow(_columns())

@@ -52,7 +52,7 @@ def measure(
         seeds=0,
     )
     ctypes.CDLL(None).malloc_trim(0)  # memory freed by packing returns to the system
-    _CLEAR.write_text("5")  # and the peak starts anew
+    _CLEAR.write_text("5", encoding="utf-8")  # and the peak starts anew
 
     def clocked() -> float:
         start = time.perf_counter()
@@ -68,7 +68,7 @@ def measure(
 
 def _resident(field: str) -> int:
     """Returns the bytes resident now (VmRSS) or at their peak (VmHWM)."""
-    for line in _STATUS.read_text().splitlines():
+    for line in _STATUS.read_text(encoding="utf-8").splitlines():
         if line.startswith(field + ":"):
             return 1024 * int(line.split()[1])
     raise RuntimeError(f"{_STATUS} has no {field}")

@@ -52,10 +52,12 @@ class TokenizerConfig:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
+    """Returns GroupNorm with the published number of groups."""
     return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
 
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """Returns a 3x3 convolution that keeps the resolution."""
     return nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
 
@@ -139,6 +141,7 @@ class Level(nn.Module):
 
 
 def middle(channels: int) -> nn.ModuleList:
+    """Returns the blocks between encoder and codebook, or codebook and decoder."""
     return nn.ModuleList([ResBlock(channels, channels), AttnBlock(channels), ResBlock(channels, channels)])
 
 

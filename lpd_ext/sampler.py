@@ -12,10 +12,17 @@ from lpd_ext import ops
 from lpd_ext.cancel import Cancel, as_check
 from lpd_ext.cuda_graphs import CapturedDecode, DecodeGraphs, weights_of
 from lpd_ext.decode_state import DecodeState, Layout
+from lpd_ext.few_rows import chosen_products
 from lpd_ext.model import LPDModel
 from lpd_ext.modes import decoding_modes
 from lpd_ext.plan import Step
 from lpd_ext.request import DecodeRequest
+
+
+def begin(state: DecodeState) -> None:
+    """Compute what steps need of the weights as they are now; before the first step, and where weights have changed."""
+    if state.parts.few_rows is not None:
+        state.parts.few_rows.fold()
 
 
 def prefill(state: DecodeState, step: Step) -> None:
@@ -81,6 +88,7 @@ def _decode(model: LPDModel, request: DecodeRequest, cancelled: Callable[[], boo
         plan = layout.plan(model.config.num_tokens, device)
         state = DecodeState(model, plan.capacity, layout.filters)
         state.load(request, plan.places)
+        begin(state)
         plan.record_stream()
     for t, step in enumerate(plan.steps):
         if cancelled():
@@ -131,10 +139,11 @@ def _replay(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs) -> Te
         def capture() -> CapturedDecode[DecodeState]:
             state = DecodeState(model, plan.capacity, layout.filters)
             state.load(request, plan.places)
-            return graphs.capture(state, [partial(advance, state, step) for step in plan.steps])
+            first = [] if state.parts.few_rows is None else [partial(begin, state)]
+            return graphs.capture(state, [*first, *(partial(advance, state, step) for step in plan.steps)])
 
         # A graph reads the weights where they lay when it was captured.
-        captured = graphs.find(weights_of(model), layout, capture)
+        captured = graphs.find((weights_of(model), chosen_products()), layout, capture)
         if captured is None:
             return None
         state = captured.state

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -58,6 +59,30 @@ def test_half_precision_attention_uses_tensor_cores_and_asynchronous_copies(comp
         for kernel in of(compiled, f"group_attention_kernel<{dtype}"):
             for instruction in (r"\bHMMA\.16816", r"\bLDGSTS\.E\.BYPASS\.128\b", r"\bLDSM\b", STORE_128):
                 assert kernel.has(instruction), (kernel.name, kernel.architecture, instruction)
+
+
+FEW_ROWS = ("residual_linear_kernel", "normed_linear_kernel")
+
+
+def test_products_of_few_rows_use_tensor_cores_asynchronous_copies_and_pushes(compiled: list[Kernel]) -> None:
+    """From 9.0 on; before, they are empty."""
+    for prefix in FEW_ROWS:
+        for kernel in of(compiled, prefix):
+            has_clusters = int(kernel.architecture.removeprefix("sm_")) >= 90
+            for instruction in (r"\bHMMA\.16816", r"\bLDGSTS\.E\.BYPASS\.128\b", r"\bLDSM\b", r"\bSTAS\.128\b"):
+                assert kernel.has(instruction) == has_clusters, (kernel.name, kernel.architecture, instruction)
+            assert kernel.has(CLUSTER_BARRIER) == has_clusters
+
+
+def test_products_of_few_rows_wait_for_no_cluster_once_they_push(compiled: list[Kernel]) -> None:
+    """One barrier of the cluster, arrived at relaxed: no fence, and nothing is read from another block."""
+    for prefix in FEW_ROWS:
+        for kernel in of(compiled, prefix):
+            if int(kernel.architecture.removeprefix("sm_")) < 90:
+                continue
+            code = kernel.code
+            assert len(re.findall(r"\bUCGABAR_ARV\b", code)) == 1
+            assert not kernel.has(r"\bLD\.E|\bMEMBAR\.(ALL|SC)\.(GPU|SYS)"), (kernel.name, kernel.architecture)
 
 
 def test_fp32_attention_does_not_round_to_tf32(compiled: list[Kernel]) -> None:

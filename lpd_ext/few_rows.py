@@ -34,39 +34,43 @@ def chosen_products() -> str:
 
 
 class NormedLayer:
-    """A linear layer of LayerNorm(x), or GELU of it, with the slope and shift that it was last told to keep."""
+    """A linear layer of LayerNorm(x), or GELU of it, with the slope and shift that it was last told to keep.
+
+    Weights are looked up once, as linear.linear_step does it; what is written to them later is seen.
+    """
 
     def __init__(self, norm: nn.LayerNorm, linear: nn.Linear, gelu: bool = False) -> None:
-        self._norm, self._linear, self._gelu = norm, linear, gelu
+        self._weight, self._bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
+        self._gamma, self._beta, self._eps = norm.weight.detach(), norm.bias.detach(), norm.eps
+        self._gelu = gelu
         self._slope = self._shift = torch.empty(0)
 
     @property
     def out_features(self) -> int:
         """N."""
-        return self._linear.out_features
+        return len(self._weight)
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """The slope and the shift [N] of the weights as they are now."""
-        return ops.fold_layer_norm(self._linear.weight, self._norm.weight, self._norm.bias, self._linear.bias)
+        """Computes the slope and the shift [N] of the weights as they are now."""
+        return ops.fold_layer_norm(self._weight, self._gamma, self._beta, self._bias)
 
     def keep(self, slope: Tensor, shift: Tensor) -> None:
-        """Use these from now on."""
+        """Uses these from now on."""
         self._slope, self._shift = slope, shift
 
     def __call__(self, scaled: Tensor, statistics: Tensor) -> Tensor:
-        weight, eps = self._linear.weight, self._norm.eps
-        return ops.normed_linear(scaled, statistics, weight, self._slope, self._shift, eps, self._gelu)
+        return ops.normed_linear(scaled, statistics, self._weight, self._slope, self._shift, self._eps, self._gelu)
 
 
-@dataclass(frozen=True)
 class ResidualLayer:
     """A linear layer whose result is added to the residual stream, which `norm` follows."""
 
-    linear: nn.Linear
-    norm: nn.LayerNorm
+    def __init__(self, linear: nn.Linear, norm: nn.LayerNorm) -> None:
+        self._weight, self._bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
+        self._gamma = norm.weight.detach()
 
     def __call__(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return ops.residual_linear(x, rows, self.linear.weight, self.linear.bias, self.norm.weight)
+        return ops.residual_linear(x, rows, self._weight, self._bias, self._gamma)
 
 
 @dataclass(frozen=True)

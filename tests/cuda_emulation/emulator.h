@@ -1,5 +1,5 @@
 // Runs CUDA kernels on the CPU, one fiber per CUDA thread: what cuda.cuh is where LPD_CUDA_EMULATED is defined. See
-// README.md beside this file.
+// docs/design/emulator.md.
 //
 // Compile the kernels with
 //   -std=c++17 -O2 -x c++ -DLPD_CUDA_EMULATED -ffp-contract=off -Wno-unknown-pragmas -Itests/cuda_emulation
@@ -53,11 +53,11 @@ struct Settings {
   size_t shared_limit = 227 * 1024;  // bytes per block, static and dynamic
 };
 
-// Of all launches that start afterwards.
+// Settings of all launches that start afterwards.
 Settings& settings();
 
-// Of the running CUDA thread and its device. By value: what kernels read through a reference would count as their
-// memory traffic.
+// Of the running CUDA thread and its device. By value: reads through a reference would count as the kernel's memory
+// traffic.
 uint3 thread_index();
 uint3 block_index();
 dim3 block_size();

@@ -175,13 +175,13 @@ std::vector<LaunchCounts> stop_counting() {
   return std::exchange(counting.launches, {});
 }
 
-void begin_counted_grid(const char* name, dim3 grid_size, dim3 cluster_size, dim3 block_size) {
+void begin_counted_grid(const char* name, dim3 grid_dim, dim3 cluster_dim, dim3 block_dim) {
   if (!counting_is_on) return;
   LaunchCounts launch{};
   launch.kernel = name;
-  launch.grid = grid_size;
-  launch.cluster = cluster_size;
-  launch.block = block_size;
+  launch.grid = grid_dim;
+  launch.cluster = cluster_dim;
+  launch.block = block_dim;
   counting.touched.clear();
   counting.copying_blocks.clear();
   for (const Range& range : counting.ranges) {

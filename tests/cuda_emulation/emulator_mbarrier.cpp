@@ -1,8 +1,8 @@
 // Barriers in shared memory that count arrivals and bytes (mbarrier), and the stores to blocks of the cluster whose
 // bytes they count (st.async).
 //
-// What is stored may arrive at any time until the barrier says so. Here it spoils its target at once and arrives when
-// somebody waits for the barrier: both moments the hardware may choose between are seen as bad as they can be.
+// A store may arrive at any time until the barrier completes. Here it spoils its target at once and arrives when
+// somebody waits for the barrier, so both ends of what hardware may do are tested.
 #include <cstring>
 
 #include "emulator_state.h"

@@ -1,5 +1,5 @@
-// What the runtime keeps about the grid under way, for the parts of it that are in several files: emulator.cpp runs
-// blocks and threads, emulator_synchronization.cpp lets them wait for each other.
+// State of the running grid, shared by the runtime's files: emulator.cpp runs blocks and threads,
+// emulator_synchronization.cpp lets them wait for each other.
 #pragma once
 
 #include <array>
@@ -140,7 +140,7 @@ struct Missing {
 };
 Missing missing_at(const Mbarrier& barrier);
 
-// Of an address in shared memory of the cluster: its block's rank, and the check that this block runs.
+// Rank of the block that owns an address in the cluster's shared memory, and the check that this block runs.
 unsigned shared_rank(const void* address);
 Block& check_runs(const void* address, size_t bytes);
 

@@ -1,6 +1,5 @@
-// How threads wait for each other: barriers of a block and of a cluster, operations of a warp, and what fences and
-// atomics promise (emulator_mbarrier.cpp has mbarriers). To TSan an order exists only where release() and acquire()
-// stand here.
+// Synchronisation of threads: barriers of a block and of a cluster, operations of a warp, and the guarantees of fences
+// and atomics (emulator_mbarrier.cpp has mbarriers). TSan knows of an order only through release() and acquire() here.
 #include <cstdio>
 #include <cstring>
 
@@ -176,9 +175,9 @@ void rendezvous(const WarpOperation& operation, uint32_t mask, const void* in, v
   if (operation.orders_memory) acquire(token);
 }
 
-// What precedes a fence, an atomic in global memory, another block's atomic at the same address and a fence there come
-// in this order. Fences and atomics count for the whole block, as the threads of a block meet at barriers between them;
-// one that relies on a fence of another thread without a barrier is not found out.
+// Accesses before a fence, an atomic in global memory, another block's atomic at the same address and a fence there are
+// ordered. Fences and atomics count for the whole block, as its threads meet at barriers in between; a thread that
+// relies on another thread's fence without a barrier is not detected.
 void fence() {
   Block& block = *self->block;
   block.fenced = true;

@@ -23,7 +23,7 @@ from lpd_ext.weights_key import weights_of
 
 
 def begin(state: DecodeState) -> None:
-    """Computes what steps need of the weights as they are now; to be called before the first, and once weights change."""
+    """Computes what steps need of the weights as they are now; to be called before the first step."""
     if state.parts.few_rows is not None:
         state.parts.few_rows.fold()
 

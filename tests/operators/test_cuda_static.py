@@ -133,6 +133,8 @@ def test_launches_in_the_table_are_those_that_were_counted(compiled: list[Kernel
         "group_attention, L-256-20 step 15, B = 1, fp32": "group_attention_kernel<float, 64>",
         "embed_rows, L-256-20 step 15, B = 32, bf16": "embed_rows_kernel<BFloat16, VectorSlice>",
         "residual_layer_norm, L-256-20 step 15, B = 32, bf16": "residual_layer_norm_kernel<BFloat16, VectorSlice>",
+        "residual_linear, L fc2, 74 rows, bf16, sm_90": "residual_linear_kernel<BFloat16, 80>",
+        "normed_linear, L qkv, 74 rows, bf16, sm_90": "normed_linear_kernel<BFloat16, 80>",
     }.items():
         assert rows[kernel]["threads"] == counted[case]["threads"], case
         assert rows[kernel]["shared"] == counted[case]["shared_bytes"], case

@@ -126,8 +126,8 @@ def kernels() -> list[Kernel]:
             registers=used["REG"],
             stack=used["STACK"],
             local=used["LOCAL"],
-            # From 9.0 on the figure holds the 1 KiB that the system takes of every block.
-            shared=used["SHARED"] - (1024 if int(architecture.removeprefix("sm_")) >= 90 else 0),
+            # From 9.0 on the figure holds the 1 KiB that the system takes of every block, unless there is no more.
+            shared=max(used["SHARED"] - (1024 if int(architecture.removeprefix("sm_")) >= 90 else 0), 0),
             code="\n".join(code[architecture, symbol]),
         )
         for (architecture, symbol), used in sorted(resources.items())

@@ -37,6 +37,7 @@ LAYERS = (
     ("lpd_ext.decode_state", "lpd_ext.quantize", "lpd_ext.hub"),
     ("lpd_ext.request", "lpd_ext.published"),
     ("lpd_ext.model", "lpd_ext.tokenizer"),
+    ("lpd_ext.few_rows",),
     ("lpd_ext.linear", "lpd_ext.training_attention", "lpd_ext.orders"),
     ("lpd_ext.priority",),
     ("lpd_ext.ops", "lpd_ext.image_input"),

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from lpd_ext import LPDPipeline
 
 
-ONE_PICTURE = ("inpaint", "outpaint", "class-edit", "generate")  # commands whose files have one picture each
+# Commands whose files have one picture each.
+ONE_PICTURE = ("inpaint", "outpaint", "class-edit", "generate", "demo draw", "demo inpaint")
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,12 @@ def plan_again(
     pipe: LPDPipeline, picture: Image.Image, settings: dict[str, Any], sampling: Sampling, seed: int
 ) -> Drawing:
     """The drawing of one picture, an edit or not, from the file that it made and the settings in it."""
-    options = sampling.options()
+    options, size = sampling.options(), picture_size(pipe)
+    if "mask" in settings and (picture.height, picture.width) != size:
+        raise ValueError(
+            f"like: the file has {picture.width} x {picture.height} pixels, but the model draws {size[1]} x {size[0]}: "
+            "what is known of an edit is in its file as it was drawn"
+        )
     try:
         if "known_tokens" in settings:
             known = torch.tensor([settings["known_tokens"]], dtype=torch.int64)
@@ -138,7 +144,7 @@ def plan_again(
     if mask is None:
         return pipe.drawing(request)
     ((pixels,), _, _) = read_pictures(picture, "like")
-    fitted = fit_picture(pixels, picture_size(pipe), None, "like")
+    fitted = fit_picture(pixels, size, None, "like")
     return pipe.drawing(request, finish=Paste(fitted[None], mask))
 
 

@@ -10,13 +10,14 @@ from heapq import heappop, heappush
 
 from torch import Tensor
 
-from lpd_ext.cuda_graphs import DecodeGraphs, weights_of
+from lpd_ext.cuda_graphs import CapturedDecode, DecodeGraphs
 from lpd_ext.decode_state import DecodeState, Filters
 from lpd_ext.model import LPDModel
 from lpd_ext.modes import decoding_modes
 from lpd_ext.plan import Capacity, Place, Places, Schedule, plan_step
 from lpd_ext.request import DecodeRequest
 from lpd_ext.sampler import advance
+from lpd_ext.weights_key import weights_of
 
 _STEPS_KEPT = 256  # plans of steps that may come again
 
@@ -118,7 +119,7 @@ class ContinuousBatch:
         if mix in self._seen:
             with self._graphs.lock:
                 weights = weights_of(self._state.model)
-                captured = self._graphs.find(weights, mix, partial(self._graphs.capture, self._state, [run]))
+                captured = self._graphs.find(weights, mix, partial(CapturedDecode, self._state, [run]))
                 if captured is not None:
                     captured.replay()
         else:

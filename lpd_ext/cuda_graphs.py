@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
 
 from lpd_ext import _C
 
@@ -82,84 +81,49 @@ def _capture(run: Run, own: _OwnStream, pool: Any) -> Run:
     return _Recording(graph, own)
 
 
-def weights_of(model: nn.Module) -> Hashable:
-    """What a recorded decode takes from the model as it is: equal as long as the recording still holds.
-
-    That is where its weights lie, not their values, but for those that weights are computed from
-    (torch.nn.utils.parametrize); the plain attributes of modules of others, as adapters; and torch's TF32 setting.
-    """
-    # `model.parameters()` takes ten times as long, a millisecond of each decode.
-    found: list[Hashable] = [torch.backends.cuda.matmul.fp32_precision]
-    modules: list[tuple[nn.Module, bool]] = [(model, False)]
-    for module, computes in modules:  # which grows
-        for tensors in (module._parameters, module._buffers):
-            for tensor in tensors.values():
-                if tensor is not None:
-                    found.append(_Contents.of(tensor) if computes else tensor.data_ptr())
-                    found.append(tensor.dtype)
-        if computes or not _is_known(type(module).__module__):
-            found.append(plain_settings(module))
-        for name, child in module._modules.items():
-            if child is not None:
-                modules.append((child, computes or name == "parametrizations"))
-    return tuple(found)
-
-
-@dataclass(frozen=True)
-class _Contents:
-    """What a tensor holds: equal until it is written to, which writes to its `.data` do not tell."""
-
-    address: int
-    version: int
-    memory: Tensor = field(compare=False)  # kept, so that no other tensor comes to lie there
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> _Contents:
-        return cls(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.detach())
-
-
-@cache
-def _is_known(home: str) -> bool:
-    """Whether modules of types that are defined there have no attributes that a decode depends on."""
-    return home.startswith(("torch.nn.modules.", "lpd_ext."))
-
-
-def plain_settings(module: nn.Module) -> Hashable:
-    """The attributes of a module that are numbers, words, or lists and dicts of them, as an adapter's scale."""
-    return _plain(vars(module))
-
-
-def _plain(value: object) -> Hashable:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return tuple(map(_plain, value))
-    if isinstance(value, dict):
-        return tuple((key, _plain(entry)) for key, entry in value.items())
-    return ...
-
-
 @dataclass(frozen=True)
 class CapturedDecode(Generic[State]):
-    """The buffers of a decode and the recorded steps that work on them.
+    """The buffers of a decode, the steps that work on them, and what was recorded of these.
 
-    steps: what was recorded, kept for the memory that it reads; a recording knows addresses only.
+    steps: kept for the memory that they read too; a recording knows addresses only.
     """
 
     state: State
-    replays: Sequence[Run]
     steps: Sequence[Run]
+    _recorded: dict[bool, Sequence[Run]] = field(default_factory=dict)  # by whether each step has its own
+
+    def is_recorded(self, each_step: bool) -> bool:
+        """Whether as a whole, or each step by itself."""
+        return self._one_by_one(each_step) in self._recorded
+
+    def replays(self, each_step: bool) -> Sequence[Run]:
+        """What launches the steps again, one after the other, as they were recorded."""
+        return self._recorded[self._one_by_one(each_step)]
 
     def replay(self) -> None:
-        """Run all steps; the host does not wait for them."""
-        for run in self.replays:
+        """Run all steps, recorded as a whole; the host does not wait for them."""
+        for run in self.replays(each_step=False):
             run()
+
+    def record(self, each_step: bool, capture: Callable[[Sequence[Run]], Sequence[Run]]) -> None:
+        """Record them in one graph, or each in its own. Each runs once, or twice, on the state."""
+
+        def run_all() -> None:
+            for run in self.steps:
+                run()
+
+        one_by_one = self._one_by_one(each_step)
+        self._recorded[one_by_one] = capture(self.steps if one_by_one else [run_all])
+
+    def _one_by_one(self, each_step: bool) -> bool:
+        return each_step or len(self.steps) > MAX_STEPS_PER_GRAPH
 
 
 class DecodeGraphs:
     """Captured decodes of one model, by batch layout; beyond `limit` the least recently used one is dropped.
 
-    Each holds the caches of its batch. Hold `lock` from `find` until the device has ended: the buffers are shared.
+    Each holds the caches of its batch. Hold `lock` from `find` until the device has ended: the buffers are shared. A
+    decode that pauses between its steps has them `lent` instead.
     """
 
     def __init__(
@@ -170,12 +134,13 @@ class DecodeGraphs:
     ) -> None:
         if limit < 1:
             raise ValueError(f"limit must be >= 1, got {limit}")
-        self.lock = Lock()
+        self.lock = RLock()  # a lent decode may come back where the garbage collector finds its owner
         self._limit = limit
         self._capture = capture
         self._device_type = device_type
         self._weights: Hashable = None
         self._captured: OrderedDict[Hashable, CapturedDecode[Any]] = OrderedDict()
+        self._lent: Counter[Hashable] = Counter()
         self._failed: set[Hashable] = set()
 
     def __len__(self) -> int:
@@ -200,42 +165,61 @@ class DecodeGraphs:
         self._captured.clear()
 
     def find(
-        self, weights: Hashable, layout: Hashable, capture: Callable[[], CapturedDecode[State]]
+        self, weights: Hashable, layout: Hashable, new: Callable[[], CapturedDecode[State]], each_step: bool = False
     ) -> CapturedDecode[State] | None:
-        """The decode captured for `layout`, or the one that `capture` returns; with other weights none is kept.
+        """The decode captured for `layout`, or else what `new` returns, recorded as a whole or each step by itself.
 
-        None where capturing fails, of which a warning says why. It is tried again with other weights only, or where
-        memory was short.
+        With other weights than before none is kept. None where capturing fails, of which a warning says why. It is
+        tried again with other weights only, or where memory was short.
         """
         if weights != self._weights:
             self.clear()
             self._failed.clear()
             self._weights = weights
         captured = self._captured.pop(layout, None)
-        if captured is None and layout not in self._failed:
-            while len(self._captured) >= self._limit:
-                self._captured.popitem(last=False)  # before the new one asks for memory
+        if layout not in self._failed and (captured is None or not captured.is_recorded(each_step)):
+            if captured is None:
+                self._make_room()  # before the new one asks for memory
             begun = time.perf_counter()
             try:
-                captured = capture()
+                captured = new() if captured is None else captured
+                captured.record(each_step, self._capture)
                 log.info("recorded a batch layout as CUDA graphs in %.2f s", time.perf_counter() - begun)
             except Exception as error:
+                captured = None
                 if isinstance(error, torch.OutOfMemoryError):
                     self.clear()  # they hold the caches of several batches; one alone may fit
                 else:
                     self._failed.add(layout)
                 reason = f"{type(error).__name__}: {error}"
                 warnings.warn(f"decoding without a CUDA graph, which could not be captured: {reason}", stacklevel=2)
-        if captured is not None:
-            self._captured[layout] = captured
+        if captured is None or not captured.is_recorded(each_step):
+            return None
+        self._captured[layout] = captured
         return captured
 
-    def capture(self, state: State, steps: Sequence[Run]) -> CapturedDecode[State]:
-        """Record the steps, in one graph or, if there are many, in one each. Each runs once, or twice, on the state."""
+    @contextmanager
+    def lent(
+        self, weights: Hashable, layout: Hashable, new: Callable[[], CapturedDecode[State]]
+    ) -> Iterator[CapturedDecode[State] | None]:
+        """As `find` for each step by itself, for one owner who need not hold the lock; None while another has it."""
+        with self.lock:
+            captured = None
+            if layout in self._captured or not self._lent[layout]:
+                captured = self.find(weights, layout, new, each_step=True)
+            if captured is not None:
+                del self._captured[layout]
+                self._lent[layout] += 1
+        try:
+            yield captured
+        finally:
+            with self.lock:
+                if captured is not None:
+                    self._lent -= Counter((layout,))
+                    if weights == self._weights and layout not in self._captured:
+                        self._make_room()
+                        self._captured[layout] = captured
 
-        def run_all() -> None:
-            for run in steps:
-                run()
-
-        runs = [run_all] if len(steps) <= MAX_STEPS_PER_GRAPH else steps
-        return CapturedDecode(state, self._capture(runs), steps)
+    def _make_room(self) -> None:
+        while len(self._captured) >= self._limit:
+            self._captured.popitem(last=False)

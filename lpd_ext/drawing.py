@@ -89,7 +89,7 @@ class Drawing:
         output_type 'pil' gives a list of PIL images, 'np' uint8 [B, H, W, 3], 'pt' float [B, 3, H, W] in [-1, 1],
         'tokens' none. cancel: an event (such as threading.Event) or a callable, asked before each step; once it says
         so, the drawing ends, its memory is free, and the output is what was drawn until then, as `cancelled` tells.
-        Drawings that can be cancelled or have a callback run step by step, without CUDA graphs.
+        On a GPU, drawings that can be cancelled or have a callback replay a CUDA graph for each step, not one for all.
         """
         check_output_type(output_type)
         output_type = output_type or self.output_type
@@ -128,7 +128,7 @@ class Drawing:
         """The grids int64 [B, N] of all images after each group of each part; the same tensor each time."""
         grid = undrawn(self.model, self.request)
         for part in parts:
-            for drawn_so_far in decode(self.model, part.request, cancel):
+            for drawn_so_far in decode(self.model, part.request, cancel, self.graphs):
                 grid[part.rows] = drawn_so_far
                 yield grid
 

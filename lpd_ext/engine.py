@@ -23,12 +23,12 @@ from lpd_ext.continuous_batch import ContinuousBatch, RunningImage
 from lpd_ext.cuda_graphs import DecodeGraphs
 from lpd_ext.drawing import Drawing, LPDPipelineOutput
 from lpd_ext.handle import Handle, Preview
+from lpd_ext.pace import Pace
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.request import DecodeRequest
 
 logger = logging.getLogger(__name__)
 _GRAPHS_KEPT = 64  # each of one step, for a mix of images that came before
-_STEPS_IN_FLIGHT = 2  # how far the host may run ahead of a GPU: a cancelled image frees its place no later
 
 
 class EngineFullError(RuntimeError):
@@ -115,7 +115,7 @@ class Engine:
         self._running: list[_Part] = []
         self._closing = False
         self._device = pipe.model.pos_embed.device
-        self._in_flight: deque[torch.cuda.Event] = deque()
+        self._pace = Pace(self._device)
         self._pixel_jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._threads = [
             Thread(target=self._run, name="lpd-engine", daemon=True),
@@ -259,7 +259,7 @@ class Engine:
         begun = perf_counter()
         num_images = len(self._running)
         self._batch.advance()
-        self._keep_in_step()
+        self._pace.keep()
         for part in list(self._running):
             image = part.running
             assert image is not None
@@ -275,16 +275,6 @@ class Engine:
                 self._decode_later(show, part, self._batch.tokens(image))
         if self._on_step is not None:
             self._on_step(StepReport(perf_counter() - begun, num_images, len(self._waiting)))
-
-    def _keep_in_step(self) -> None:
-        """On a GPU, wait until it is no more than a few steps behind."""
-        if self._device.type != "cuda":
-            return
-        event = torch.cuda.Event()
-        event.record()
-        self._in_flight.append(event)
-        if len(self._in_flight) > _STEPS_IN_FLIGHT:
-            self._in_flight.popleft().synchronize()
 
     def _decode_later(self, function: Callable[[_Part, Tensor], None], part: _Part, tokens: Tensor) -> None:
         tokens = tokens.unflatten(0, self.pipe.model.config.grid)

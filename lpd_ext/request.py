@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,20 +98,22 @@ class DecodeRequest:
     def _check_label(self, b: int, label: object) -> int | None:
         if label is None:
             return None
-        number, classes = as_int(label, f"labels[{b}]"), self.config.num_classes
+        number, classes = label if type(label) is int else as_int(label, f"labels[{b}]"), self.config.num_classes
         if not 0 <= number < classes:
             raise ValueError(f"labels[{b}] must be None or an integer in [0, {classes}), got {number}")
         return number
 
     def _check_ints(self, name: str, low: int, end: int | None, allowed: str) -> None:
-        values = tuple(as_int(value, f"{name}[{b}]") for b, value in enumerate(getattr(self, name)))
+        given = enumerate(getattr(self, name))
+        values = tuple(value if type(value) is int else as_int(value, f"{name}[{b}]") for b, value in given)
         for b, value in enumerate(values):
             if value < low or (end is not None and value >= end):
                 raise ValueError(f"{name}[{b}] must be {allowed}, got {value}")
         self._set(name, values)
 
     def _check_reals(self, name: str, low: float, high: float, allowed: str) -> None:
-        values = tuple(as_real(value, f"{name}[{b}]") for b, value in enumerate(getattr(self, name)))
+        given = enumerate(getattr(self, name))
+        values = tuple(value if type(value) is float else as_real(value, f"{name}[{b}]") for b, value in given)
         for b, value in enumerate(values):
             if not low <= value <= high:  # nor NaN
                 raise ValueError(f"{name}[{b}] must be {allowed}, got {value}")
@@ -137,7 +140,7 @@ class DecodeRequest:
     def _checked_orders(self, num_known: list[int]) -> Tensor:
         order, known = self.order, None if self.known_tokens is None else self.known_tokens >= 0
         if isinstance(order, OrderPolicy):
-            seeds = torch.tensor(self.seeds, dtype=torch.int64, device=order.device)
+            seeds = torch.from_numpy(np.array(self.seeds, np.int64)).to(order.device)
             known = None if known is None else known.to(order.device)
             thresholds = order.proximity_threshold, order.repulsion_threshold
             orders = make_checked_orders(order.order, self.group_sizes, self.config.grid, seeds, known, *thresholds)
@@ -201,7 +204,6 @@ def check_orders(orders: Tensor, batch: int, num_tokens: int) -> None:
         raise ValueError(f"orders[{int(wrong[0])}] must be a permutation of 0..{num_tokens - 1}")
 
 
-@own_modes()
 def make_request(
     config: LPDConfig,
     labels: Sequence[int | None],
@@ -225,21 +227,22 @@ def make_request(
     the locality order; one seed s means s, s + 1, ...; None draws them from torch's generator. known_tokens and prefill
     are as in DecodeRequest. Raises ValueError or TypeError naming the wrong argument.
     """
-    batch = len(labels)
-    return DecodeRequest(
-        config=config,
-        labels=labels,
-        group_sizes=_group_sizes_of(_num_free(config, batch, known_tokens), num_inference_steps, group_sizes),
-        order=OrderPolicy() if order is None else order,
-        guidance_scale=_reals(guidance_scale, "guidance_scale", batch),
-        temperature=_reals(temperature, "temperature", batch),
-        top_k=_ints(top_k, "top_k", batch),
-        top_p=_reals(top_p, "top_p", batch),
-        seeds=seeds_for(seeds, batch),
-        guidance_schedule=per_image(guidance_schedule, "guidance_schedule", batch),
-        known_tokens=known_tokens,
-        prefill=prefill,
-    )
+    with own_modes():
+        batch = len(labels)
+        return DecodeRequest(
+            config=config,
+            labels=labels,
+            group_sizes=_group_sizes_of(_num_free(config, batch, known_tokens), num_inference_steps, group_sizes),
+            order=OrderPolicy() if order is None else order,
+            guidance_scale=_reals(guidance_scale, "guidance_scale", batch),
+            temperature=_reals(temperature, "temperature", batch),
+            top_k=_ints(top_k, "top_k", batch),
+            top_p=_reals(top_p, "top_p", batch),
+            seeds=seeds_for(seeds, batch),
+            guidance_schedule=per_image(guidance_schedule, "guidance_schedule", batch),
+            known_tokens=known_tokens,
+            prefill=prefill,
+        )
 
 
 def seeds_for(seeds: int | Sequence[int] | None, batch: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The `lpd` command line: every command, by group, and how what the library refuses is told."""
+"""The `lpd` command line: every command, by group, and the reporting of errors."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
 
 
 class FriendlyGroup(TyperGroup):
-    """What the library refuses is one sentence and exit status 2, not a traceback."""
+    """Reports errors of the library as one sentence with exit status 2 instead of a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

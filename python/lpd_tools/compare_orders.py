@@ -22,7 +22,7 @@ from lpd_tools.sampling import is_image_file
 
 @dataclass(frozen=True)
 class Orders:
-    """Which orders to draw: of each policy, or image of priorities, one for each seed."""
+    """The orders to draw: for each policy or image of priorities, one per seed."""
 
     policies: Sequence[str]
     grid: Grid
@@ -35,7 +35,7 @@ class Orders:
 
 
 def compare_orders(wanted: Orders, side_by_side: bool, output: Path) -> None:
-    """Draw them to a PNG file that carries their settings, and say how each policy's differ from the others'."""
+    """Draws orders to a PNG file that carries their settings, and prints how the policies differ."""
     grid, images = wanted.grid, len(wanted.seeds)
     free = _free_cells(wanted.mask, grid)
     num_free = int(free.sum())

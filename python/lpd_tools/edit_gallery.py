@@ -1,4 +1,4 @@
-"""`lpd edit-gallery`: rows of edits of one picture, with what each began from."""
+"""`lpd edit-gallery`: rows of edits of one picture, each after the picture that it starts from."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Given:
-    """What is edited, to what, and by which model."""
+    """The picture, the edits and the model."""
 
     image: Path
     mask: Path
@@ -44,7 +44,7 @@ class Given:
 
 
 def draw_gallery(given: Given, sampling: Sampling, images: int, seed: int, output: Path, force: bool) -> None:
-    """Draw the rows and write them; errors as the edits raise them, before anything is written."""
+    """Draws the rows and writes them; raises the edits' errors before anything is written."""
     check_output(output, ".png")
     check_overwrite(output, force)
     device, seeds = check_device(given.device), check_seeds(seed, images)
@@ -76,13 +76,13 @@ def _rows(pipe: LPDPipeline, given: Given, seeds: list[int], options: dict[str, 
 
 
 def _picture(pipe: LPDPipeline, given: Given) -> Tensor:
-    """The picture [3, H, W], stretched to the model's size."""
+    """Returns the picture [3, H, W], stretched to the model's size."""
     ((picture,), _, _) = read_pictures(given.image, "image")
     return fit_picture(picture, picture_size(pipe), "stretch", "image")
 
 
 def _begun_from(pipe: LPDPipeline, given: Given, drawing: Drawing) -> Image.Image:
-    """The picture that the first image of a row began from, hatched where it is painted."""
+    """Returns the picture that the first image of a row starts from, hatched where it is painted."""
     if isinstance(drawing.finish, Paste):
         picture, painted = drawing.finish.pictures[0], drawing.finish.share[0, 0] >= 1
     else:

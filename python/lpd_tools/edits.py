@@ -35,7 +35,7 @@ ONE_PICTURE = ("inpaint", "outpaint", "class-edit", "generate", "demo draw", "de
 
 @dataclass(frozen=True)
 class Edit:
-    """What the commands that edit are told in common."""
+    """The arguments that all editing commands share."""
 
     command: str
     label: str
@@ -51,9 +51,9 @@ class Edit:
 
 
 def draw_edit(edit: Edit, plan: Callable[..., Drawing], settings: dict[str, Any]) -> None:
-    """Draw plan(pipe, class_labels=..., **options) and write its images; settings: what else the files carry.
+    """Draws plan(pipe, class_labels=..., **options) and writes its images; settings: further entries of the files.
 
-    Raises ValueError, and writes nothing, where a file is in the way and not to be overwritten.
+    Raises ValueError, and writes nothing, if a file exists and is not to be overwritten.
     """
     outputs = numbered(edit.output, edit.images)
     for path in outputs:
@@ -80,7 +80,7 @@ def draw_edit(edit: Edit, plan: Callable[..., Drawing], settings: dict[str, Any]
 
 
 def draw_with_progress(draw: Callable[[StepCallback], LPDPipelineOutput]) -> LPDPipelineOutput:
-    """What draw(callback_on_step_end) returns, under a bar of the steps."""
+    """Returns draw(callback_on_step_end), showing a bar of the steps."""
     with Progress(console=new_console()) as progress:
         task = progress.add_task("Drawing", total=None)
 
@@ -91,12 +91,12 @@ def draw_with_progress(draw: Callable[[StepCallback], LPDPipelineOutput]) -> LPD
 
 
 def said(count: int) -> str:
-    """The count with its noun."""
+    """Returns a count with its noun."""
     return f"{count} image{'' if count == 1 else 's'}"
 
 
 def numbered(output: Path, count: int) -> list[Path]:
-    """The file, or for several images as many beside it: out_1.png, out_2.png, ..."""
+    """Returns the file, or for several images numbered ones beside it: out_1.png, out_2.png, ..."""
     if count == 1:
         return [output]
     digits = len(str(count))
@@ -104,15 +104,15 @@ def numbered(output: Path, count: int) -> list[Path]:
 
 
 def check_overwrite(path: Path, force: bool) -> None:
-    """ValueError if there is a file and it is not to be overwritten."""
+    """Raises ValueError if a file exists and is not to be overwritten."""
     if path.exists() and not force:
         raise ValueError(f"output {str(path)!r} exists: --force overwrites it")
 
 
 def known_settings(drawing: Drawing, row: int) -> dict[str, Any]:
-    """What draws an edit again from its own file: the known cells, and the pixels that were painted, as bits.
+    """Returns the settings that redraw an edit from its own file: the known cells, and the painted pixels as bits.
 
-    The others stand in the file; there is no mask where nothing was pasted.
+    The file holds the other pixels; there is no mask if nothing was pasted.
     """
     request = drawing.request
     assert request.known_tokens is not None
@@ -126,7 +126,7 @@ def known_settings(drawing: Drawing, row: int) -> dict[str, Any]:
 def plan_again(
     pipe: LPDPipeline, picture: Image.Image, settings: dict[str, Any], sampling: Sampling, seed: int
 ) -> Drawing:
-    """The drawing of one picture, an edit or not, from the file that it made and the settings in it."""
+    """Plans the drawing of one picture, edited or not, from its own file and the settings in it."""
     options, size = sampling.options(), picture_size(pipe)
     if "mask" in settings and (picture.height, picture.width) != size:
         raise ValueError(
@@ -149,7 +149,7 @@ def plan_again(
 
 
 def _unpacked(text: str, height: int, width: int) -> Tensor:
-    """The mask float32 [1, 1, H, W] of the bits that `known_settings` wrote."""
+    """Unpacks the mask float32 [1, 1, H, W] from the bits of `known_settings`."""
     bits = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
     if len(bits) != -(-height * width // 8):
         raise ValueError(f"{len(bits)} bytes are no mask of {width} x {height} pixels")
@@ -158,7 +158,7 @@ def _unpacked(text: str, height: int, width: int) -> Tensor:
 
 
 def parse_margins(text: str) -> int | tuple[int, ...]:
-    """The margins that a text means; ValueError for any other."""
+    """Parses margins; ValueError for any other text."""
     parts = [part.strip() for part in text.split(",")]
     if len(parts) not in (1, 4) or not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
         raise ValueError(f"margins must be a number or left,top,right,bottom, such as 8,0,8,0, got {text!r}")

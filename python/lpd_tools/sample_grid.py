@@ -1,4 +1,4 @@
-"""`lpd sample`: a labelled grid of images with their settings, or what another picture's settings draw again."""
+"""`lpd sample`: draws a labelled grid of images, from options or from the settings that another picture carries."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def draw_sample(
     like: Path | None,
     device: str,
 ) -> None:
-    """Draw and write; what is None comes from the settings in the file `like`, or is the default."""
+    """Draws and writes a grid; settings that are None come from the file `like`, or are the defaults."""
     check_output(output, ".png")
     where = check_device(device)
     console, start = new_console(), time.perf_counter()

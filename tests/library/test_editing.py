@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from recorder import Recorder
 from torch import Tensor
 
 from lpd_ext import editing, sampler
@@ -276,17 +277,9 @@ def test_edits_on_every_backend_and_in_graphs(backend: torch.device) -> None:
     """The operators of each backend draw what the graphs, kept and replayed, draw; known tokens stay."""
     pipe = LPDPipeline.from_pretrained(device=backend)
     unpack(pipe.model)  # packed weights are for the CPU's own kernels
-    captures = 0
-
-    def capture(runs: Any) -> Any:
-        nonlocal captures
-        captures += 1
-        for run in runs:
-            run()
-        return runs
-
+    recorder = Recorder()
     if backend.type == "cpu":
-        pipe._graphs = DecodeGraphs(capture=capture, device_type="cpu")
+        pipe._graphs = DecodeGraphs(capture=recorder, device_type="cpu")
     names = ["images", "masks", "class_labels", "seeds", "num_inference_steps", "guidance_scale"]
     edits = {name: value[:2] for name, value in many_edits().items() if name in names}
     edits["num_inference_steps"] = [1, 2]
@@ -295,11 +288,16 @@ def test_edits_on_every_backend_and_in_graphs(backend: torch.device) -> None:
         known = drawing.request.known_tokens
         assert known is not None
         replayed = drawing.run("tokens").tokens.flatten(1)
+        watched = drawing.run("tokens", callback_on_step_end=lambda *_: None).tokens.flatten(1)
         *_, eager = sampler.decode(pipe.model, drawing.request)
         assert torch.equal(replayed, eager)
+        assert torch.equal(watched, eager)
         assert torch.equal(replayed[known >= 0], known[known >= 0])
     assert len(pipe._graphs) == 1
-    assert captures == (1 if backend.type == "cpu" else 0)
+    if backend.type == "cpu":  # the whole, and each step
+        num_steps = max(schedule.num_steps for schedule in drawing.request.schedules)
+        assert num_steps == 4
+        assert (recorder.captures, recorder.replays) == (1 + num_steps, 2 * (1 + num_steps))
 
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [

@@ -48,11 +48,12 @@ LAYERS = (
         "lpd_ext.state_files",
         "lpd_ext.memory",
         "lpd_ext.cuda_graphs",
+        "lpd_ext.weights_key",
         "lpd_ext.cancel",
         "lpd_ext.masks",
         "lpd_ext.picture",
     ),
-    ("lpd_ext.content", "lpd_ext.modes"),
+    ("lpd_ext.content", "lpd_ext.modes", "lpd_ext.pace"),
     ("lpd_ext._C",),
 )
 LEVEL = {room: level for level, rooms in enumerate(reversed(LAYERS)) for room in rooms}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lpd_ext import memory, parts
-from lpd_ext.cuda_graphs import DecodeGraphs
+from lpd_ext.cuda_graphs import CapturedDecode, DecodeGraphs
 from lpd_ext.decode_state import Layout
 from lpd_ext.parts import bytes_of_images, parts_of
 from lpd_ext.pipeline import LPDPipeline
@@ -97,10 +97,10 @@ def test_a_captured_decode_has_its_memory_already(pipe: LPDPipeline, monkeypatch
     request = pipe.prepare([1] * 4, seeds=1, num_inference_steps=2)
     little_memory(monkeypatch, 0)
     graphs = DecodeGraphs(capture=lambda runs: list(runs), device_type="cpu")
-    graphs.find((), "another", lambda: graphs.capture(None, []))
+    graphs.find((), "another", lambda: CapturedDecode(None, []))
     assert len(parts_of(pipe.model, request, graphs)) == 4
     assert len(graphs) == 0  # what others hold is given back before
-    graphs.find((), Layout.of(request), lambda: graphs.capture(None, []))
+    graphs.find((), Layout.of(request), lambda: CapturedDecode(None, []))
     assert len(parts_of(pipe.model, request, graphs)) == 1
 
 

@@ -89,4 +89,4 @@ def test_no_clusters_where_every_multiprocessor_has_a_block() -> None:
 
 
 def test_the_documented_figures_are_the_committed_ones() -> None:
-    assert markdown(COMMITTED) in (Path(__file__).parents[2] / "docs/kernels.md").read_text()
+    assert markdown(COMMITTED) in (Path(__file__).parents[2] / "docs/design/kernels.md").read_text()

@@ -1,7 +1,7 @@
 """What the CUDA kernels move at the named shapes, counted by the emulator, beside the least they could.
 
-`python tests/support/cuda_traffic.py` writes the table that test_cuda_traffic.py compares with and docs/kernels.md
-quotes.
+`python tests/support/cuda_traffic.py` writes the table that test_cuda_traffic.py compares with and that
+docs/design/kernels.md quotes.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ CASES["sample_tokens, V = 131072, guided top-k top-p, bf16"] = lambda: sample_to
 
 
 def markdown(counted: dict[str, dict[str, int]]) -> str:
-    """The table of docs/kernels.md."""
+    """The table of docs/design/kernels.md."""
     rows = []
     for name, counts in counted.items():
         conflicts = f"{counts['wavefronts'] / counts['conflict_free']:.3f}" if counts["conflict_free"] else "none"

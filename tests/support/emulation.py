@@ -1,6 +1,6 @@
 """The CUDA kernels on the CPU: loads torch.ops.lpd_emulated, chooses how threads run, and counts what kernels move.
 
-`make emulated` builds the library; LPD_EMULATED_LIBRARY names another one. See cuda_emulation/README.md.
+`make emulated` builds the library; LPD_EMULATED_LIBRARY names another one. See docs/design/emulator.md.
 """
 
 from __future__ import annotations

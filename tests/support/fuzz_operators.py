@@ -266,7 +266,21 @@ def _near_boundary(probabilities: Tensor, seed: Tensor, cell: Tensor, token: Ten
     return near
 
 
+def _nothing_to_draw(before: Call, token: int) -> bool:
+    """Whether the twin refuses the logits of one token."""
+    rows = (before[name][token : token + 1] for name in ("conditional_row", "unconditional_row", "guidance"))
+    try:
+        reference.token_probabilities(before["logits"], *rows, before["temperature"][token : token + 1])
+    except RuntimeError:
+        return True
+    return False
+
+
 def _judge_tokens(before: Call, ours: Tensor) -> None:
+    none = ours == -1  # said by CUDA kernels, which cannot raise
+    assert all(_nothing_to_draw(before, token) for token in none.nonzero().flatten().tolist()), "a token was not drawn"
+    per_token = [name for name in before if name != "logits"]
+    before, ours = {**before, **{n: t if (t := before[n]) is None else t[~none] for n in per_token}}, ours[~none]
     mixed = [before[name] for name in ("logits", "conditional_row", "unconditional_row", "guidance", "temperature")]
     keys = before["seed"], before["cell"]
     possible = torch.zeros_like(ours, dtype=torch.bool)

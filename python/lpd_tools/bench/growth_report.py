@@ -1,4 +1,4 @@
-"""The picture and the tables of docs/growth.md, from what `lpd growth` measured and what decode_work counts."""
+"""The picture and the tables of docs/results/growth, from what `lpd growth` measured and what decode_work counts."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _H100 = Peaks("H100 SXM, bfloat16", 3.35e12, 989e12, 989e12, seconds_per_launch=
 
 
 def peaks_of(machine: Mapping[str, Any], dtype: str) -> Peaks:
-    """The machine measured, for linear layers of dtype; attention is in float32."""
+    """Returns the peaks of the measured machine for linear layers of dtype; attention is in float32."""
     return Peaks("measured", machine["bytes"], machine[dtype], machine[FLOAT32])
 
 
 def measured_series(measured: Mapping[Point, Measured], dtype: str) -> list[Series]:
-    """The series of one format, without the points that are not measured yet; none of fewer than two."""
+    """Returns the series of one format with at least two measured points, without the unmeasured ones."""
     kept = [
         replace(series, points=tuple(point for point in series.points if point in measured))
         for series in all_series(dtype)
@@ -45,7 +45,7 @@ def measured_series(measured: Mapping[Point, Measured], dtype: str) -> list[Seri
 def draw(
     measured: Mapping[Point, Measured], machine: Mapping[str, Any], path: Path, settings: Mapping[str, Any]
 ) -> None:
-    """A picture of two rows, seconds and memory, and a column for each of B, T, N and the parameters; with settings."""
+    """Draws two rows, seconds and memory, with a column for each of B, T, N and the parameters, and says the settings."""
     figure = Figure(figsize=(14, 6.4), layout="constrained")
     rows = figure.subplots(2, len(_AXES), sharex="col", sharey="row")
     for dtype in DTYPES:
@@ -93,19 +93,23 @@ def _short(value: float, _: object) -> str:
 
 
 def tables(measured: Mapping[Point, Measured], machine: Mapping[str, Any]) -> str:
-    """All tables of the page in Markdown, in its order, with an empty line between them."""
-    parts = (exponents_table(measured, machine), work_table(measured, machine), estimate_table(measured, machine))
-    return "\n\n".join(parts)
+    """Returns the page of all tables, in Markdown."""
+    parts = {
+        "Exponents": exponents_table(measured, machine),
+        "What is counted, and what was measured": work_table(measured, machine),
+        "Estimate for other machines": estimate_table(measured, machine),
+    }
+    return "\n\n".join(["# Growth: the tables", *(f"## {title}\n\n{table}" for title, table in parts.items())])
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:
-    """The power of x that y follows: least squares on logarithms."""
+    """Fits the power of x that y follows, by least squares on logarithms."""
     slope, _ = np.polyfit(np.log(np.asarray(x)), np.log(np.asarray(y)), 1)
     return float(slope)
 
 
 def exponents_table(measured: Mapping[Point, Measured], machine: Mapping[str, Any]) -> str:
-    """Each series' exponents at its last points, measured and counted."""
+    """Returns each series' exponents at its last points, measured and counted."""
     rows = []
     for dtype in DTYPES:
         for series in measured_series(measured, dtype):
@@ -125,7 +129,7 @@ def exponents_table(measured: Mapping[Point, Measured], machine: Mapping[str, An
 
 
 def work_table(measured: Mapping[Point, Measured], machine: Mapping[str, Any]) -> str:
-    """What lpd_l has to do in the decodes measured, and how near to the least time they came."""
+    """Returns the counted work of lpd_l in the measured decodes, and their times over the least time."""
     rows = []
     done = set()
     for series in measured_series(measured, FLOAT32):
@@ -154,7 +158,7 @@ def work_table(measured: Mapping[Point, Measured], machine: Mapping[str, Any]) -
 
 
 def estimate_table(measured: Mapping[Point, Measured], machine: Mapping[str, Any]) -> str:
-    """The least time of lpd_l, 256 px, 20 steps on machines that were not measured, and on the one that was."""
+    """Estimates the least time of lpd_l, 256 px, 20 steps, on the measured machine and on others."""
     config, sizes = LPDConfig.preset("lpd_l"), group_sizes(256, 20)
     rows = []
     for dtype in DTYPES:

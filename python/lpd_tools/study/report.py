@@ -1,4 +1,4 @@
-"""The pictures and the tables of docs/quality.md, from the CSV file that `lpd study` writes."""
+"""The pictures and the tables of docs/results/quality.md, from the CSV file that `lpd study` writes."""
 
 from __future__ import annotations
 

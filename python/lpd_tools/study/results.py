@@ -56,7 +56,7 @@ def append_result(path: Path, result: AtPoint) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists() or path.stat().st_size == 0
     names = [name for name in get_type_hints(type(result)) if name != "point"]
-    with path.open("a", newline="") as file:
+    with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         if new:
             writer.writerow([*(field.name for field in fields(result.point)), *names])

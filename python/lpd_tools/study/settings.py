@@ -16,7 +16,7 @@ class Study(Settings):
     A study that is broken off goes on where it was.
     """
 
-    out: str = setting(..., "path of the results, without suffix (docs/quality/8x8)")
+    out: str = setting(..., "path of the results, without suffix (docs/results/quality/8x8)")
     judge: str = setting(..., "a trained judge that was not used for tuning")
     model: str = setting("", "published model, hub id, folder or weight file (the bundled model if empty)")
     tokenizer: str = setting("", "tokenizer of a model that brings none: weight file, folder or hub id")

@@ -6,6 +6,7 @@ import csv
 import math
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -43,7 +44,9 @@ def draw_curves(config: Curves) -> Path:
     nats.set(title="transformer", xlabel="step", ylabel="nats per token")
     nats.legend()
     kind = Path(config.out).suffix[1:] or "png"
-    said = {"pnginfo": png_info({"command": "curves", **asdict(config)})}
+    options: dict[str, Any] = {"dpi": 120, "format": kind}
+    if kind == "png":
+        options["pil_kwargs"] = {"pnginfo": png_info({"command": "curves", **asdict(config)})}
     with complete_file(config.out) as temporary:
-        figure.savefig(temporary, dpi=120, format=kind, **({"pil_kwargs": said} if kind == "png" else {}))
+        figure.savefig(temporary, **options)
     return Path(config.out)

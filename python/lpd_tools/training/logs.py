@@ -1,4 +1,4 @@
-"""What a training tells while it runs: CSV tables, TensorBoard, pictures."""
+"""Logs of a training: CSV tables, TensorBoard, pictures."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ STEPS, EVALUATIONS = "steps.csv", "log.csv"
 class TrainingLogs:
     """steps.csv (losses), log.csv (tests), samples/*.png, and the same for TensorBoard, below `out`.
 
-    Rows after step `start` are those of a training that went on after its last checkpoint: they are removed. Not
-    `enabled`, in all processes but the first, it writes nothing.
+    Removes rows after step `start`, which a training wrote after its last checkpoint. Writes nothing unless `enabled`,
+    as in the first process.
     """
 
     def __init__(self, out: Path, start: int, *, tensorboard: bool, enabled: bool = True) -> None:
@@ -67,7 +67,7 @@ class TrainingLogs:
 
 
 def summary_writer(folder: Path, start: int) -> SummaryWriter:
-    """A TensorBoard writer that hides what earlier ones wrote after step `start`; ImportError naming the extra."""
+    """Returns a TensorBoard writer that hides earlier entries after step `start`; ImportError with the extra's name."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -78,7 +78,7 @@ def summary_writer(folder: Path, start: int) -> SummaryWriter:
 
 
 def append_csv(path: str | Path, row: Mapping[str, float | int | str]) -> None:
-    """Appends one row to a CSV log, with the header first in a new file; 9 digits tell every float32 from its like.
+    """Appends one row to a CSV log, with the header first in a new file; 9 digits distinguish all float32 values.
 
     Columns that the log lacks are added to it, empty in the rows before; those that the row lacks stay empty in it.
     """

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class Training:
-    """A task under way: its state, and how far it is. `fixed` is what a resumed training shares with its beginning.
+    """A running task: its state and progress. `fixed` are the settings that a resumed training must share.
 
     Made from the newest checkpoint in `out_dir`, if any. Raises ValueError and OSError as CheckpointFolder does.
     """
@@ -153,7 +153,7 @@ class Training:
 
 
 def check_progress(progress: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of how far the training is; ValueError or KeyError where it does not."""
+    """Reads a training's progress from a checkpoint; ValueError or KeyError if it is missing or wrong."""
     for name, kind in _PROGRESS.items():
         if not isinstance(progress[name], kind):
             raise ValueError(f"progress must have a {name} that is {kind.__name__}, got {progress[name]!r}")

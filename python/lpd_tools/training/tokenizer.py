@@ -52,7 +52,7 @@ def tokenizer_sizes(config: TokenizerTraining) -> TokenizerConfig:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """What one forward pass sees."""
+    """The input of one forward pass."""
 
     images: Tensor  # [B, 3, Hp, Wp] in [-1, 1]
     quantised: bool  # not yet in the warm-up, unless it starts from a tokenizer
@@ -180,7 +180,7 @@ class TokenizerTask:
         return self.readers["test"].pixels(self.test_index(count))
 
     def state(self) -> dict[str, Any]:
-        """The averages that make the codebook, and what images any process could not read."""
+        """Returns the averages behind the codebook, and the images that some process could not read."""
         found = self.group.gather({split: reader.unreadable for split, reader in self.readers.items()})
         for split, reader in self.readers.items():
             for theirs in found:

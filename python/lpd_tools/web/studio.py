@@ -1,4 +1,4 @@
-"""What the page does, without the page: one engine draws for all visitors, and each watches their own pictures."""
+"""The functions of the page, without the page: one engine draws for all visitors, each watching their own pictures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lpd_tools.web.visit import Choice, Visit, entry
 from lpd_tools.web.watch import Shown, StepClock, Watch
 
 ANY_CLASS = "any class"
-_TICK = 1.0  # seconds after which a visitor who waits hears again: only then is a page that was closed noticed
+_TICK = 1.0  # seconds between updates to a waiting visitor; a closed page is noticed at the next
 
 
 class Studio:
@@ -49,13 +49,13 @@ class Studio:
         self.engine = Engine(pipe, max_images, max_waiting=max_waiting, on_step=self.clock.on_step)
 
     def __enter__(self) -> Studio:
-        """The studio itself."""
+        """Returns the studio."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close the engine."""
+        """Closes the engine."""
         self.engine.close(finish=False)
 
     @property
@@ -66,20 +66,20 @@ class Studio:
         return height * stride, width * stride
 
     def class_name(self, label: int | None) -> str:
-        """For people."""
+        """Returns the name of a class for display."""
         if label is None:
             return ANY_CLASS
         return short_name(self.pipe.class_names[label]) if self.pipe.class_names else f"class {label}"
 
     async def draw(self, visit: Visit, choice: Choice) -> AsyncGenerator[Shown, None]:
-        """Begin one picture. This and the others raise ValueError for a wrong choice, EngineFullError for too many.
+        """Starts drawing a picture. Raises, like the others, ValueError for a wrong choice and EngineFullError if full.
 
-        What they return shows the picture forming; closing it cancels.
+        The returned iterator shows the picture forming; closing it cancels.
         """
         return await self.compare(visit, choice, [choice.order])
 
     async def compare(self, visit: Visit, choice: Choice, orders: Sequence[str]) -> AsyncGenerator[Shown, None]:
-        """Begin the same picture, its seed included, in several orders side by side."""
+        """Starts drawing the same picture, with the same seed, in several orders side by side."""
         (seed,) = seeds_for(choice.seed, 1)
         choices = [replace(choice, order=order, seed=seed) for order in orders]
         options = choice.options() | {"order": list(orders), "seeds": [seed] * len(orders)}
@@ -89,7 +89,7 @@ class Studio:
     async def inpaint(
         self, visit: Visit, choice: Choice, painting: Mapping[str, Any] | None
     ) -> AsyncGenerator[Shown, None]:
-        """Begin anew what is painted over; painting as in `painted.fitted`. Steps: at most one per cell to draw."""
+        """Starts redrawing the painted pixels; painting as in `painted.fitted`. Takes at most one step per cell."""
         picture, mask = fitted(painting, self.size)
         num_free = int(masked_cells(mask[None], self.pipe.tokenizer.config.stride).sum())
         (seed,) = seeds_for(choice.seed, 1)
@@ -136,7 +136,7 @@ class Studio:
 
 
 async def _with_ticks(handle: Handle) -> AsyncGenerator[Preview | None, None]:
-    """None at once and after each second without a preview, and the previews."""
+    """Yields the previews, and None at once and after each second without one."""
     yield None
     previews = aiter(handle)
     pending: asyncio.Future[Preview] = asyncio.ensure_future(anext(previews))

@@ -1,4 +1,4 @@
-"""One visitor of the page: what is being drawn for them, and what was."""
+"""One visitor of the page: their running drawing and their finished pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KEPT = 60  # pictures of a visitor; older ones are forgotten
 
 @dataclass(frozen=True)
 class Choice:
-    """What a visitor chose; label None: of any class; seed None: another one each time."""
+    """A visitor's choices; label None: any class; seed None: a new one each time."""
 
     label: int | None
     steps: int
@@ -27,7 +27,7 @@ class Choice:
     seed: int | None
 
     def options(self) -> dict[str, Any]:
-        """As `LPDPipeline.prepare` takes them, but for the label and the seed."""
+        """Returns the options of `LPDPipeline.prepare`, without the label and the seed."""
         return {
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
@@ -48,7 +48,7 @@ class Entry:
 def entry(
     picture: Image.Image, kind: str, class_name: str, choice: Choice, settings: Mapping[str, Any] | None = None
 ) -> Entry:
-    """The picture of a choice whose seed is known; kind: what was done, 'draw' or 'inpaint'.
+    """Makes the entry of a picture whose seed is known; kind: 'draw' or 'inpaint'.
 
     settings: what else `lpd sample --like` needs to draw it again.
     """
@@ -69,13 +69,13 @@ class Visit:
     entries: list[Entry] = field(default_factory=list)  # newest first
 
     def is_drawing(self) -> bool:
-        """Whether something is being drawn, or waits for its turn."""
+        """Whether a picture is being drawn or waits for its turn."""
         return self.handle is not None and not self.handle.done()
 
     def cancel(self) -> bool:
-        """Give up what is being drawn, which frees its places; False if there was nothing."""
+        """Cancels the running drawing, which frees its places; False if there is none."""
         return self.handle is not None and self.handle.cancel()
 
     def keep(self, entries: list[Entry]) -> None:
-        """Put finished pictures before the others."""
+        """Puts finished pictures before the others."""
         self.entries = [*entries, *self.entries][:_KEPT]

@@ -47,7 +47,7 @@ def overload(pipe: LPDPipeline, config: ServeBench) -> dict[str, Any]:
 
 def resident_bytes(pid: int) -> int:
     """Memory of a process that lies in RAM."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) << 10
     raise RuntimeError(f"process {pid} has ended")

@@ -33,5 +33,5 @@ def run(pipe: LPDPipeline, config: ServeBench) -> dict[str, Any]:
         say(f"{part}: {json.dumps(found[part], indent=1)}")
     if config.output:
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.output).write_text(json.dumps(found, indent=1) + "\n")
+        Path(config.output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found

@@ -19,9 +19,10 @@ from torch import Tensor
 from lpd_ext.drawing import Drawing, LPDPipelineOutput, StepCallback
 from lpd_ext.edit_plan import Paste, picture_size
 from lpd_ext.image_input import fit_picture, read_pictures
-from lpd_tools.checks import check_device, check_output, check_seeds
+from lpd_tools.checks import check_device, check_seeds
 from lpd_tools.console import new_console
 from lpd_tools.models import load_pipeline, parse_label
+from lpd_tools.outputs import picture_files
 from lpd_tools.png_settings import save_png
 from lpd_tools.sampling import Sampling
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 # Commands whose files have one picture each.
 ONE_PICTURE = ("inpaint", "outpaint", "class-edit", "generate", "demo draw", "demo inpaint")
+
+_FILES = {"inpaint": "inpainted.png", "outpaint": "outpainted.png", "class-edit": "class_edit.png"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Edit:
     dtype: str
     device: str
     sampling: Sampling
-    output: Path
+    output: Path | None
     images: int
     seed: int
     force: bool
@@ -55,10 +58,7 @@ def draw_edit(edit: Edit, plan: Callable[..., Drawing], settings: dict[str, Any]
 
     Raises ValueError, and writes nothing, if a file exists and is not to be overwritten.
     """
-    outputs = numbered(edit.output, edit.images)
-    for path in outputs:
-        check_output(path, ".png")
-        check_overwrite(path, edit.force)
+    outputs = picture_files(edit.output, _FILES[edit.command], edit.images, force=edit.force)
     device, seeds = check_device(edit.device), check_seeds(edit.seed, edit.images)
     console, start = new_console(), time.perf_counter()
     pipe = load_pipeline(edit.model, edit.tokenizer, edit.dtype, device)
@@ -93,20 +93,6 @@ def draw_with_progress(draw: Callable[[StepCallback], LPDPipelineOutput]) -> LPD
 def said(count: int) -> str:
     """Returns a count with its noun."""
     return f"{count} image{'' if count == 1 else 's'}"
-
-
-def numbered(output: Path, count: int) -> list[Path]:
-    """Returns the file, or for several images numbered ones beside it: out_1.png, out_2.png, ..."""
-    if count == 1:
-        return [output]
-    digits = len(str(count))
-    return [output.with_name(f"{output.stem}_{i + 1:0{digits}}{output.suffix}") for i in range(count)]
-
-
-def check_overwrite(path: Path, force: bool) -> None:
-    """Raises ValueError if a file exists and is not to be overwritten."""
-    if path.exists() and not force:
-        raise ValueError(f"output {str(path)!r} exists: --force overwrites it")
 
 
 def known_settings(drawing: Drawing, row: int) -> dict[str, Any]:

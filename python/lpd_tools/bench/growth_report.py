@@ -45,7 +45,7 @@ def measured_series(measured: Mapping[Point, Measured], dtype: str) -> list[Seri
 def draw(
     measured: Mapping[Point, Measured], machine: Mapping[str, Any], path: Path, settings: Mapping[str, Any]
 ) -> None:
-    """Draws two rows, seconds and memory, with a column for each of B, T, N and the parameters, and says the settings."""
+    """Draws two rows, seconds and memory, a column for each of B, T, N and the parameters, and says the settings."""
     figure = Figure(figsize=(14, 6.4), layout="constrained")
     rows = figure.subplots(2, len(_AXES), sharex="col", sharey="row")
     for dtype in DTYPES:

@@ -249,7 +249,7 @@ def test_no_module_makes_a_console_of_its_own() -> None:
 
 def test_a_path_that_cannot_be_encoded_is_shown_escaped(tmp_path: Path) -> None:
     output = os.fsencode(tmp_path) + b"/\xff.png"
-    command = [LPD.encode(), *b"orders raster --height 2 --width 2 --steps 2 -n 1 --output".split(), output]
+    command = [LPD.encode(), *b"orders raster --height 2 --width 2 --steps 2 -n 1 --force --output".split(), output]
     for encoding in ("ascii:strict", "ascii:surrogateescape", "utf-8:strict"):
         result = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding})
         assert result.returncode == 0, result.stderr

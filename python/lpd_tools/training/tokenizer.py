@@ -81,6 +81,7 @@ class TokenizerTask:
     """A VQ tokenizer with the images it learns; a `Task`."""
 
     name = "tokenizer"
+    command = "train-tokenizer"
 
     def __init__(self, config: TokenizerTraining, data: DataSet, size: int, group: Processes) -> None:
         self.config, self.data, self.group = config, data, group
@@ -109,7 +110,7 @@ class TokenizerTask:
         self._seen: list[tuple[Tensor, Tensor | None]] = []  # vectors [n, d] of this step, and their codes [n]
 
     def batch(self, step: int, rows: slice) -> ImageBatch:
-        """Those rows of the batch of `step`."""
+        """Returns the given rows of the batch of `step`."""
         index, flip = self.shuffle.batch(step), None
         if self.config.mirror:
             generator = step_generator(self.config.seed, step, stream=2)

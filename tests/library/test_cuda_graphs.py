@@ -282,7 +282,7 @@ def test_the_key_follows_modules_and_tensors_that_come_and_go(model: LPDModel, c
     def changed() -> None:
         keys.append(weights_of(model))
         assert weights_of(model) == keys[-1]
-        assert keys[-1] not in keys[:-1]
+        assert keys[-1] != keys[-2]  # earlier ones may come again, with memory that was freed
 
     fc1 = block.mlp.fc1
     block.mlp.fc1 = torch.nn.Linear(fc1.in_features, fc1.out_features)

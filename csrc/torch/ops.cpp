@@ -172,8 +172,8 @@ Tensor embed_rows(const Tensor& content_ids, const Tensor& positions, const Tens
   const int64_t rows = size32(num_id_rows(content_ids, "content_ids", content_index, "content_index", content_ids),
                               content_index.has_value() ? "content_index: R" : "content_ids: R");
   const int64_t position_rows = num_id_rows(positions, "positions", position_index, "position_index", content_ids);
-  check(position_rows == rows, position_index.has_value() ? "position_index" : "positions",
-        " must have shape [R] = [", rows, "], got [", position_rows, "]");
+  check(position_rows == rows, position_index.has_value() ? "position_index" : "positions", " must have shape [R] = [",
+        rows, "], got [", position_rows, "]");
   check_device(content, "content", content_ids);
   const lpd::DType dtype = float_dtype(content, "content");
   check_shape(content, "content", "[M, E]", {-1, -1});
@@ -403,7 +403,8 @@ void sample_step(const Tensor& logits, const Tensor& conditional_row, const Tens
                    images,
                    cells,
                    positions.numel()};
-  for (int64_t m = 0; m < tokens && values_readable(logits); ++m) {
+  // CUDA kernels look at the tables themselves.
+  for (int64_t m = 0; m < tokens && !on_cuda_kernels(logits); ++m) {
     check_step_values(params, m);
     check_sampling_values(params, m, logits.size(0));
   }

@@ -40,7 +40,7 @@ setup: torch  ## Virtual environment with torch, the library and the `lpd` comma
 	LPD_CUDA=$(or $(LPD_CUDA),$(if $(GPUS),AUTO,OFF)) $(BIN)/pip install --quiet '.[tools]'
 
 demo: setup  ## Draw a labelled grid of images with the bundled model
-	$(BIN)/lpd sample --output demo/grid.png
+	$(BIN)/lpd sample --output demo/grid.png --force
 
 # The inner loop: compiles what changed, without nvcc.
 check: torch build-tools lint emulated  ## Check style and types, and run the fast tests (3 minutes)

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -174,20 +173,33 @@ class Drawing:
 
     def _finished(self, tokens: Tensor, rows: Tensor) -> Tensor:
         with decoding_modes(tokens.device):
-            images = self._decoded(tokens[rows], self.tokenizer.config.stride)
-            if not bool(images.isfinite().all()):
-                raise RuntimeError("the tokenizer's decoder gave pixels that are not finite")
-            return images if self.finish is None else self.finish(images, rows)
+            return self._checked(self._decoded(tokens[rows], self.tokenizer.config.stride), rows)
+
+    def _checked(self, images: Tensor, rows: Tensor) -> Tensor:
+        if not bool(images.isfinite().all()):
+            raise RuntimeError("the tokenizer's decoder gave pixels that are not finite")
+        return images if self.finish is None else self.finish(images, rows)
 
     def _decoded(self, tokens: Tensor, side: int) -> Tensor:
         drawn = tokens >= 0
-        features = F.embedding(tokens.clamp(min=0), self.tokenizer.codes()) * drawn[..., None]
+        features = self.tokenizer.vectors(tokens.clamp(min=0)) * drawn[..., None]
         decoder = (
             PixelDecoder(self.tokenizer, self.pixel_dtype) if PixelDecoder.supports(self.tokenizer) else self.tokenizer
         )
         images = decoder.decode_features(features.permute(0, 3, 1, 2))
         pixels_drawn = drawn.repeat_interleave(side, 1).repeat_interleave(side, 2)
         return torch.where(pixels_drawn[:, None], images, 0.0)
+
+
+def pictures(wanted: Sequence[tuple[Drawing, Tensor, int]]) -> list[Image.Image]:
+    """The picture of each grid int64 [h, w], which is so many-th of a drawing's; all by the first one's tokenizer."""
+    first, tokens, _ = wanted[0]
+    with decoding_modes(tokens.device):
+        decoded = first._decoded(torch.stack([tokens for _, tokens, _ in wanted]), first.tokenizer.config.stride)
+        rows = torch.tensor([[row] for _, _, row in wanted], device=tokens.device)
+        finished = [drawing._checked(decoded[i, None], rows[i]) for i, (drawing, _, _) in enumerate(wanted)]
+        pixels = VQTokenizer.to_pixels(torch.cat(finished)).cpu().numpy()
+    return [Image.fromarray(image) for image in pixels]
 
 
 def _slices(count: int) -> list[slice]:

@@ -21,6 +21,7 @@ from lpd_ext.sampler import decode, generate
 from lpd_tools.checks import check_device, check_output, check_seeds
 from lpd_tools.console import say
 from lpd_tools.models import load_pipeline, parse_label
+from lpd_tools.outputs import check_overwrite
 from lpd_tools.progress import track
 from lpd_tools.sampling import Sampling
 
@@ -72,9 +73,11 @@ def animate_sample(
     images_per_label: int | None,
     seed: int,
     device: str,
+    force: bool,
 ) -> None:
     """Draws images of the labels in each order to compare and writes the animation, for `lpd sample --animate`."""
     check_output(path, ".webp", ".gif", name="animate")
+    check_overwrite(path, force, name="animate")
     pipe = load_pipeline(of_model["model"], of_model["tokenizer"], of_model["dtype"] or "", check_device(device))
     wanted = [parse_label(pipe, text) for text in labels] if labels else [0]
     per_image = [label for label in wanted for _ in range(images_per_label or 1)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,8 +16,7 @@ from lpd_ext.schedule import check_group_sizes, group_sizes, parse_group_sizes
 from lpd_tools.console import say
 from lpd_tools.draw_orders import draw_orders
 from lpd_tools.order_figures import apart_and_near
-from lpd_tools.pictures import write_png
-from lpd_tools.png_settings import png_info
+from lpd_tools.png_settings import save_figure
 from lpd_tools.sampling import is_image_file
 
 
@@ -73,10 +71,8 @@ def compare_orders(wanted: Orders, side_by_side: bool, output: Path) -> None:
         [titles[p][i] for p, i in places],
         columns=count if side_by_side else images,
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
     settings = asdict(wanted) | {"mask": None if wanted.mask is None else wanted.mask.name}
-    texts = {"pnginfo": png_info({"command": "orders", **settings})}
-    write_png(output, partial(figure.savefig, dpi=120, pil_kwargs=texts))
+    save_figure(figure, output, {"command": "orders", **settings}, dpi=120)
 
 
 def _free_cells(mask: Path | None, grid: Grid) -> Tensor:

@@ -15,10 +15,11 @@ from lpd_ext.drawing import Drawing
 from lpd_ext.edit_plan import Paste, picture_size, plan_inpaint, plan_outpaint, plan_variations
 from lpd_ext.image_input import fit_picture, read_pictures
 from lpd_ext.tokenizer import VQTokenizer
-from lpd_tools.checks import check_device, check_output, check_seeds
+from lpd_tools.checks import check_device, check_seeds
 from lpd_tools.console import new_console
-from lpd_tools.edits import check_overwrite, draw_with_progress, parse_margins
+from lpd_tools.edits import draw_with_progress, parse_margins
 from lpd_tools.models import load_pipeline, parse_label
+from lpd_tools.outputs import picture_files
 from lpd_tools.pictures import labelled_grid
 from lpd_tools.png_settings import save_png
 from lpd_tools.sampling import Sampling
@@ -43,10 +44,9 @@ class Given:
     device: str
 
 
-def draw_gallery(given: Given, sampling: Sampling, images: int, seed: int, output: Path, force: bool) -> None:
+def draw_gallery(given: Given, sampling: Sampling, images: int, seed: int, output: Path | None, force: bool) -> None:
     """Draws the rows and writes them; raises the edits' errors before anything is written."""
-    check_output(output, ".png")
-    check_overwrite(output, force)
+    (output,) = picture_files(output, "editing.png", force=force)
     device, seeds = check_device(given.device), check_seeds(seed, images)
     pipe = load_pipeline(given.model, given.tokenizer, given.dtype, device)
     steps, sampling = sampling.steps, sampling.resolved(pipe)

@@ -19,9 +19,10 @@ from torch import Tensor
 from lpd_ext.drawing import Drawing, LPDPipelineOutput, StepCallback
 from lpd_ext.edit_plan import Paste, picture_size
 from lpd_ext.image_input import fit_picture, read_pictures
-from lpd_tools.checks import check_device, check_output, check_seeds
+from lpd_tools.checks import check_device, check_seeds
 from lpd_tools.console import new_console
 from lpd_tools.models import load_pipeline, parse_label
+from lpd_tools.outputs import picture_files
 from lpd_tools.png_settings import save_png
 from lpd_tools.sampling import Sampling
 
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
     from lpd_ext import LPDPipeline
 
 
-ONE_PICTURE = ("inpaint", "outpaint", "class-edit", "generate")  # commands whose files have one picture each
+# Commands whose files have one picture each.
+ONE_PICTURE = ("inpaint", "outpaint", "class-edit", "generate", "demo draw", "demo inpaint")
+
+_FILES = {"inpaint": "inpainted.png", "outpaint": "outpainted.png", "class-edit": "class_edit.png"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Edit:
     dtype: str
     device: str
     sampling: Sampling
-    output: Path
+    output: Path | None
     images: int
     seed: int
     force: bool
@@ -54,10 +58,7 @@ def draw_edit(edit: Edit, plan: Callable[..., Drawing], settings: dict[str, Any]
 
     Raises ValueError, and writes nothing, if a file exists and is not to be overwritten.
     """
-    outputs = numbered(edit.output, edit.images)
-    for path in outputs:
-        check_output(path, ".png")
-        check_overwrite(path, edit.force)
+    outputs = picture_files(edit.output, _FILES[edit.command], edit.images, force=edit.force)
     device, seeds = check_device(edit.device), check_seeds(edit.seed, edit.images)
     console, start = new_console(), time.perf_counter()
     pipe = load_pipeline(edit.model, edit.tokenizer, edit.dtype, device)
@@ -94,20 +95,6 @@ def said(count: int) -> str:
     return f"{count} image{'' if count == 1 else 's'}"
 
 
-def numbered(output: Path, count: int) -> list[Path]:
-    """Returns the file, or for several images numbered ones beside it: out_1.png, out_2.png, ..."""
-    if count == 1:
-        return [output]
-    digits = len(str(count))
-    return [output.with_name(f"{output.stem}_{i + 1:0{digits}}{output.suffix}") for i in range(count)]
-
-
-def check_overwrite(path: Path, force: bool) -> None:
-    """Raises ValueError if a file exists and is not to be overwritten."""
-    if path.exists() and not force:
-        raise ValueError(f"output {str(path)!r} exists: --force overwrites it")
-
-
 def known_settings(drawing: Drawing, row: int) -> dict[str, Any]:
     """Returns the settings that redraw an edit from its own file: the known cells, and the painted pixels as bits.
 
@@ -126,7 +113,12 @@ def plan_again(
     pipe: LPDPipeline, picture: Image.Image, settings: dict[str, Any], sampling: Sampling, seed: int
 ) -> Drawing:
     """Plans the drawing of one picture, edited or not, from its own file and the settings in it."""
-    options = sampling.options()
+    options, size = sampling.options(), picture_size(pipe)
+    if "mask" in settings and (picture.height, picture.width) != size:
+        raise ValueError(
+            f"like: the file has {picture.width} x {picture.height} pixels, but the model draws {size[1]} x {size[0]}: "
+            "what is known of an edit is in its file as it was drawn"
+        )
     try:
         if "known_tokens" in settings:
             known = torch.tensor([settings["known_tokens"]], dtype=torch.int64)
@@ -138,7 +130,7 @@ def plan_again(
     if mask is None:
         return pipe.drawing(request)
     ((pixels,), _, _) = read_pictures(picture, "like")
-    fitted = fit_picture(pixels, picture_size(pipe), None, "like")
+    fitted = fit_picture(pixels, size, None, "like")
     return pipe.drawing(request, finish=Paste(fitted[None], mask))
 
 

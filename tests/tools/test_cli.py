@@ -249,7 +249,7 @@ def test_no_module_makes_a_console_of_its_own() -> None:
 
 def test_a_path_that_cannot_be_encoded_is_shown_escaped(tmp_path: Path) -> None:
     output = os.fsencode(tmp_path) + b"/\xff.png"
-    command = [LPD.encode(), *b"orders raster --height 2 --width 2 --steps 2 -n 1 --output".split(), output]
+    command = [LPD.encode(), *b"orders raster --height 2 --width 2 --steps 2 -n 1 --force --output".split(), output]
     for encoding in ("ascii:strict", "ascii:surrogateescape", "utf-8:strict"):
         result = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding})
         assert result.returncode == 0, result.stderr
@@ -315,7 +315,8 @@ def test_bench_prints_and_writes_figures() -> None:
     assert result.exit_code == 0, result.output
     figures = json.loads(Path("figures.json").read_text(encoding="utf-8"))
     names = [row["operator"] for row in figures["results"]]
-    assert set(ops.OPERATORS) <= set(names)
+    few_rows = {"residual_linear", "normed_linear", "fold_layer_norm"}  # in 16 bits, on GPUs
+    assert set(ops.OPERATORS) - few_rows <= set(names)
     assert all(len(row["seconds"]) == 3 and min(row["seconds"]) > 0 for row in figures["results"])
     assert all(name.strip() in result.output for name in names)
     assert figures["machine"]["lpd_ext"].startswith(__version__)

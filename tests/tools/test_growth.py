@@ -82,7 +82,7 @@ def test_a_process_that_fails_says_why() -> None:
 
 def test_the_picture_and_the_tables(tmp_path: Path) -> None:
     measured = {point: timed(point) for point in all_points()}
-    growth_report.draw(measured, MACHINE, tmp_path / "growth.png")
+    growth_report.draw(measured, MACHINE, tmp_path / "growth.png", {"command": "growth"})
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
     exponents = growth_report.exponents_table(measured, MACHINE).splitlines()
     assert exponents[2].startswith("| lpd_l with 4 blocks, float32 | B = 16, 32, 64 | 1.00 |")

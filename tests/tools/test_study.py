@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("typer")
 pytest.importorskip("rich")
@@ -159,7 +160,10 @@ def test_a_study_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
     # guidance 1 with two seeds.
     assert len(points) == 6 + 3 + 1 + 2
     for name in ("orders", "visibility", "knobs"):
-        assert (tmp_path / f"study_{name}.png").stat().st_size > 10_000
+        with Image.open(tmp_path / f"study_{name}.png") as image:
+            assert image.width == 1760
+            assert json.loads(image.text["lpd:command"]) == "study"
+            assert json.loads(image.text["lpd:steps"]) == [4, 10]
     text = (tmp_path / "study_tables.md").read_text()
     assert "| raster, T = 4 |" in text
     assert not (tmp_path / "study_times.json").exists()

@@ -119,6 +119,6 @@ def measure_growth(config: Growth) -> Path:
         folder / "growth.csv", all_points(), lambda p: measure_in_a_process(p, config.threads), config.minutes
     )
     peaks = read_json(described)
-    draw(measured, peaks, folder / "growth.png")
+    draw(measured, peaks, folder / "growth.png", {"command": "growth", "machine": peaks, **asdict(config)})
     write_text(folder / "growth_tables.md", tables(measured, peaks) + "\n")
     return folder

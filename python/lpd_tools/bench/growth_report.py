@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from lpd_ext.schedule import group_sizes
 from lpd_tools.bench.decode_work import BFLOAT16, FLOAT32, INT8, Peaks, bound_by_bytes, count, least_seconds
 from lpd_tools.bench.growth_series import DTYPES, Measured, Point, Series, all_series
 from lpd_tools.markdown import markdown_table
-from lpd_tools.pictures import write_png
+from lpd_tools.png_settings import save_figure
 
 _COLOURS = {FLOAT32: "tab:blue", INT8: "tab:orange"}
 _AXES = ("B", "T", "N", "parameters")
@@ -43,8 +42,10 @@ def measured_series(measured: Mapping[Point, Measured], dtype: str) -> list[Seri
     return [series for series in kept if len(series.points) > 1]
 
 
-def draw(measured: Mapping[Point, Measured], machine: Mapping[str, Any], path: Path) -> None:
-    """Draws two rows, seconds and memory, with a column for each of B, T, N and the parameters."""
+def draw(
+    measured: Mapping[Point, Measured], machine: Mapping[str, Any], path: Path, settings: Mapping[str, Any]
+) -> None:
+    """Draws two rows, seconds and memory, a column for each of B, T, N and the parameters, and says the settings."""
     figure = Figure(figsize=(14, 6.4), layout="constrained")
     rows = figure.subplots(2, len(_AXES), sharex="col", sharey="row")
     for dtype in DTYPES:
@@ -84,7 +85,7 @@ def draw(measured: Mapping[Point, Measured], machine: Mapping[str, Any], path: P
     figure.suptitle(
         "Solid: measured. Dotted: counted (least time at this machine's peaks; bytes that must lie in memory)"
     )
-    write_png(path, partial(figure.savefig, dpi=110))
+    save_figure(figure, path, settings)
 
 
 def _short(value: float, _: object) -> str:

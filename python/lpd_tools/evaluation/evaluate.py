@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.schedule import group_sizes
-from lpd_ext.state_files import complete_file
 from lpd_ext.tokenizer import VQTokenizer
 from lpd_tools.data.fashion_mnist import BORDER, CLASS_NAMES, centre_psnr, from_pixels
 from lpd_tools.data.image_source import evenly_spaced
@@ -44,6 +43,7 @@ from lpd_tools.evaluation.reference import Reference, balanced_sample, check_fea
 from lpd_tools.evaluation.report import picture
 from lpd_tools.evaluation.settings import Evaluation
 from lpd_tools.pictures import psnr
+from lpd_tools.png_settings import save_png
 from lpd_tools.progress import track
 
 RESULTS_FILE = "evaluation.json"
@@ -84,8 +84,8 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
     results |= rebuilt.measures
     results |= likelihoods(pipe, reference, config)
     write_results(results, Path(config.out) / RESULTS_FILE)
-    with complete_file(Path(config.out) / PICTURE_FILE) as temporary:
-        picture(generated[0], pipe.class_names).save(temporary, format="PNG")
+    said = {"command": "evaluate", **asdict(config), "sampling": results["sampling"]}
+    save_png(picture(generated[0], pipe.class_names), Path(config.out) / PICTURE_FILE, said)
     return results
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -97,18 +98,19 @@ def run_study(config: Study) -> Path:
     if config.times:
         time_points(pipe, sweeps.all_points(), times)
     if done:
-        report(done, sweeps, config.out, read_times(times))
+        report(done, sweeps, config, read_times(times))
     return table
 
 
-def report(measured: dict[Point, Measured], sweeps: Sweeps, out: str, times: Mapping[str, float]) -> None:
+def report(measured: dict[Point, Measured], sweeps: Sweeps, config: Study, times: Mapping[str, float]) -> None:
     """Draws the pictures and writes the tables of what is measured."""
     from lpd_tools.study.report import draw_knobs, draw_orders, draw_visibility, tables  # matplotlib only here
 
-    draw_orders(measured, sweeps, Path(f"{out}_orders.png"))
-    draw_visibility(measured, sweeps, Path(f"{out}_visibility.png"))
-    draw_knobs(measured, sweeps, Path(f"{out}_knobs.png"))
-    write_text(f"{out}_tables.md", tables(measured, sweeps, times) + "\n")
+    said = {"command": "study", **asdict(config)}
+    draw_orders(measured, sweeps, Path(f"{config.out}_orders.png"), said)
+    draw_visibility(measured, sweeps, Path(f"{config.out}_visibility.png"), said)
+    draw_knobs(measured, sweeps, Path(f"{config.out}_knobs.png"), said)
+    write_text(f"{config.out}_tables.md", tables(measured, sweeps, times) + "\n")
 
 
 def check_model(pipe: LPDPipeline) -> None:

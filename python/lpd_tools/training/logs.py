@@ -6,13 +6,14 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from lpd_ext.content import content_of
 from lpd_ext.state_files import complete_file
+from lpd_tools.png_settings import save_png
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -57,12 +58,10 @@ class TrainingLogs:
                 if key != "step":
                     self._writer.add_scalar(f"{Path(name).stem}/{key}", value, int(row["step"]))
 
-    def picture(self, pixels: np.ndarray, step: int) -> None:
-        """Stores a picture uint8 [height, width, 3] of what the network draws after `step` steps."""
+    def picture(self, pixels: np.ndarray, step: int, settings: Mapping[str, Any]) -> None:
+        """Stores a picture uint8 [height, width, 3] of what the network draws after `step` steps, with settings."""
         path = self.out / "samples" / f"step_{step:09d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with complete_file(path) as temporary:
-            Image.fromarray(pixels).save(temporary, format="png")
+        save_png(Image.fromarray(pixels), path, settings)
         if self._writer is not None:
             self._writer.add_image("samples", pixels, step, dataformats="HWC")
 

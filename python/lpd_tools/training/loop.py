@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ class Training:
                 if settings.sample_every and (self.done % settings.sample_every == 0 or last):
                     average = self.state.gathered_average(first)
                     if first and (picture := self.task.draw(average)) is not None:
-                        logs.picture(picture, self.done)
+                        said = {"command": self.task.command, "step": self.done, **asdict(settings)}
+                        logs.picture(picture, self.done, said)
                 if save_due or stop_asked or is_best or last:
                     path = self.save(is_best)
                     if stop_asked and not last:

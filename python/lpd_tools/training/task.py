@@ -27,6 +27,10 @@ class Task(Protocol):
         """The name of the trained network, in a word."""
 
     @property
+    def command(self) -> str:
+        """The name of the command that trains it."""
+
+    @property
     def network(self) -> nn.Module:
         """The module whose parameters are optimised."""
 

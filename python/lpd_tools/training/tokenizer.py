@@ -81,6 +81,7 @@ class TokenizerTask:
     """A VQ tokenizer with the images it learns; a `Task`."""
 
     name = "tokenizer"
+    command = "train-tokenizer"
 
     def __init__(self, config: TokenizerTraining, data: DataSet, size: int, group: Processes) -> None:
         self.config, self.data, self.group = config, data, group

@@ -101,6 +101,7 @@ class TransformerTask:
     """An LPD transformer with the tokens it learns; a `Task`."""
 
     name = "transformer"
+    command = "train"
 
     def __init__(self, config: LPDTraining, cache: TokenCache, device: torch.device) -> None:
         self.config, self.cache, self.device = config, cache, device

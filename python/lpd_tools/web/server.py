@@ -80,9 +80,10 @@ def create_app(studio: Studio) -> FastAPI:
 
 def run(pipe: LPDPipeline, name: str, config: Demo, bound: socket.socket) -> None:
     """Serves until SIGTERM or SIGINT, then deletes the pictures that Gradio wrote to files."""
+    of_model = {name: getattr(config, name) or None for name in ("model", "tokenizer", "dtype")}
     with (
         tempfile.TemporaryDirectory(prefix="lpd_demo_") as folder,
-        Studio(pipe, name, config.max_images, config.max_waiting) as studio,
+        Studio(pipe, name, config.max_images, config.max_waiting, of_model) as studio,
     ):
         os.environ["GRADIO_TEMP_DIR"] = folder
         settings = uvicorn.Config(

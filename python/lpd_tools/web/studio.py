@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +20,8 @@ from lpd_ext.masks import masked_cells
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.request import seeds_for
 from lpd_ext.tokenizer import VQTokenizer
+from lpd_tools.edits import known_settings
+from lpd_tools.sampling import Sampling
 from lpd_tools.web.painted import fitted
 from lpd_tools.web.visit import Choice, Visit, entry
 from lpd_tools.web.watch import Shown, StepClock, Watch
@@ -29,10 +31,20 @@ _TICK = 1.0  # seconds between updates to a waiting visitor; a closed page is no
 
 
 class Studio:
-    """A model and its engine. Use it in a `with` block; its end cancels what is being drawn."""
+    """A model and its engine. Use it in a `with` block; its end cancels what is being drawn.
 
-    def __init__(self, pipe: LPDPipeline, name: str, max_images: int = 8, max_waiting: int = 64) -> None:
-        self.pipe, self.name = pipe, name
+    of_model: the names that pictures carry of the model, its tokenizer and its dtype.
+    """
+
+    def __init__(
+        self,
+        pipe: LPDPipeline,
+        name: str,
+        max_images: int = 8,
+        max_waiting: int = 64,
+        of_model: Mapping[str, str | None] | None = None,
+    ) -> None:
+        self.pipe, self.name, self.of_model = pipe, name, dict(of_model or {})
         self.clock = StepClock()
         self.engine = Engine(pipe, max_images, max_waiting=max_waiting, on_step=self.clock.on_step)
 
@@ -95,10 +107,10 @@ class Studio:
             raise ValueError("a picture of yours is being drawn: wait for it, or cancel it")
         watch = Watch(self.clock, drawing.request, before, self.engine.steps_until_begun())
         visit.handle = self.engine.submit(drawing, previews=None)
-        return self._watch(visit, visit.handle, watch, kind, choices)
+        return self._watch(visit, visit.handle, watch, drawing, kind, choices)
 
     async def _watch(
-        self, visit: Visit, handle: Handle, watch: Watch, kind: str, choices: Sequence[Choice]
+        self, visit: Visit, handle: Handle, watch: Watch, drawing: Drawing, kind: str, choices: Sequence[Choice]
     ) -> AsyncGenerator[Shown, None]:
         try:
             async with aclosing(_with_ticks(handle)) as previews:
@@ -110,10 +122,17 @@ class Studio:
             output = handle.result()
         finally:
             handle.cancel()
-        names = [self.class_name(choice.label) for choice in choices]
-        drawn = zip(output.images, names, choices, strict=True)
-        visit.keep([entry(picture, kind, self.name, name, choice) for picture, name, choice in drawn])
-        yield watch.finished(output.images)
+        entries = [
+            entry(picture, kind, self.class_name(choice.label), choice, self._settings(drawing, b))
+            for b, (picture, choice) in enumerate(zip(output.images, choices, strict=True))
+        ]
+        visit.keep(entries)
+        yield watch.finished([entry.picture for entry in entries])
+
+    def _settings(self, drawing: Drawing, row: int) -> dict[str, Any]:
+        """What a picture of a drawing carries beside what was chosen for it."""
+        edit = {} if drawing.request.known_tokens is None else known_settings(drawing, row)
+        return self.of_model | Sampling.of_options(asdict(self.pipe.defaults)).settings() | edit
 
 
 async def _with_ticks(handle: Handle) -> AsyncGenerator[Preview | None, None]:

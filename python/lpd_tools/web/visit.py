@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from PIL import Image
 
 from lpd_ext.handle import Handle
+from lpd_tools.png_settings import PREFIX
 
 _KEPT = 60  # pictures of a visitor; older ones are forgotten
 
@@ -43,11 +45,16 @@ class Entry:
     choice: Choice
 
 
-def entry(picture: Image.Image, kind: str, model: str, class_name: str, choice: Choice) -> Entry:
-    """Makes the entry of a picture whose seed is known; kind: 'draw' or 'inpaint'."""
+def entry(
+    picture: Image.Image, kind: str, class_name: str, choice: Choice, settings: Mapping[str, Any] | None = None
+) -> Entry:
+    """Makes the entry of a picture whose seed is known; kind: 'draw' or 'inpaint'.
+
+    settings: what else `lpd sample --like` needs to draw it again.
+    """
     kept = picture.copy()
-    settings = {"command": f"demo {kind}", "model": model, "class": class_name, **asdict(choice)}
-    kept.info |= {f"lpd:{name}": json.dumps(value) for name, value in settings.items()}
+    said = {**(settings or {}), "command": f"demo {kind}", "class": class_name, **asdict(choice)}
+    kept.info |= {f"{PREFIX}{name}": json.dumps(value) for name, value in said.items()}
     steps = f"{choice.steps} step" + "s" * (choice.steps != 1)
     words = [class_name, steps, f"guidance {choice.guidance:g}", f"temperature {choice.temperature:g}", choice.order]
     caption = ", ".join([*words, f"seed {choice.seed}"]) + (", inpainted" if kind == "inpaint" else "")

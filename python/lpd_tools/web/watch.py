@@ -73,6 +73,8 @@ class Watch:
     def finished(self, pictures: Sequence[Image.Image]) -> Shown:
         """Returns the finished pictures."""
         self._pictures = [self._overlay(b, picture, self._totals[b]) for b, picture in enumerate(pictures)]
+        for shown, picture in zip(self._pictures, pictures, strict=True):
+            shown.info |= picture.info  # whoever saves it has the settings too
         seconds = perf_counter() - self._begun
         return self._shown(f"Drawn in {seconds:.2f} s: {max(self._totals)} steps, {self._pace()} each.", finished=True)
 

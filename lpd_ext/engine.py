@@ -19,9 +19,11 @@ from torch import Tensor
 from lpd_ext.checks import as_int, as_positive_int
 from lpd_ext.continuous_batch import ContinuousBatch, RunningImage
 from lpd_ext.cuda_graphs import DecodeGraphs
+from lpd_ext.decode_state import cache_bytes
 from lpd_ext.drawing import Drawing, LPDPipelineOutput
 from lpd_ext.handle import Handle, Preview
 from lpd_ext.pace import Pace
+from lpd_ext.parts import available
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.pixel_thread import PixelJob, PixelThread
 from lpd_ext.request import DecodeRequest
@@ -92,7 +94,10 @@ class Engine:
     Tokens are those of `pipe` alone with the same seed (on a GPU, GEMMs of other sizes round differently). Pictures are
     decoded in a thread of their own, several at once, beside the next steps. Use it in a `with` block, or `close` it.
 
-    on_step: called after each step, in the engine's thread. Raises ValueError for sizes below 1.
+    Weights that are replaced are used from the next step on; a model that is moved fails its requests.
+
+    on_step: called after each step, in the engine's thread. Raises ValueError for sizes below 1, and for a KV cache
+    that is larger than the memory that is there.
     """
 
     def __init__(
@@ -108,6 +113,7 @@ class Engine:
         self.max_images = as_positive_int(max_images, "max_images")
         self.max_waiting = as_positive_int(max_waiting, "max_waiting")
         self._on_step = on_step
+        self._check_memory()
         graphs = DecodeGraphs(limit=_GRAPHS_KEPT) if pipe.cuda_graphs else None
         self._batch = ContinuousBatch(pipe.model, self.max_images, graphs=graphs)
         self._changed = Condition()
@@ -121,6 +127,16 @@ class Engine:
         self._thread.start()
         atexit.register(self.close, finish=False)  # a thread that Python's end finds in a kernel takes the process down
         logger.info("engine: %d images at once, %.1f MB of KV cache", self.max_images, self.cache_bytes / 1e6)
+
+    def _check_memory(self) -> None:
+        """On a CPU memory that is not there would be given all the same, and missed while images are drawn."""
+        model = self.pipe.model
+        free, each = available(model.pos_embed.device), cache_bytes(model.config, model.pos_embed.dtype, images=1)
+        if (needed := self.max_images * each) > free:
+            raise ValueError(
+                f"max_images = {self.max_images} needs {needed} bytes of KV cache, but {int(free)} bytes of memory are "
+                f"available, enough for {int(free // each)} images"
+            )
 
     @property
     def cache_bytes(self) -> int:

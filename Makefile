@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 SOURCES := $(foreach suffix,h cpp cu cuh,'csrc/**.$(suffix)' 'tests/**.$(suffix)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-web emulated fuzz fuzz-asan lint format bench bench-cpp cuda-all cuda-table test-gpu bench-gpu clean
+.PHONY: help setup demo check test test-web emulated fuzz fuzz-asan lint format docs bench bench-cpp cuda-all cuda-table test-gpu bench-gpu clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -40,7 +40,7 @@ setup: torch  ## Virtual environment with torch, the library and the `lpd` comma
 	LPD_CUDA=$(or $(LPD_CUDA),$(if $(GPUS),AUTO,OFF)) $(BIN)/pip install --quiet '.[tools]'
 
 demo: setup  ## Draw a labelled grid of images with the bundled model
-	$(BIN)/lpd sample --output demo/grid.png
+	$(BIN)/lpd sample --output demo/grid.png --force
 
 # The inner loop: compiles what changed, without nvcc.
 check: torch build-tools lint emulated  ## Check style and types, and run the fast tests (3 minutes)
@@ -64,7 +64,7 @@ test-web:  ## Drive the page of `lpd demo` in headless Chromium (Debian's chromi
 	else $(MAKE) --no-print-directory drive-page; fi
 
 # A browser on a busy machine may be late: what fails is tried once more.
-DRIVE = LPD_CHROMIUM="$(CHROMIUM)" LPD_SCREENSHOT=docs/demo_page.png GOMP_SPINCOUNT=0 $(BIN)/pytest tests/web
+DRIVE = LPD_CHROMIUM="$(CHROMIUM)" LPD_SCREENSHOT=docs/guide/demo_page.png GOMP_SPINCOUNT=0 $(BIN)/pytest tests/web
 .PHONY: drive-page
 drive-page: $(if $(wildcard $(BIN)/lpd),,test-build)
 	$(BIN)/pip install --quiet 'playwright>=1.50'
@@ -106,7 +106,11 @@ format: lint-tools  ## Rewrite sources in the house style
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files $(SOURCES))
 
-bench: setup bench-cpp  ## Time kernels, operators, decodes and images; JSON in build/bench, and the README's tables
+docs: $(BIN)/python  ## Build the site from docs/ and the docstrings into build/site; a warning or a dead link fails
+	$(BIN)/pip install --quiet -r requirements-docs.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+bench: setup bench-cpp  ## Time kernels, operators, decodes and images; JSON in build/bench, and their tables
 	GOMP_SPINCOUNT=0 $(BIN)/lpd bench --part operators --part decode --part tokenizer --part image \
 	  --output build/bench/python.json
 	$(BIN)/lpd bench-tables build/bench/python.json build/bench/cpu.json

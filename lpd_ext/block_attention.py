@@ -1,4 +1,4 @@
-"""Attention of the teacher-forced pass on CUDA: FlexAttention, with a mask of the blocks that hold anything to see."""
+"""Attention of the teacher-forced pass on CUDA: FlexAttention with a block mask."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KEPT_BLOCK_MASKS = 32  # training draws one of at most 14 tables per step
 
 
 def block_attention(q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v over what each row sees, of [B, H, rows, D]."""
+    """Returns softmax(q k^T / sqrt(D)) v over the keys that each row sees; q, k, v are [B, H, rows, D]."""
     # Inside torch.compile it is compiled anyway.
     if torch.compiler.is_compiling():
         attended: Tensor = flex_attention(q, k, v, block_mask=block_mask)
@@ -26,7 +26,7 @@ def block_attention(q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask) -> T
 
 
 def training_block_mask(group_sizes: Sequence[int], mutual_visibility: bool, device: torch.device) -> BlockMask:
-    """`training_mask` as FlexAttention takes it, for every image and head; kept from call to call."""
+    """Returns `training_mask` as FlexAttention's block mask for all images and heads; cached."""
     block_mask: BlockMask = _cached_block_mask(tuple(group_sizes), mutual_visibility, device)
     return block_mask
 

@@ -1,4 +1,4 @@
-"""Cancelling what runs: an event, or a callable, that is asked between two steps."""
+"""Cancellation: an event or a callable, polled between two steps."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Protocol
 
 
 class Event(Protocol):
-    """What `threading.Event` and its kin have."""
+    """An object with `is_set`, such as `threading.Event`."""
 
     def is_set(self) -> bool:
-        """Whether to stop."""
+        """Returns True to stop."""
 
 
 Cancel = Event | Callable[[], object]
 
 
 def as_check(cancel: Cancel | None) -> Callable[[], bool]:
-    """A function that says whether to stop; TypeError for anything but None, an event or a callable."""
+    """Returns a function that returns True to stop; TypeError unless given None, an event or a callable."""
     if cancel is None:
         return lambda: False
     is_set = getattr(cancel, "is_set", cancel)

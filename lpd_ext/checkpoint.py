@@ -1,4 +1,4 @@
-"""Checkpoints: a published .pth, a safetensors file, a directory of ours or a hub id, to an LPDModel.
+"""Loads and saves models: published .pth files, safetensors files, and directories with a config.json.
 
 A directory holds `config.json` (model sizes, sampling defaults, class names), `model.safetensors` in the published
 layout and `tokenizer.safetensors`.
@@ -32,7 +32,7 @@ _PUBLISHED_HEAD_DIM = 64
 ModelDType = torch.dtype | Literal["int8"]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, "int8")
 _BLOCKS = "blocks."
-_MOST_READS = 64  # of a file while it is packed: what it costs is the square of the number of blocks otherwise
+_MOST_READS = 64  # of a file while it is packed: loading is quadratic in the number of blocks otherwise
 _MUTUAL_VISIBILITY = "mutual_visibility"  # in a file's metadata, where it is not as published
 _SCALE_SUFFIX = f".{SCALE}"
 _EARLIER_SCALE_SUFFIX = ".weight_scale"  # of int8 weights that were not rotated
@@ -48,15 +48,15 @@ def load_model(
     packed: bool = False,
     ema: bool = False,
 ) -> LPDModel:
-    """Load an LPD transformer in eval mode from a weight file or a directory with config.json.
+    """Loads an LPD transformer in eval mode from a weight file or a directory with config.json.
 
     grid resizes the position embedding to another (h, w). dtype is float32 (default), bfloat16, float16, or "int8":
-    linear layers rounded to int8, which is also what a file of int8 weights gives; on processors with AVX-512 VNNI they
-    multiply 3 to 4 times as fast as in float32, with AVX2 1.6 times. heads must be given where neither config.json, the
-    file's metadata nor a width that is a multiple of 64 (the published head dimension) tells it.
-    packed, on the CPU: lay the linear layers out for decoding (`linear.PackedLinear`), layer by layer, so that they are
-    never held twice. int8 and packed models are for inference. ema takes the averaged weights that a trainer's file
-    holds beside the model's. Raises FileNotFoundError or ValueError.
+    linear layers rounded to int8 (as they are in a file of int8 weights), which multiply 3 to 4 times as fast as in
+    float32 with AVX-512 VNNI and 1.6 times with AVX2. heads is required unless config.json or the file's metadata has
+    it, or the width is a multiple of 64, the published head dimension.
+    packed, on the CPU: packs the linear layers for decoding (`linear.PackedLinear`), one by one, so that they are never
+    held twice. int8 and packed models are for inference only. ema takes the averaged weights from a trainer's file.
+    Raises FileNotFoundError or ValueError.
     """
     if grid is not None:
         grid = as_grid(grid)
@@ -86,7 +86,7 @@ def _weight_file(path: Path) -> Path:
 def _weights_and_sizes(
     path: Path, grid: tuple[int, int] | None, heads: int | None, ema: bool
 ) -> tuple[dict[str, Tensor], LPDConfig]:
-    """The state dict of a weight file or folder, and the sizes that it says it has; for the arguments: `load_model`."""
+    """Returns the state dict of a weight file or folder and its config; arguments as in `load_model`."""
     if path.is_dir():
         config = model_config(read_config(path))
         if heads is not None and heads != config.heads:
@@ -99,7 +99,7 @@ def _weights_and_sizes(
 
 
 def _check_blocks(state: Mapping[str, Tensor], config: LPDConfig) -> None:
-    """ValueError for a block of config that the file does not have: what is made for it is no larger than the file."""
+    """Raises ValueError for a block that the file lacks, before anything larger than the file is allocated."""
     with torch.device("meta"):
         own = Block(config).state_dict()
     for name in (f"{_BLOCKS}{i}.{name}" for i in range(config.depth) for name in own):
@@ -110,7 +110,7 @@ def _check_blocks(state: Mapping[str, Tensor], config: LPDConfig) -> None:
 def _decoding_layers(
     state: Mapping[str, Tensor], dtype: ModelDType | None, device: torch.device, packed: bool
 ) -> type[DecodingLinear] | None:
-    """The kind of linear layers that the arguments of `load_model` ask for; None: torch's own."""
+    """Returns the kind of linear layers that the arguments of `load_model` ask for; None for torch's own."""
     if any(name.endswith(_EARLIER_SCALE_SUFFIX) for name in state):
         raise ValueError("the checkpoint has int8 weights of an earlier kind: make it again from one of float weights")
     stored_as_int8 = any(name.endswith(_SCALE_SUFFIX) for name in state)
@@ -130,7 +130,7 @@ def _load_part_by_part(
     layers: type[DecodingLinear],
     dtype: torch.dtype,
 ) -> LPDModel:
-    """A model with linear layers of that kind from a published-layout file; ValueError if it does not fit config.
+    """Builds a model with linear layers of that kind from a published-layout file; ValueError if it does not fit.
 
     Each block, and the rest, comes from a mapping of the file of its own, so that no more than one of them is held both
     as it was read and packed.
@@ -159,7 +159,7 @@ def _load_part_by_part(
         state = read()
         for i, block in enumerate(model.blocks):
             if i and i % together == 0:
-                state = read()  # what the file held of the blocks before is let go
+                state = read()  # releases the mapping of the blocks before
             load(block, known[i], _read_part(state, known[i], dtype))
         numbers = {prefix.split(".")[1] for prefix in known}
         names = (name for name in state if name.startswith(_BLOCKS))
@@ -172,7 +172,7 @@ def _load_part_by_part(
 
 
 def _read_part(state: Mapping[str, Tensor], prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Tensors below a prefix, without it; for "": those of no block. Floats come in dtype, int8 weights as they are."""
+    """Returns the tensors below a prefix, without it; for "", those of no block. Floats are cast to dtype."""
     part: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.startswith(prefix) if prefix else not name.startswith(_BLOCKS):
@@ -183,7 +183,7 @@ def _read_part(state: Mapping[str, Tensor], prefix: str, dtype: torch.dtype) -> 
 
 
 def _settings_of_file(path: Path, heads: int | None) -> tuple[int | None, tuple[int, int] | None, bool]:
-    """Heads, grid and mutual visibility, which no tensor shape tells.
+    """Returns heads, grid and mutual visibility, which the shapes of tensors do not determine.
 
     From the file's metadata, else from the config.json beside it.
     """
@@ -204,7 +204,7 @@ def _settings_of_file(path: Path, heads: int | None) -> tuple[int | None, tuple[
 def model_from_state_dict(
     state: Mapping[str, Tensor], config: LPDConfig, grid: tuple[int, int] | None = None
 ) -> LPDModel:
-    """An LPDModel that uses the tensors of a published-layout state dict; ValueError if they do not fit config."""
+    """Builds an LPDModel on the tensors of a published-layout state dict; ValueError if they do not fit config."""
     state = without_prefixes(state)
     model, config = _empty_model(state, config, grid)
     try:
@@ -217,7 +217,7 @@ def model_from_state_dict(
 def _empty_model(
     state: dict[str, Tensor], config: LPDConfig, grid: tuple[int, int] | None
 ) -> tuple[LPDModel, LPDConfig]:
-    """A model whose parameters the tensors of `state` shall become, which are resized to `grid`."""
+    """Builds a model without memory, ready to take the tensors of `state`, whose position embedding is resized."""
     if grid is not None and as_grid(grid) != config.grid:
         if "pos_embed" not in state:
             raise ValueError(f"the checkpoint does not fit {config}: pos_embed is missing")
@@ -230,7 +230,7 @@ def _empty_model(
 def infer_config(
     state: Mapping[str, Tensor], heads: int | None = None, grid: tuple[int, int] | None = None
 ) -> LPDConfig:
-    """Sizes of the model a published-layout state dict belongs to; its grid is `grid` if that fits, else square.
+    """Infers the config of a published-layout state dict; the grid is `grid` if that fits, else square.
 
     Raises ValueError naming what is missing, or asking for heads when the width does not tell.
     """
@@ -258,7 +258,7 @@ def infer_config(
 
 
 def resize_position_embedding(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Bicubic resize of pos_embed [1, 1 + h*w, E] to another grid; position 0, the condition, is kept."""
+    """Resizes pos_embed [1, 1 + h*w, E] bicubically to another grid; position 0, the condition, is kept."""
     if pos_embed.ndim != 3 or pos_embed.shape[1] != 1 + old[0] * old[1]:
         raise ValueError(f"pos_embed has shape {list(pos_embed.shape)}, but {old} needs {1 + old[0] * old[1]} rows")
     cells = pos_embed[:, 1:].float().unflatten(1, old).permute(0, 3, 1, 2)
@@ -268,7 +268,7 @@ def resize_position_embedding(pos_embed: Tensor, old: tuple[int, int], new: tupl
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The parsed config.json of a checkpoint directory; ValueError if it is not valid."""
+    """Parses the config.json of a checkpoint directory; ValueError if it is not valid."""
     file = directory / CONFIG_FILE
     if not file.is_file():
         raise FileNotFoundError(f"{str(directory)!r} has no {CONFIG_FILE}: not a checkpoint directory")
@@ -279,7 +279,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def model_config(config: Mapping[str, Any]) -> LPDConfig:
-    """The LPDConfig in a parsed config.json; ValueError if a field is missing or unknown."""
+    """Reads the LPDConfig from a parsed config.json; ValueError if a field is missing or unknown."""
     try:
         return LPDConfig(**config["model"])
     except (TypeError, ValueError) as error:
@@ -294,11 +294,11 @@ def save_model(
     dtype: torch.dtype | None = None,
     tokenizer: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write config.json and model.safetensors (floats in dtype if given, but for the scales of int8 weights).
+    """Writes config.json and model.safetensors (floats in dtype if given, but for the scales of int8 weights).
 
-    `extra` adds entries to config.json; tokenizer is a state dict to be written as tokenizer.safetensors. All files are
-    replaced when all are complete: what goes wrong before leaves the folder as it was. Raises TypeError or ValueError
-    for entries that config.json cannot hold.
+    `extra` adds entries to config.json; tokenizer is a state dict to be written as tokenizer.safetensors. The files
+    take their places only when all are complete, so a failed save leaves the folder as it was. Raises TypeError or
+    ValueError for entries that config.json cannot hold.
     """
     directory = Path(directory)
     text = _config_text(model.config, extra or {})
@@ -320,7 +320,7 @@ def save_model(
 
 
 def _config_text(config: LPDConfig, extra: Mapping[str, Any]) -> str:
-    """config.json; TypeError or ValueError naming the first entry of `extra` that JSON cannot hold."""
+    """Returns the text of config.json; TypeError or ValueError naming the first entry that JSON cannot hold."""
     for name, value in extra.items():
         try:
             json.dumps(value, allow_nan=False)

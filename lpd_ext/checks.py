@@ -1,4 +1,4 @@
-"""Checks of arguments: each returns the plain Python value, or raises TypeError or ValueError naming the argument."""
+"""Argument checks: each returns a plain Python value, or raises TypeError or ValueError with the argument's name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Grid = tuple[int, int]  # height, width, in cells
 
 
 def as_int(value: object, name: str) -> int:
-    """value as an int if it is an integer of any kind (numpy's and torch's too) but no bool, else TypeError."""
+    """Returns an integer of any kind (numpy's and torch's too) as an int; TypeError for others, and for a bool."""
     if type(value) is int:
         return value
     # A tensor has __index__ whatever it holds, and True and False have one in every library.
@@ -26,7 +26,7 @@ def as_int(value: object, name: str) -> int:
 
 
 def as_real(value: Any, name: str) -> float:
-    """value as a float if it is a real number of any kind (numpy's and torch's too) but no bool, else TypeError."""
+    """Returns a real number of any kind (numpy's and torch's too) as a float; TypeError for others, and for a bool."""
     if type(value) is float:
         return value
     number = as_scalar(value)
@@ -36,12 +36,12 @@ def as_real(value: Any, name: str) -> float:
 
 
 def as_scalar(value: Any) -> Any:
-    """The number that an array or tensor without dimensions holds; anything else as it is."""
+    """Unwraps an array or tensor without dimensions; returns anything else as it is."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def as_positive_int(value: object, name: str) -> int:
-    """value as an int >= 1; ValueError for anything else, as for what a file says."""
+    """Returns value as an int >= 1; ValueError for anything else, since such values come from files."""
     with suppress(TypeError):
         if (number := as_int(value, name)) >= 1:
             return number
@@ -49,7 +49,7 @@ def as_positive_int(value: object, name: str) -> int:
 
 
 def as_grid(grid: Sequence[int], most_cells: int | None = None) -> Grid:
-    """grid as a tuple (JSON gives a list); ValueError unless it is two integers >= 1, of no more cells than given."""
+    """Returns grid as a tuple (JSON gives a list); ValueError unless it is two integers >= 1 with few enough cells."""
     if not isinstance(grid, Sequence) or len(grid) != 2:
         raise ValueError(f"grid must be two integers (height, width) >= 1, got {grid!r}")
     try:
@@ -62,7 +62,7 @@ def as_grid(grid: Sequence[int], most_cells: int | None = None) -> Grid:
 
 
 def check_tensor(value: object, name: str, dtype: torch.dtype, shape: Sequence[int]) -> None:
-    """Raise TypeError unless value is a tensor, ValueError unless it has that dtype and shape."""
+    """Raises TypeError unless value is a tensor, ValueError unless it has that dtype and shape."""
     kind = str(dtype).removeprefix("torch.")
     if not isinstance(value, Tensor):
         article = "an" if kind.startswith("i") else "a"
@@ -72,7 +72,7 @@ def check_tensor(value: object, name: str, dtype: torch.dtype, shape: Sequence[i
 
 
 def per_image(value: Any, name: str, batch: int) -> list[Any]:
-    """value as a list of one entry per image: those given, or the one value for all of them."""
+    """Returns one entry per image: the given list, or the one value repeated."""
     value = as_scalar(value)
     values = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value] * batch
     if len(values) != batch:

@@ -1,4 +1,4 @@
-"""Classes by what people call them."""
+"""Looks up classes by name."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _SHOWN = 20  # names that an error lists
 
 
 def find_class(name: str, class_names: Sequence[str]) -> int:
-    """Index of the class with this name, or with this among its synonyms, which commas separate; in any case.
+    """Returns the index of the class with this name or comma-separated synonym, in any case.
 
-    Raises ValueError for a name that no class or several have, with those that are near.
+    Raises ValueError, with suggestions, if no class or several have the name.
     """
     if list(class_names).count(name) == 1:
         return class_names.index(name)
@@ -32,5 +32,5 @@ def find_class(name: str, class_names: Sequence[str]) -> int:
 
 
 def short_name(name: str) -> str:
-    """The first of a class's synonyms, for captions."""
+    """Returns the first of a class's synonyms, for captions."""
     return name.split(",")[0].strip()

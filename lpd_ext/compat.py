@@ -1,4 +1,4 @@
-"""Drop-in for the published LPD model object: the same `sample_tokens`, decoded by this library."""
+"""Drop-in for the published LPD model object: `sample_tokens` with the same signature, decoded by this library."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _LEAST_TOP_P = torch.finfo(torch.float32).tiny
 
 
 def accelerate(model: AnyModule, *, heads: int | None = None, packed: Packing = None) -> AnyModule:
-    """Replace `model.sample_tokens` by this library's decoder, under the published signature; returns the same model.
+    """Replaces `model.sample_tokens` by this library's decoder, with the published signature; returns the same model.
 
-    model is built as the published one, or a wrapper of DDP, torch.compile or PEFT around one. heads is needed where
-    neither the model nor a head dimension of 64 tells it.
+    model is built like the published one, or is such a model wrapped by DDP, torch.compile or PEFT. heads is required
+    unless the model has it or its head dimension is 64.
 
-    packed, on a CPU: decoding is faster from linear weights that are packed. True packs a second copy of them (1.3 GB
-    for lpd_l), False none, None (the default) where it takes no more than half of the memory that is free. "inplace"
-    packs the model's own layers, which then have no parameters, and can be called but not trained, until `restore`.
-    Other weights are shared, but for the embedding tables, which are copied.
+    packed, on a CPU: decoding is faster from packed linear weights. True packs a second copy of them (1.3 GB for
+    lpd_l), False none; None, the default, packs a copy if that takes at most half of the free memory. "inplace" packs
+    the model's own layers, which then have no parameters and can be called but not trained until `restore`. All other
+    weights are shared, except the embedding tables, which are copied.
 
-    Every call looks whether weights have changed and follows them: see docs/drop_in.md, also for adapters. Raises
+    Each call first checks for changed weights and follows them: see docs/guide/drop_in.md, also for adapters. Raises
     ValueError for a model that cannot be decoded, TypeError for a name and for a model of this library's own.
     """
     if not isinstance(model, nn.Module):
@@ -60,15 +60,15 @@ def accelerate(model: AnyModule, *, heads: int | None = None, packed: Packing = 
         drop_in.give_back()
         raise
     for module in reversed(models):
-        if getattr(module, _NAME, None) is not drop_in:  # torch.compile's wrapper shows the attributes of what it wraps
+        if getattr(module, _NAME, None) is not drop_in:  # torch.compile's wrapper shows inner attributes
             vars(module)[_NAME] = drop_in
     return model
 
 
 def restore(model: AnyModule) -> AnyModule:
-    """Undo `accelerate`: the model's own `sample_tokens` and, after "inplace", its own linear layers; returns it.
+    """Undoes `accelerate`: puts back the model's `sample_tokens` and, after "inplace", its linear layers; returns it.
 
-    Weights stay as they are now. Nothing to do where the model was not accelerated.
+    Weights keep their present values. Does nothing to a model that was not accelerated.
     """
     for module in unwrapped(model):
         if isinstance(vars(module).get(_NAME), SampleTokens):
@@ -77,11 +77,11 @@ def restore(model: AnyModule) -> AnyModule:
 
 
 class SampleTokens:
-    """The method `sample_tokens` of an accelerated model; copies and pickles of the model have one of their own."""
+    """`sample_tokens` of an accelerated model; copies and pickles of the model get their own."""
 
     def __init__(self, model: nn.Module, heads: int | None, packed: Packing) -> None:
         self._model, self._heads, self._packed = model, heads, packed
-        self._taken: list[tuple[PackedLinear, nn.Module]] = []  # packed in place, and the layer that was there
+        self._taken: list[tuple[PackedLinear, nn.Module]] = []  # packed in place, and the original layer
         self._forget()
 
     def _forget(self) -> None:
@@ -97,10 +97,10 @@ class SampleTokens:
         self._forget()
 
     def decoder(self) -> LPDModel:
-        """The decoder, with the weights that the model has now."""
+        """Returns the decoder with the model's present weights."""
         with self._lock:
             if self._mirror is None or not self._mirror.up_to_date():
-                self._mirror, self._graphs = None, DecodeGraphs()  # before memory is taken for others
+                self._mirror, self._graphs = None, DecodeGraphs()  # frees their memory before new is taken
                 if self._packed == "inplace":
                     self._take_layers()
                 self._mirror = Mirror(self._model, self._heads, self._shall_pack())
@@ -113,19 +113,19 @@ class SampleTokens:
         return free is None or needed <= free // 2
 
     def _packable(self) -> list[tuple[str, Tensor]]:
-        """Paths and weights of the linear layers that are plain and nothing else."""
+        """Returns paths and weights of the plain linear layers that can be packed."""
         depth = len(self._model.get_submodule("blocks")._modules)
         layers = [(path, module_at(self._model, path)) for path in linear_paths(depth)]
         weights = [(path, layer._parameters.get("weight")) for path, layer in layers if is_plain(layer)]
         return [(path, w) for path, w in weights if w is not None and can_pack(w.device, w.dtype)]
 
     def _take_layers(self) -> None:
-        """Put packed layers in the place of the model's own, whose weights are emptied."""
+        """Replaces the model's linear layers by packed ones and frees their weights."""
         uses = Counter(id(w) for module in self._model.modules() for w in module._parameters.values())
         for path, weight in self._packable():
             parent, name = owner_of(self._model, path)
             layer = parent.get_submodule(name)
-            if uses[id(weight)] > 1 or layer._modules:  # the weights of others too, or a bias that is computed
+            if uses[id(weight)] > 1 or layer._modules:  # weights shared with other layers, or a computed bias
                 continue
             bias = layer._parameters.get("bias")
             packed = PackedLinear(weight.shape[1], weight.shape[0], bias is not None)
@@ -136,8 +136,8 @@ class SampleTokens:
             self._taken.append((packed, layer))
 
     def give_back(self) -> None:
-        """Put the model's own linear layers back, with the weights that they have now."""
-        self._forget()  # it uses the packed ones
+        """Puts the model's own linear layers back, with their present weights."""
+        self._forget()  # the decoder uses the packed layers
         while self._taken:
             packed, layer = self._taken.pop()
             for parent in self._model.modules():
@@ -161,10 +161,10 @@ class SampleTokens:
         group_sizes: str | Sequence[int] | None = None,
         orders: Tensor | None = None,
     ) -> Tensor:
-        """Draw bsz images; int64 [bsz, N] in raster order. Random numbers follow torch's global generator.
+        """Draws bsz images: int64 [bsz, N] in raster order. Random numbers come from torch's global generator.
 
-        As published: cfg is any number, 1 leaves the unconditional branch out; temperature is at least 1e-5; top_k < 1
-        and top_p >= 1 are off, and top_p <= 0 leaves the most likely token.
+        As published: cfg is any number, and 1 leaves out the unconditional branch; temperature is at least 1e-5; top_k
+        < 1 and top_p >= 1 switch the filters off; top_p <= 0 keeps the most likely token alone.
         """
         decoder = self.decoder()
         num_tokens = decoder.config.num_tokens
@@ -205,7 +205,7 @@ def _check_integers(name: str, value: Tensor) -> None:
 
 
 def _check_attention_mask(mask: Tensor | None, group_sizes: Sequence[int]) -> None:
-    """Published callers pass the block-causal mask over [condition, groups]; here it is implied, so only checked."""
+    """Checks the block-causal mask over [condition, groups] that published callers pass; decoding implies it."""
     if mask is None:
         return
     if not isinstance(mask, Tensor):

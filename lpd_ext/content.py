@@ -1,6 +1,6 @@
-"""Where the content of a file becomes values that others trust: what is wrong with it is a ValueError naming the file.
+"""Reads files that may be damaged or hostile: faults in their content become a ValueError with the file's name.
 
-Nothing is read that is larger than it can be, and nobody but these functions has to know what a parser may raise.
+Sizes are bounded before anything is read, and callers need not know what a parser may raise.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _LONGEST_REASON = 2000  # characters
 
 @contextmanager
 def content_of(path: str | Path, fault: str = "cannot be used") -> Iterator[None]:
-    """What goes wrong in the block is a fault of the file's content: ValueError "path 'x' `fault`: why".
+    """Turns any error in the block into ValueError "path 'x' `fault`: why", as a fault of the file's content.
 
-    Errors of the system stay what they are, and name the file; a ValueError that names it already stays as it is.
+    Errors of the system keep their type, with the file's name; a ValueError that names the file stays as it is.
     """
     try:
         yield
-    except Warning:  # a caller's filter made an error of it
+    except Warning:  # a caller's filter turned the warning into an error
         raise
     except Exception as error:  # a damaged file can raise anything
         if isinstance(error, OSError):
@@ -38,29 +38,29 @@ def content_of(path: str | Path, fault: str = "cannot be used") -> Iterator[None
         raise ValueError(f"path {str(path)!r} {fault}: {reason(error)}") from error
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a file in UTF-8; ValueError for another encoding, and for more than any file of ours has.
+def read_text(path: str | Path, largest: int = _LARGEST_TEXT) -> str:
+    """Reads a UTF-8 file; ValueError for another encoding, and for more than `largest` bytes.
 
-    To be called in a block of `content_of`.
+    Call it inside a `content_of` block.
     """
     with Path(path).open("rb") as file:
-        content = file.read(_LARGEST_TEXT + 1)
-    if len(content) > _LARGEST_TEXT:
-        raise ValueError(f"path {str(path)!r} is larger than {_LARGEST_TEXT >> 20} MB")
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise ValueError(f"path {str(path)!r} is larger than {largest >> 20} MB")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"it is no text in UTF-8: {error}") from error
 
 
-def read_json(path: str | Path, fault: str = "is not valid JSON") -> Any:
-    """What a JSON file says; ValueError if it is none, see `content_of`."""
+def read_json(path: str | Path, fault: str = "is not valid JSON", largest: int = _LARGEST_TEXT) -> Any:
+    """Parses a JSON file; ValueError if it is not JSON or has more than `largest` bytes, see `content_of`."""
     with content_of(path, fault):
-        return json.loads(read_text(path))
+        return json.loads(read_text(path, largest))
 
 
 def reason(error: BaseException) -> str:
-    """Why a file cannot be read, in one line: without torch's advice to read what it refuses all the same."""
+    """Returns in one line why a file cannot be read, without torch's advice to load it unsafely."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
@@ -70,6 +70,6 @@ def reason(error: BaseException) -> str:
         return f"it pickles more than tensors{what}; save the state dict alone, torch.save(model.state_dict(), path)"
     if isinstance(error, KeyError):
         return f"{text} is missing"
-    if isinstance(error, ValueError):  # of this library, which may list what does not fit
+    if isinstance(error, ValueError):  # by this library, may list several mismatches
         return textwrap.shorten(text, _LONGEST_REASON, placeholder=" ...") or type(error).__name__
     return text.splitlines()[0] if text else type(error).__name__

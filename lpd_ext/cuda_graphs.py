@@ -1,4 +1,4 @@
-"""Decodes as CUDA graphs: captured once per batch layout, replayed with other orders, labels, seeds and settings."""
+"""Decodes as CUDA graphs: captured once per batch layout, replayed with any orders, labels, seeds and settings."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from threading import Lock, RLock
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
 
 from lpd_ext import _C
 
-# Up to this many steps make one graph; with more, the graph of a whole decode is slow to build and each has its own.
+# Up to this many steps form one graph; beyond, that graph would be slow to build, so each step has its own.
 MAX_STEPS_PER_GRAPH = 64
 
 log = logging.getLogger(__name__)
@@ -26,14 +24,14 @@ State = TypeVar("State")
 Run = Callable[[], None]
 
 
-_CAPTURING = Lock()  # CUDA has one capture under way per process
+_CAPTURING = Lock()  # CUDA allows one capture at a time per process
 
 
 class _OwnStream:
-    """A stream of the current GPU that nobody else launches to; once it is collected, the next recording may have it.
+    """A stream of the current GPU that nobody else launches to; reused by later captures once it is collected.
 
-    torch deals out 32 in turn, so one of them may be another thread's too. And the scratch memory of a stream's GEMMs
-    is shared by all that was recorded on it.
+    torch hands out 32 streams in turn, so one of them may belong to another thread too; and all captures on a stream
+    share the scratch memory of its GEMMs.
     """
 
     _free: ClassVar[dict[int, list[int]]] = {}
@@ -50,7 +48,7 @@ class _OwnStream:
 
 @dataclass(frozen=True)
 class _Recording:
-    """Launches again what was recorded."""
+    """Replays a capture."""
 
     graph: torch.cuda.CUDAGraph
     recorded_on: _OwnStream
@@ -60,10 +58,10 @@ class _Recording:
 
 
 def capture_cuda_graphs(runs: Sequence[Run]) -> Sequence[Run]:
-    """Record what each of `runs` launches on the current device; the results launch it again, on the same memory.
+    """Captures the launches of each of `runs` on the current device; the results replay them on the same memory.
 
-    Each runs once before. What they allocate comes from one pool: the results must be called one after the other.
-    Meanwhile other threads may launch kernels, but not draw from torch's CUDA generator.
+    Runs each once before. Allocations come from one pool, so the results must be called one after the other. During the
+    capture other threads may launch kernels, but not draw from torch's CUDA generator.
     """
     with _CAPTURING:
         own, pool = _OwnStream(), torch.cuda.graph_pool_handle()
@@ -75,97 +73,40 @@ def _capture(run: Run, own: _OwnStream, pool: Any) -> Run:
     stream.wait_stream(torch.cuda.current_stream())
     try:
         with torch.cuda.stream(stream):
-            run()  # libraries set themselves up in their first call, which cannot be recorded
+            run()  # libraries initialise in their first call, which cannot be captured
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 run()
-    finally:  # of a run that fails too: what it has launched works on memory that others get now
+    finally:  # after a failed run too: its launches use memory that others get now
         torch.cuda.current_stream().wait_stream(stream)
     return _Recording(graph, own)
 
 
-def weights_of(model: nn.Module) -> Hashable:
-    """What a recorded decode takes from the model as it is: equal as long as the recording still holds.
-
-    That is where its weights lie, not their values, but for those that weights are computed from
-    (torch.nn.utils.parametrize); the plain attributes of modules of others, as adapters; and torch's TF32 setting.
-    """
-    # `model.parameters()` takes ten times as long, a millisecond of each decode.
-    found: list[Hashable] = [torch.backends.cuda.matmul.fp32_precision]
-    modules: list[tuple[nn.Module, bool]] = [(model, False)]
-    for module, computes in modules:  # which grows
-        for tensors in (module._parameters, module._buffers):
-            for tensor in tensors.values():
-                if tensor is not None:
-                    found.append(_Contents.of(tensor) if computes else tensor.data_ptr())
-                    found.append(tensor.dtype)
-        if computes or not _is_known(type(module).__module__):
-            found.append(plain_settings(module))
-        for name, child in module._modules.items():
-            if child is not None:
-                modules.append((child, computes or name == "parametrizations"))
-    return tuple(found)
-
-
-@dataclass(frozen=True)
-class _Contents:
-    """What a tensor holds: equal until it is written to, which writes to its `.data` do not tell."""
-
-    address: int
-    version: int
-    memory: Tensor = field(compare=False)  # kept, so that no other tensor comes to lie there
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> _Contents:
-        return cls(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.detach())
-
-
-@cache
-def _is_known(home: str) -> bool:
-    """Whether modules of types that are defined there have no attributes that a decode depends on."""
-    return home.startswith(("torch.nn.modules.", "lpd_ext."))
-
-
-def plain_settings(module: nn.Module) -> Hashable:
-    """The attributes of a module that are numbers, words, or lists and dicts of them, as an adapter's scale."""
-    return _plain(vars(module))
-
-
-def _plain(value: object) -> Hashable:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return tuple(map(_plain, value))
-    if isinstance(value, dict):
-        return tuple((key, _plain(entry)) for key, entry in value.items())
-    return ...
-
-
 @dataclass(frozen=True)
 class CapturedDecode(Generic[State]):
-    """The buffers of a decode, the steps that work on them, and what was recorded of these.
+    """The buffers of a decode, the steps that use them, and the captures of these steps.
 
-    steps: kept for the memory that they read too; a recording knows addresses only.
+    steps: also kept for the memory that they read, since a capture holds addresses only.
     """
 
     state: State
     steps: Sequence[Run]
-    _recorded: dict[bool, Sequence[Run]] = field(default_factory=dict)  # by whether each step has its own
+    _recorded: dict[bool, Sequence[Run]] = field(default_factory=dict)  # key: whether each step has its own graph
 
     def is_recorded(self, each_step: bool) -> bool:
-        """Whether as a whole, or each step by itself."""
+        """Whether the decode is captured, as a whole or step by step."""
         return self._one_by_one(each_step) in self._recorded
 
     def replays(self, each_step: bool) -> Sequence[Run]:
-        """What launches the steps again, one after the other, as they were recorded."""
+        """Returns functions that replay the steps, one after the other."""
         return self._recorded[self._one_by_one(each_step)]
 
     def replay(self) -> None:
-        """Run all steps, recorded as a whole; the host does not wait for them."""
+        """Replays all steps, captured as a whole, without waiting for them."""
         for run in self.replays(each_step=False):
             run()
 
     def record(self, each_step: bool, capture: Callable[[Sequence[Run]], Sequence[Run]]) -> None:
-        """Record them in one graph, or each in its own. Each runs once, or twice, on the state."""
+        """Captures the steps in one graph, or each in its own; runs each once or twice on the state."""
 
         def run_all() -> None:
             for run in self.steps:
@@ -179,10 +120,10 @@ class CapturedDecode(Generic[State]):
 
 
 class DecodeGraphs:
-    """Captured decodes of one model, by batch layout; beyond `limit` the least recently used one is dropped.
+    """Captured decodes of one model, by batch layout; drops the least recently used one beyond `limit`.
 
-    Each holds the caches of its batch. Hold `lock` from `find` until the device has ended: the buffers are shared. A
-    decode that pauses between its steps has them `lent` instead.
+    Each holds the KV caches of its batch. Hold `lock` from `find` until the device is done, since the buffers are
+    shared. A decode that pauses between its steps borrows them by `lent` instead.
     """
 
     def __init__(
@@ -193,7 +134,7 @@ class DecodeGraphs:
     ) -> None:
         if limit < 1:
             raise ValueError(f"limit must be >= 1, got {limit}")
-        self.lock = RLock()  # a lent decode may come back where the garbage collector finds its owner
+        self.lock = RLock()  # the garbage collector may return a lent decode in any thread
         self._limit = limit
         self._capture = capture
         self._device_type = device_type
@@ -206,11 +147,11 @@ class DecodeGraphs:
         return len(self._captured)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, as of a pipeline, starts empty: recorded launches belong to the memory they were recorded on."""
+        """Copies and pickles start empty: captured launches belong to the memory that they were captured on."""
         return DecodeGraphs, (self._limit, self._capture, self._device_type)
 
     def supports(self, device: torch.device) -> bool:
-        """Whether work on this device can be captured: the plain twins of a build without CUDA kernels cannot."""
+        """Whether decodes on this device can be captured; the plain twins of a build without CUDA kernels cannot."""
         if device.type == "cuda" and not _C.build_config()["cuda_architectures"]:
             return False
         return device.type == self._device_type
@@ -220,16 +161,16 @@ class DecodeGraphs:
         return layout in self._captured
 
     def clear(self) -> None:
-        """Give the memory of all captured decodes back."""
+        """Frees the memory of all captured decodes."""
         self._captured.clear()
 
     def find(
         self, weights: Hashable, layout: Hashable, new: Callable[[], CapturedDecode[State]], each_step: bool = False
     ) -> CapturedDecode[State] | None:
-        """The decode captured for `layout`, or else what `new` returns, recorded as a whole or each step by itself.
+        """Returns the decode captured for `layout`, or captures what `new` returns, as a whole or step by step.
 
-        With other weights than before none is kept. None where capturing fails, of which a warning says why. It is
-        tried again with other weights only, or where memory was short.
+        Drops all captures if the weights have changed. Returns None, with a warning that says why, if capturing fails;
+        it is tried again only with other weights, or if memory was short.
         """
         if weights != self._weights:
             self.clear()
@@ -238,7 +179,7 @@ class DecodeGraphs:
         captured = self._captured.pop(layout, None)
         if layout not in self._failed and (captured is None or not captured.is_recorded(each_step)):
             if captured is None:
-                self._make_room()  # before the new one asks for memory
+                self._make_room()  # before the new one allocates memory
             begun = time.perf_counter()
             try:
                 captured = new() if captured is None else captured
@@ -247,7 +188,7 @@ class DecodeGraphs:
             except Exception as error:
                 captured = None
                 if isinstance(error, torch.OutOfMemoryError):
-                    self.clear()  # they hold the caches of several batches; one alone may fit
+                    self.clear()  # captures hold the caches of several batches; one alone may fit
                 else:
                     self._failed.add(layout)
                 reason = f"{type(error).__name__}: {error}"
@@ -261,7 +202,7 @@ class DecodeGraphs:
     def lent(
         self, weights: Hashable, layout: Hashable, new: Callable[[], CapturedDecode[State]]
     ) -> Iterator[CapturedDecode[State] | None]:
-        """As `find` for each step by itself, for one owner who need not hold the lock; None while another has it."""
+        """Finds a decode captured step by step for one owner, who need not hold the lock; None while it is lent."""
         with self.lock:
             captured = None
             if layout in self._captured or not self._lent[layout]:

@@ -1,4 +1,4 @@
-"""What lies on the device while images are drawn: tables of the requests' data, KV caches, work memory."""
+"""State on the device while images are drawn: tables with the requests' data, KV caches, work memory."""
 
 from __future__ import annotations
 
@@ -25,26 +25,29 @@ _SETTINGS = (
 
 
 def _record(num_tokens: int) -> np.dtype[Any]:
-    """An image's settings as they go to the device, all in one copy; with the guidance of each token in its order."""
+    """Returns the layout of an image's settings, which go to the device in one copy, guidance per token included."""
     return np.dtype([*_SETTINGS, ("guidance", np.float32, num_tokens + num_tokens % 2)])  # whole words of 8 bytes
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Which filters any image of a step uses: those that none does cost nothing."""
+    """The filters that some image of a step uses; the others cost nothing."""
 
     top_k: bool
     top_p: bool
 
     @classmethod
     def of(cls, request: DecodeRequest) -> Filters:
-        """Those that the request's images use."""
+        """Returns the filters of the request's images."""
         return cls(top_k=any(request.top_k), top_p=any(p < 1 for p in request.top_p))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a decode's plan and buffers follow from, the key of a captured graph; all else of a request is data."""
+    """The layout of a batch: it determines a decode's plan and buffers and is the key of a captured graph.
+
+    Everything else in a request is data.
+    """
 
     group_sizes: tuple[tuple[int, ...], ...]
     prefill: tuple[tuple[int, ...], ...]
@@ -53,13 +56,13 @@ class Layout:
 
     @classmethod
     def of(cls, request: DecodeRequest) -> Layout:
-        """That of the request."""
+        """Returns the layout of the request."""
         schedules = request.schedules
         sizes, blocks = tuple(s.group_sizes for s in schedules), tuple(s.prefill for s in schedules)
         return cls(sizes, blocks, request.guided, Filters.of(request))
 
     def plan(self, num_tokens: int, device: torch.device) -> Plan:
-        """The plan of all steps, of cells N."""
+        """Plans all steps on a grid of N cells."""
         return plan_decoding(self.group_sizes, self.guided, num_tokens, device, self.prefill)
 
 
@@ -69,7 +72,7 @@ def cache_bytes(config: LPDConfig, dtype: torch.dtype, images: int) -> int:
 
 
 class DecodeState:
-    """Tables, KV caches and work memory of the images being drawn, taken once, before the first step.
+    """Tables, KV caches and work memory of the images being drawn, allocated once before the first step.
 
     Tables by slot [S, N + 2], laid out as plan.py says: `contents`, `positions`. Tables by image [B, ...]: `grid` int64
     [B, N], the tokens in raster order, -1 where none is yet; and views of `settings`, which one copy fills: `guidance`
@@ -90,6 +93,12 @@ class DecodeState:
         self.positions = table(capacity.sequences, num_tokens + 2)
         self.positions[:, 0] = 0
         self.grid = table(capacity.images, num_tokens)
+        # Views that `load` writes through, made once since each costs the host 3 us.
+        self._conditions, self._tokens, self._cells = (
+            self.contents[:, 0],
+            self.contents[:, 1:-1],
+            self.positions[:, 1:-1],
+        )
         self._record = record = _record(num_tokens)
         self.settings = table(capacity.images, record.itemsize // 8)
         self.guidance = _field(self.settings, record, "guidance")[:, :num_tokens]
@@ -106,9 +115,9 @@ class DecodeState:
         self.parts = self.model.decoding_parts(self._k_cache, self._v_cache, self.capacity.most_rows)
 
     def load(self, request: DecodeRequest, places: Places, teacher: Tensor | None = None) -> None:
-        """Take over a request's data; nothing of it is drawn yet, and the KV cache holds nothing of it.
+        """Writes a request's data to its places; nothing of it is drawn or cached yet.
 
-        teacher int64 [B, N]: tokens in raster order to be fed in place of drawn ones; do not sample then.
+        teacher int64 [B, N]: tokens in raster order, fed in place of drawn ones; do not sample then.
         """
         config, device, known = self.model.config, self.contents.device, request.known_tokens
         batch, (images, slots, sources) = len(request.labels), (places.images, places.slots, places.sources)
@@ -117,29 +126,29 @@ class DecodeState:
         settings = settings.to(device, non_blocking=True)
         self.settings.index_copy_(0, images, settings)
         orders = request.orders.to(device, non_blocking=True)
-        self.positions[:, 1:-1].index_put_((slots,), (orders + 1).index_select(0, sources))
+        self._cells.index_copy_(0, slots, (orders + 1).index_select(0, sources))
         conditions = _field(settings, self._record, "condition")[:, 0].index_select(0, sources)
-        conditions[batch:] = config.unconditional_id
-        self.contents[:, 0].index_copy_(0, slots, conditions)
-        # A column that is read before its token is drawn holds -1, which no table has a row for.
+        conditions[batch:].fill_(config.unconditional_id)
+        self._conditions.index_copy_(0, slots, conditions)
+        # A column read before its token is drawn holds -1, for which no table has a row.
         fed = known if teacher is None else teacher
         if fed is None:
-            self.contents[:, 1:-1].index_fill_(0, slots, -1)
+            self._tokens.index_fill_(0, slots, -1)
         else:
-            self.contents[:, 1:-1].index_put_((slots,), fed.to(device).gather(1, orders)[sources])
+            self._tokens.index_copy_(0, slots, fed.to(device).gather(1, orders).index_select(0, sources))
         if known is None:
             self.grid.index_fill_(0, images, -1)
         else:
             self.grid.index_copy_(0, images, known.to(device))
 
     def check_drawn(self) -> None:
-        """Raise RuntimeError if a token could not be drawn: CUDA kernels do not raise, which would wait, but say -1."""
+        """Raises RuntimeError if a token could not be drawn: CUDA kernels return -1, since raising would wait."""
         if bool((self.grid < 0).any()):
             raise RuntimeError("logits contain NaN or are -inf throughout: nothing can be drawn")
 
 
 def _field(settings: Tensor, record: np.dtype[Any], name: str) -> Tensor:
-    """A field of each record in settings int64 [B, words], a view [B, its entries]."""
+    """Returns a field of each record in settings int64 [B, words], as a view [B, entries]."""
     assert record.fields is not None
     kind, offset = record.fields[name][:2]
     dtype = {np.int64: torch.int64, np.int32: torch.int32, np.float32: torch.float32}[kind.base.type]
@@ -148,7 +157,7 @@ def _field(settings: Tensor, record: np.dtype[Any], name: str) -> Tensor:
 
 
 def _settings_of(request: DecodeRequest, record: np.dtype[Any]) -> Tensor:
-    """Records of a request's images as int64 [B, words], on the CPU."""
+    """Returns the records of a request's images as int64 [B, words], on the CPU."""
     config = request.config
     records = np.zeros(len(request.labels), record)
     records["seed"] = request.seeds
@@ -157,12 +166,14 @@ def _settings_of(request: DecodeRequest, record: np.dtype[Any]) -> Tensor:
     ]
     records["temperature"] = request.temperature
     records["top_p"] = request.top_p
-    # More than V is the whole vocabulary, and may not fit int32.
+    # Above V it means the whole vocabulary, and may not fit int32.
     records["top_k"] = [min(k, config.vocab_size) for k in request.top_k]
     # The n-th token of N has scale 1 + (scale - 1) * n / N, or the scale itself.
     scale = np.array(request.guidance_scale, np.float32)[:, None]
     n = np.arange(config.num_tokens, dtype=np.float32)
-    is_linear = np.array([schedule == "linear" for schedule in request.guidance_schedule], np.bool_)[:, None]
-    linear = 1 + (scale - 1) * n / np.float32(config.num_tokens)
-    records["guidance"][:, : config.num_tokens] = np.where(is_linear, linear, scale)
+    guidance = records["guidance"][:, : config.num_tokens]
+    guidance[:] = 1 + (scale - 1) * n / np.float32(config.num_tokens)
+    for image, schedule in enumerate(request.guidance_schedule):
+        if schedule == "constant":
+            guidance[image] = scale[image]
     return torch.from_numpy(records.view(np.int64).reshape(len(records), record.itemsize // 8))

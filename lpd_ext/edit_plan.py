@@ -1,14 +1,13 @@
-"""What an edit draws: pictures, masks and margins checked, made tokens, and put into a request as known cells.
+"""Plans edits: checks pictures, masks and margins, encodes pictures to tokens, and makes requests with known cells.
 
 Arguments that the plans share: images and masks as in image_input.py; class_labels, seeds and the other options as in
 `LPDPipeline.prepare`, each one for all edits or a list with one entry per edit. One picture with several masks, labels
-or seeds is edited several times. An edit does not depend on those beside it.
+or seeds is edited several times. Edits do not depend on the others of their batch.
 
-num_inference_steps: at most one per cell to draw; more are reduced, with a warning. dilate: cells around the masked
-ones that are drawn too. paste: put pixels that are not masked back as they were. feather: pixels around the mask over
-which the new picture fades into the old one. resize: 'stretch' or 'crop' (to the middle) makes pictures of any size fit
-the model's, and masks alike; None refuses them. prefill_block: at most so many known cells enter the KV cache at once;
-None: all.
+num_inference_steps: at most one per cell to draw; more are reduced, with a warning. dilate: how many cells around the
+masked ones are drawn too. paste: puts unmasked pixels back unchanged. feather: over how many pixels around the mask the
+new picture fades into the old one. resize: 'stretch' or 'crop' (to the middle) fits pictures and masks of any size to
+the model's; None refuses other sizes. prefill_block: how many known cells enter the KV cache at once; None: all.
 
 Wrong arguments raise ValueError, TypeError or FileNotFoundError, naming the argument and the edit, before any work.
 """
@@ -37,22 +36,22 @@ Margins = int | tuple[int, int, int, int]
 
 
 class Pipeline(Protocol):
-    """What editing asks of a pipeline."""
+    """The part of a pipeline that editing uses."""
 
     model: LPDModel
     tokenizer: VQTokenizer
     defaults: Any  # with num_inference_steps
 
     def prepare(self, class_labels: Any, *args: Any, **options: Any) -> DecodeRequest:
-        """The checked request of a call."""
+        """Returns the checked request of a call."""
 
     def drawing(self, request: DecodeRequest, **finish: Any) -> Drawing:
-        """The request to be drawn."""
+        """Returns a drawing of the request."""
 
 
 @dataclass(frozen=True, eq=False)
 class Paste:
-    """Puts the pixels of pictures float32 [B, 3, H, W] back, but for the painted share [B, 1, H, W] of each."""
+    """Puts back the pixels of pictures float32 [B, 3, H, W], except for the painted share [B, 1, H, W] of each."""
 
     pictures: Tensor
     share: Tensor
@@ -74,9 +73,9 @@ def plan_inpaint(
     resize: Resize | None = None,
     **options: Any,
 ) -> Drawing:
-    """The drawing of `editing.inpaint`: a cell is drawn if any of its pixels is masked.
+    """Plans `editing.inpaint`: a cell is drawn if any of its pixels is masked.
 
-    A mask of another size than its picture's, one that is empty, and one that leaves no cell are refused.
+    Refuses a mask of another size than its picture, an empty one, and one that leaves no cell known.
     """
     size = picture_size(pipe)
     check_resize(resize)
@@ -109,9 +108,9 @@ def plan_outpaint(
     resize: Resize | None = None,
     **options: Any,
 ) -> Drawing:
-    """The drawing of `editing.outpaint`: margins are pixels (left, top, right, bottom) of the picture, or one number.
+    """Plans `editing.outpaint`: margins are pixels (left, top, right, bottom) around the picture, or one number.
 
-    The picture has the size that they leave of the model's, or is made to fit it.
+    The picture must have the model's size less the margins, or is resized to it.
     """
     height, width = size = picture_size(pipe)
     check_resize(resize)
@@ -140,9 +139,9 @@ def plan_variations(
     resize: Resize | None = None,
     **options: Any,
 ) -> Drawing:
-    """The drawing of `editing.variations`: keep, in (0, 1), is the share of the cells that stay; the seed says which.
+    """Plans `editing.variations`: keep, in (0, 1), is the share of the cells that stay, chosen by the seed.
 
-    At least one stays and one is drawn. Nothing is pasted: cells that stay come from their tokens.
+    At least one cell stays and one is drawn. Nothing is pasted: the cells that stay are decoded from their tokens.
     """
     size, num_tokens = picture_size(pipe), pipe.model.config.num_tokens
     check_resize(resize)
@@ -155,7 +154,7 @@ def plan_variations(
         raise ValueError(f"keep must be in (0, 1), the share of the cells that stay, got {wrong[0]}")
     whole = [fit_picture(p, size, resize, f"images[{b}]") for b, p in enumerate(_for_each(pictures, batch))]
     seeds = [as_int(seed, "seeds") for seed in seeds_for(seeds, batch)]
-    # Of other random numbers than the order's, whose first cells would be those that stay.
+    # Uses other random numbers than the order, whose first cells would be those that stay.
     by_chance = random_order(pipe.model.config.grid, torch.tensor([~seed for seed in seeds], dtype=torch.int64))
     stay = torch.tensor([min(max(round(share * num_tokens), 1), num_tokens - 1) for share in shares])
     free = torch.zeros(batch, num_tokens, dtype=torch.bool)
@@ -165,7 +164,7 @@ def plan_variations(
 
 @dataclass(frozen=True, eq=False)
 class _Edit:
-    """Pictures [B, 3, H, W] of the model's size, masks bool [B, H, W] of what to paint, and how."""
+    """Pictures [B, 3, H, W] of the model's size, masks bool [B, H, W] of the pixels to paint, and how to paint them."""
 
     kind: Kind
     pictures: Tensor
@@ -183,7 +182,7 @@ class _Edit:
         finish: dict[str, Any] = {"output_type": self.kind}
         if self.paste:
             finish["finish"] = Paste(self.pictures, painted_share(self.masks, self.feather))
-        # What is under a mask plays no part: the tokenizer, which looks far, must not see it.
+        # Pixels under a mask must play no part, and the tokenizer looks far.
         return _plan(pipe, filled(self.pictures, ~self.masks), free, class_labels, finish, **options)
 
 
@@ -198,7 +197,7 @@ def _plan(
     prefill_block: int | None = None,
     **options: Any,
 ) -> Drawing:
-    """The drawing of the free cells, bool [B, N], of pictures [B, 3, H, W]."""
+    """Plans the drawing of the free cells, bool [B, N], of pictures [B, 3, H, W]."""
     num_free = free.sum(1).tolist()
     if options.get("group_sizes") is None:
         options["num_inference_steps"] = _steps(num_inference_steps, pipe.defaults.num_inference_steps, num_free)
@@ -206,7 +205,7 @@ def _plan(
         options["num_inference_steps"] = num_inference_steps  # which the request refuses
     labels = [class_labels] * len(free) if _count(class_labels) is None else class_labels
     prefill = [_blocks(free.shape[1] - count, prefill_block) for count in num_free]
-    # All is checked before the tokenizer works: what the tokens are makes no difference to that.
+    # Everything is checked before the tokenizer works; the checks do not depend on the tokens.
     request = pipe.prepare(labels, known_tokens=-free.long(), prefill=prefill, **options)
     tokens = _encode(pipe.tokenizer, pictures).flatten(1)
     known = tokens.masked_fill(free.to(tokens.device), -1)
@@ -214,7 +213,7 @@ def _plan(
 
 
 def _encode(tokenizer: VQTokenizer, pictures: Tensor) -> Tensor:
-    """Tokens int64 [B, h, w], of one picture at a time: a convolution may round differently in a batch."""
+    """Encodes pictures to tokens int64 [B, h, w], one at a time: a convolution may round differently in a batch."""
     device = tokenizer.codes().device
     with torch.no_grad():
         tokens = [tokenizer.encode(picture[None].to(device))[0] for picture in pictures]
@@ -223,7 +222,7 @@ def _encode(tokenizer: VQTokenizer, pictures: Tensor) -> Tensor:
 
 
 def _steps(steps: Any, default: int, num_free: Sequence[int]) -> list[int]:
-    """Of each edit, at most one per cell to draw."""
+    """Returns the steps of each edit, at most one per cell to draw."""
     if steps is None:
         return [max(1, min(default, free)) for free in num_free]
     wanted = [as_int(count, "num_inference_steps") for count in per_image(steps, "num_inference_steps", len(num_free))]
@@ -236,10 +235,10 @@ def _steps(steps: Any, default: int, num_free: Sequence[int]) -> list[int]:
 
 
 def _blocks(count: int, most: int | None) -> list[int]:
-    """Sizes of the blocks in which so many known cells enter the cache.
+    """Returns the sizes of the blocks in which so many known cells enter the KV cache.
 
-    One by default: each further block is a step more, and on real pictures (Fashion-MNIST, the bundled model) blocks of
-    4 to 24 cells leave the nats of the true tokens of half or a quarter within half a percent of those after one block.
+    One block by default: each further block is another step. On real pictures (Fashion-MNIST, the bundled model, a half
+    or a quarter known) blocks of 4 to 24 cells change the nats of the true tokens by less than half a percent.
     """
     size = max(count, 1) if most is None else as_int(most, "prefill_block")
     if size < 1:
@@ -248,7 +247,7 @@ def _blocks(count: int, most: int | None) -> list[int]:
 
 
 def _read_margins(margins: Any, height: int, width: int) -> tuple[list[tuple[int, ...]], bool]:
-    """Left, top, right, bottom of each edit, and whether all have the same."""
+    """Returns left, top, right and bottom of each edit, and whether all edits share them."""
     several = _count(margins) is not None and (len(margins) != 4 or any(_count(side) is not None for side in margins))
     sides = []
     for b, entry in enumerate(margins if several else [margins]):
@@ -264,20 +263,20 @@ def _read_margins(margins: Any, height: int, width: int) -> tuple[list[tuple[int
 
 
 def picture_size(pipe: Pipeline) -> tuple[int, int]:
-    """Height and width in pixels of what the model draws."""
+    """Returns height and width in pixels of the pictures that the model draws."""
     height, width = pipe.model.config.grid
     stride = pipe.tokenizer.config.stride
     return height * stride, width * stride
 
 
 def _count(value: Any) -> int | None:
-    """How many entries a list has, None of a single value."""
+    """Returns the length of a list, None for a single value."""
     value = as_scalar(value)
     return None if isinstance(value, str) or not isinstance(value, Iterable) else len(list(value))
 
 
 def _batch_size(**counts: int | None) -> int:
-    """That of the lists among the arguments, which must agree; 1 if there are none."""
+    """Returns the common length of the lists among the arguments, 1 if there are none."""
     given = {name: count for name, count in counts.items() if count is not None}
     if len(set(given.values())) > 1:
         found = ", ".join(f"{count} {name}" for name, count in given.items())

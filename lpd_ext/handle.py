@@ -1,4 +1,4 @@
-"""A request that was handed to an engine, as its owner sees it: progress, previews, result, cancellation."""
+"""Handles of requests that an engine draws: progress, previews, result, cancellation."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from lpd_ext.request import DecodeRequest
 
 @dataclass(frozen=True)
 class Preview:
-    """An image after group `step` of `num_steps` (from 1): tokens int64 [h, w], -1 where not drawn, and a picture."""
+    """An image after group `step` (from 1) of `num_steps`: tokens int64 [h, w], -1 where not drawn, and a picture."""
 
-    image: int  # which of the request's
+    image: int  # index in the request
     step: int
     num_steps: int
     tokens: Tensor
@@ -29,10 +29,10 @@ class Preview:
 
 
 class Handle:
-    """What `Engine.submit` returns; safe to use from any thread.
+    """The handle that `Engine.submit` returns; safe to use from any thread.
 
-    `result()` waits, `await handle` does in asyncio. `previews()` and `async for` give the newest preview of each image
-    when there is one; whoever is slow misses some, and they end with the request. `cancel()` frees its places.
+    `result()` waits; in asyncio, `await handle`. `previews()` and `async for` yield the newest preview of each image
+    until the request ends; slow readers miss some. `cancel()` frees the request's places.
     """
 
     def __init__(self, request: DecodeRequest) -> None:
@@ -44,35 +44,35 @@ class Handle:
         self._future.add_done_callback(lambda _: self._notify())
 
     def result(self, timeout: float | None = None) -> LPDPipelineOutput:
-        """The images. Raises CancelledError, TimeoutError, or what went wrong (RuntimeError for NaN logits)."""
+        """Waits for the images. Raises CancelledError, TimeoutError, or the drawing's error (RuntimeError for NaN)."""
         return self._future.result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """What went wrong, None if nothing; raises CancelledError and TimeoutError."""
+        """Waits for the end and returns the drawing's error or None; raises CancelledError and TimeoutError."""
         return self._future.exception(timeout)
 
     def cancel(self) -> bool:
-        """Give the request up; the engine frees its places before its next step. False if it had ended already."""
+        """Cancels the request: the engine frees its places before its next step. False if it had ended already."""
         return self._future.cancel()
 
     def done(self) -> bool:
-        """Whether it has ended: with images, an error, or cancelled."""
+        """Whether the request has ended, with images, with an error, or cancelled."""
         return self._future.done()
 
     def cancelled(self) -> bool:
-        """Whether it was cancelled."""
+        """Whether the request was cancelled."""
         return self._future.cancelled()
 
     def add_done_callback(self, function: Callable[[Handle], Any]) -> None:
-        """Call function(handle) when the request has ended, in the thread that ends it; at once if it has."""
+        """Calls function(handle) in the thread that ends the request, or at once if it has ended."""
         self._future.add_done_callback(lambda _: function(self))
 
     def __await__(self) -> Generator[Any, None, LPDPipelineOutput]:
-        """The images, as `result()`. A task that is cancelled meanwhile cancels the request."""
+        """Waits as `result()` does. A task that is cancelled while it waits cancels the request."""
         return asyncio.wrap_future(self._future).__await__()
 
     def previews(self) -> Iterator[Preview]:
-        """Previews as they come, until the request has ended; waits for the next one."""
+        """Yields previews until the request ends, waiting for each."""
         seen: dict[int, Preview] = {}
         while True:
             with self._changed:
@@ -90,7 +90,7 @@ class Handle:
         seen: dict[int, Preview] = {}
 
         def wake() -> None:
-            with suppress(RuntimeError):  # the loop of whoever watched is closed
+            with suppress(RuntimeError):  # the watcher's loop is closed
                 loop.call_soon_threadsafe(changed.set)
 
         with self._watching(wake):
@@ -130,13 +130,13 @@ class Handle:
     # For the engine.
 
     def publish(self, preview: Preview) -> None:
-        """Show a preview."""
+        """Publishes a preview."""
         with self._changed:
             self._newest[preview.image] = preview
         self._notify()
 
     def finish(self, outcome: LPDPipelineOutput | BaseException) -> None:
-        """End with images or an error; nothing happens if it was cancelled or has ended."""
+        """Ends the request with images or an error; does nothing if it was cancelled or has ended."""
         if self._future.done() or not self._future.set_running_or_notify_cancel():
             return
         if isinstance(outcome, BaseException):

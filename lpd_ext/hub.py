@@ -1,4 +1,4 @@
-"""Files of a model by its name: a local path, the short name of a published model, or a hub id 'owner/name'.
+"""Finds the files of a model by name: a local path, the short name of a published model, or a hub id 'owner/name'.
 
 Downloads go through huggingface_hub: its cache, progress bars, resumption, HF_HUB_OFFLINE, HF_ENDPOINT and tokens.
 """
@@ -19,10 +19,10 @@ from lpd_ext.state_files import WEIGHT_SUFFIXES, shard_names
 
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"  # of a model in several files
+INDEX_FILE = "model.safetensors.index.json"  # the index of a sharded model
 TOKENIZER_FILE = "tokenizer.safetensors"
 _TOKENIZERS = (TOKENIZER_FILE, published.TOKENIZER_FILE)
-_LAST_CHECKPOINT = "checkpoint-last"  # what the published trainer calls its newest file
+_LAST_CHECKPOINT = "checkpoint-last"  # the newest file of the published trainer
 _CHECKPOINT = re.compile(r"best\.pt|step_\d{9}\.pt")  # as `lpd train` names them
 
 log = logging.getLogger(__name__)
@@ -30,14 +30,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a model lies on this machine: a folder with a config.json, or a weight file; and its tokenizer, if any."""
+    """Local files of a model: a folder with a config.json or a weight file, and a tokenizer if there is one."""
 
     model: Path
     tokenizer: Path | None = None
 
     @property
     def weights(self) -> Path:
-        """The weight file, or the index of several."""
+        """The weight file, or the index of a sharded one."""
         if self.model.is_file():
             return self.model
         one = self.model / MODEL_FILE
@@ -46,18 +46,18 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class HubOptions:
-    """Which state of a repository, and who asks for it."""
+    """The revision of a repository to load, and the token to access it."""
 
     revision: str | None = None
     token: str | bool | None = None
 
 
 def find_model(name: str | Path, options: HubOptions | None = None) -> ModelFiles:
-    """The files of a model, downloaded where they are not local or cached.
+    """Returns the files of a model, downloading those that are neither local nor cached.
 
-    Raises FileNotFoundError for a name that is nothing of that, ValueError where several files could be meant,
-    ImportError without huggingface_hub, ConnectionError where the hub cannot be reached, and PermissionError for a
-    repository that needs a token.
+    Raises FileNotFoundError for an unknown name, ValueError if several files could be meant, ImportError without
+    huggingface_hub, ConnectionError if the hub cannot be reached, and PermissionError for a repository that needs a
+    token.
     """
     options = options or HubOptions()
     path = Path(name)
@@ -85,12 +85,12 @@ def find_model(name: str | Path, options: HubOptions | None = None) -> ModelFile
 
 
 def is_training_folder(path: Path) -> bool:
-    """Whether a training of `lpd train` writes, or wrote, to that folder: `lpd bundle` makes a model of it."""
+    """Whether `lpd train` writes or wrote to the folder; `lpd bundle` makes a model of it."""
     return any(_CHECKPOINT.fullmatch(item.name) for item in (path / "checkpoints").glob("*.pt"))
 
 
 def how_to_bundle(folder: Path) -> str:
-    """The sentence for a training's folder that is taken for a model."""
+    """Returns the error message for a training's folder passed as a model."""
     quoted, out = shlex.quote(str(folder)), shlex.quote(f"{folder.absolute().name}-model")
     return (
         f"{str(folder)!r} is the folder of a training, which has no tokenizer: "
@@ -100,7 +100,7 @@ def how_to_bundle(folder: Path) -> str:
 
 
 def find_tokenizer(name: str | Path, options: HubOptions | None = None) -> Path:
-    """A tokenizer's weight file: a local file, or one in a local folder or hub repository; errors as `find_model`."""
+    """Finds a tokenizer's weight file by path, folder or hub repository; errors as in `find_model`."""
     options = options or HubOptions()
     path = Path(name)
     if path.is_file():
@@ -113,12 +113,12 @@ def find_tokenizer(name: str | Path, options: HubOptions | None = None) -> Path:
 
 
 def published_tokenizer() -> Path:
-    """The tokenizer of the published models, downloaded unless it is cached; errors as `find_model`."""
+    """Returns the tokenizer of the published models, downloaded unless cached; errors as in `find_model`."""
     return _download(published.TOKENIZER_REPOSITORY, published.TOKENIZER_FILE, HubOptions())
 
 
 def _repository(name: str | Path) -> str:
-    """The hub id that a name stands for; FileNotFoundError for one that must mean a local path."""
+    """Returns the hub id of a name; FileNotFoundError for a name that can only be a local path."""
     text = str(name)
     if text in published.NAMES:
         return f"{published.OWNER}/{text}"
@@ -134,7 +134,7 @@ def _repository(name: str | Path) -> str:
 
 
 def _choose(names: Sequence[str], place: str, own_name: str) -> str | None:
-    """Which of a folder's or repository's files holds the model: None for a folder of ours, which has a config.json."""
+    """Chooses the file with the model among those of a folder or repository; None for a folder with a config.json."""
     here = [name for name in names if "/" not in name]
     if CONFIG_FILE in here and (MODEL_FILE in here or INDEX_FILE in here):
         return None
@@ -158,7 +158,7 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def _list_files(repository: str, options: HubOptions) -> list[str]:
-    """Names of the files in a repository; where the hub cannot be asked, of those in the cache."""
+    """Lists the files of a repository, or the cached ones if the hub cannot be reached."""
     with _explained(repository, options):
         from huggingface_hub import HfApi
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -195,7 +195,7 @@ def _cached_files(repository: str, revision: str | None) -> list[str]:
 
 
 def _download_weights(repository: str, name: str, options: HubOptions) -> Path:
-    """A weight file, with all files of one that is an index."""
+    """Downloads a weight file, or an index and its shards."""
     path = _download(repository, name, options)
     if name == INDEX_FILE:
         for shard in shard_names(path):
@@ -214,7 +214,7 @@ def _download(repository: str, name: str, options: HubOptions) -> Path:
 
 @contextmanager
 def _explained(repository: str, options: HubOptions, file: str | None = None) -> Iterator[None]:
-    """What goes wrong with the hub, as Python's own errors in one sentence."""
+    """Turns errors of the hub into Python's own, each one sentence."""
     try:
         from huggingface_hub import errors
     except ImportError as error:
@@ -242,7 +242,7 @@ def _explained(repository: str, options: HubOptions, file: str | None = None) ->
         if error.errno == errno.ENOSPC:
             raise OSError(errno.ENOSPC, f"no space left to download {what!r} to the cache") from error
         raise ConnectionError(f"the hub cannot be reached for {what!r}: {_first_line(error)}") from error
-    except Exception as error:  # of the HTTP library, whichever huggingface_hub uses
+    except Exception as error:  # errors of whichever HTTP library huggingface_hub uses
         if not type(error).__module__.split(".")[0].startswith(("httpx", "requests", "urllib3", "httpcore")):
             raise
         raise ConnectionError(f"the hub cannot be reached for {what!r}: {_first_line(error)}") from error

@@ -1,12 +1,12 @@
-"""Pictures and masks as people have them, as tensors of the size that a model draws: read, checked, resized if asked.
+"""Reads pictures and masks of many kinds into tensors of the size that a model draws: checked, resized on request.
 
 A picture is a file's path, a PIL image, a numpy array (uint8, 16-bit grey or floats in [0, 1]; [H, W], [H, W, C] or
 [B, H, W, C]) or a tensor (uint8, or floats in [-1, 1] as a pipeline's 'pt' has them; [H, W], [C, H, W] or
-[B, C, H, W]). Files and PIL images are turned upright as their EXIF data say; transparent parts are put on white,
-16-bit grey is scaled to 8 bits, palettes, CMYK and other modes are converted as Pillow does.
+[B, C, H, W]). EXIF orientation is applied to files and PIL images; transparent parts are put on white, 16-bit grey is
+scaled to 8 bits, palettes, CMYK and other modes are converted by Pillow.
 
-A mask is the same, in one channel: white, or what is not 0 in a mask of 0 and 1, is to be painted; the border is at
-half brightness.
+A mask takes the same forms, in one channel: pixels of at least half brightness, or the ones of a mask of 0 and 1, are
+painted.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Kind = Literal["pil", "np", "pt"]
 Resize = Literal["stretch", "crop"]
 Size = tuple[int, int]  # height, width, in pixels
 
-MAX_PIXELS = 50_000_000  # of a picture that is decoded
+MAX_PIXELS = 50_000_000  # of a picture, checked before it is decoded
 _RESIZE: tuple[Resize, ...] = ("stretch", "crop")
 
 
 def read_pictures(pictures: Pictures, name: str) -> tuple[list[Tensor], Kind, bool]:
-    """Pictures float32 [3, H, W] in [-1, 1], what kind they were (the first, if they differ), and whether it was one.
+    """Returns pictures float32 [3, H, W] in [-1, 1], the kind of the first, and whether a single one was given.
 
-    Raises ValueError, TypeError or FileNotFoundError naming the picture.
+    Raises ValueError, TypeError or FileNotFoundError with the picture's name.
     """
     entries, is_one = _entries(pictures, name, batch_dim=4)
     kind: Kind = "pil"
@@ -47,13 +47,13 @@ def read_pictures(pictures: Pictures, name: str) -> tuple[list[Tensor], Kind, bo
 
 
 def read_masks(masks: Pictures, name: str) -> tuple[list[Tensor], bool]:
-    """Masks bool [H, W], true where to paint, and whether it was one; errors as in `read_pictures`."""
+    """Returns masks bool [H, W], True where to paint, and whether a single one was given; errors as `read_pictures`."""
     entries, is_one = _entries(masks, name, batch_dim=3)
     return [_mask(entry, _name(name, i, is_one)) for i, entry in enumerate(entries)], is_one
 
 
 def fit_picture(picture: Tensor, size: Size, resize: Resize | None, name: str) -> Tensor:
-    """The picture [3, h, w] as [3, H, W]; without resize, ValueError unless it has that size."""
+    """Resizes a picture [3, h, w] to [3, H, W]; with resize None, ValueError unless it has that size."""
 
     def smoothly(image: Tensor, size: Size) -> Tensor:
         return F.interpolate(image, size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
@@ -62,7 +62,7 @@ def fit_picture(picture: Tensor, size: Size, resize: Resize | None, name: str) -
 
 
 def fit_mask(mask: Tensor, size: Size, resize: Resize | None, name: str) -> Tensor:
-    """The mask [h, w] as [H, W], where a pixel is to be painted if any is that it stands for."""
+    """Resizes a mask [h, w] to [H, W]: a pixel is painted if any pixel that it covers is."""
 
     def any_of(image: Tensor, size: Size) -> Tensor:
         return F.interpolate(image, size, mode="area").gt(0).float()
@@ -71,7 +71,7 @@ def fit_mask(mask: Tensor, size: Size, resize: Resize | None, name: str) -> Tens
 
 
 def check_resize(resize: object) -> None:
-    """Raise ValueError unless resize is None or one of the ways to resize."""
+    """Raises ValueError unless resize is None or one of the ways to resize."""
     if resize is not None and resize not in _RESIZE:
         raise ValueError(f"resize must be None, 'stretch' or 'crop', got {resize!r}")
 
@@ -100,7 +100,7 @@ def _name(name: str, index: int, is_one: bool) -> str:
 
 
 def _entries(value: Any, name: str, batch_dim: int) -> tuple[list[Any], bool]:
-    """One entry per picture, and whether it was one picture rather than several; batch_dim: of arrays of several."""
+    """Returns one entry per picture, and whether a single picture was given; batch_dim: dims of batched arrays."""
     if isinstance(value, str | Path | Image.Image):
         return [value], True
     if isinstance(value, np.ndarray | Tensor):
@@ -147,7 +147,7 @@ def _mask(value: Any, name: str) -> Tensor:
 
 
 def _has_colours(value: Any) -> bool:
-    """Whether an array is one picture in colours, of numpy's layout."""
+    """Whether an array is one colour picture in numpy's layout."""
     return isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[2] in (3, 4)
 
 
@@ -167,7 +167,7 @@ def _rgb(value: Any, name: str, background: tuple[int, int, int] = (255, 255, 25
         check_pixels(value, MAX_PIXELS)
         try:
             return to_rgb(ImageOps.exif_transpose(value), background)
-        except OSError as error:  # a file opened by the caller, and cut short
+        except OSError as error:  # a truncated file that the caller opened
             raise UnreadableImageError(str(error)) from error
     except UnreadableImageError as error:
         raise ValueError(f"{name}{of_file} cannot be read: {error}") from error
@@ -185,7 +185,7 @@ def _from_array(value: NDArray[Any], name: str) -> Image.Image:
 
 
 def _channels_first(value: Tensor, name: str) -> Tensor:
-    """[1 or 3, H, W], float32, on the CPU."""
+    """Returns [1 or 3, H, W], float32, on the CPU."""
     planes = value[None] if value.ndim == 2 else value
     if planes.ndim != 3 or planes.shape[0] not in (1, 3) or 0 in planes.shape:
         raise ValueError(f"{name} must have 1 or 3 channels, got shape {list(value.shape)}")

@@ -1,7 +1,7 @@
-"""Linear layers made ready for decoding on a CPU: weights laid out for ops.packed_linear, and never trained.
+"""Linear layers packed for decoding on a CPU, for inference only.
 
-A decoding step multiplies few rows by large matrices; kernels that find the matrix in its plain order read it at a
-fraction of the memory's speed.
+A decoding step multiplies few rows by large matrices, and kernels read a matrix in its plain order at a fraction of the
+memory's bandwidth; ops.packed_linear reads it packed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from lpd_ext.packing import pack_weight, unpack_weight
 
 
 class DecodingLinear(nn.Module, ABC):
-    """A linear layer whose weights are packed, on the CPU.
+    """A linear layer with packed weights, on the CPU.
 
-    The state dict (and so copies and pickles) holds the weights in their plain order, under the names of nn.Linear.
+    Its state dict, and so its copies and pickles, holds the weights in plain order under the names of nn.Linear.
     """
 
-    weight_names: tuple[str, ...] = ("weight",)  # of what `pack` takes
+    weight_names: tuple[str, ...] = ("weight",)  # names of the arguments of `pack`
 
     def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
         super().__init__()
@@ -35,32 +35,32 @@ class DecodingLinear(nn.Module, ABC):
 
     @abstractmethod
     def pack(self, **weights: Tensor) -> None:
-        """Take over weights, as `plain` returns them or as nn.Linear has them; ValueError if they cannot be packed."""
+        """Packs weights as `plain` returns them or as nn.Linear has them; ValueError if they cannot be packed."""
 
     def check_shape(self, weight: Tensor) -> None:
-        """ValueError unless the weight is [out_features, in_features]."""
+        """Raises ValueError unless the weight is [out_features, in_features]."""
         if weight.shape != (self.out_features, self.in_features):
             wanted = [self.out_features, self.in_features]
             raise ValueError(f"weight must have shape {wanted}, got {list(weight.shape)}")
 
     @abstractmethod
     def check_move(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """ValueError unless the weights could be packed after fn, which moves or casts them."""
+        """Raises ValueError unless the weights could be packed after fn, which moves or casts them."""
 
     @abstractmethod
     def plain(self) -> dict[str, Tensor]:
-        """Copies of what was packed, by the names of the state dict."""
+        """Returns copies of the packed tensors in plain order, by their names in the state dict."""
 
     @property
     @abstractmethod
     def out_dtype(self) -> torch.dtype:
-        """Of results."""
+        """The dtype of results."""
 
     @abstractmethod
     def product(self, x: Tensor, gelu: bool = False, out: Tensor | None = None) -> Tensor:
-        """The layer's result [..., N] for x [..., K], or GELU of it; in out [R, N], if given.
+        """Returns the layer's result [..., N] for x [..., K], or GELU of it; written to out [R, N] if given.
 
-        It has no gradient: outside torch.no_grad(), an x that requires grad is refused.
+        Has no gradient: refuses an x that requires grad outside torch.no_grad().
         """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class DecodingLinear(nn.Module, ABC):
     def __getstate__(self) -> dict[str, Any]:
         packed = {name for name, value in self.__dict__.items() if isinstance(value, Tensor)}
         state = {name: value for name, value in self.__dict__.items() if name not in packed}
-        # As bytes: torch.multiprocessing would share the memory of tensors, and these live no longer than the call.
+        # As bytes: torch.multiprocessing would share the memory of tensors, and these die with the call.
         return {"module": state, "plain": pickle.dumps(self.plain())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -110,13 +110,13 @@ class DecodingLinear(nn.Module, ABC):
 
 
 class PackedLinear(DecodingLinear):
-    """Packed weights in float32, or in bfloat16 where the processor computes with it."""
+    """A linear layer with packed float32 weights, or bfloat16 where the processor computes in it."""
 
     def pack(self, **weights: Tensor) -> None:
         weight = weights["weight"]
         _check_can_pack(weight)
         self.check_shape(weight)
-        # Neither a parameter nor a buffer: .to() and its like cannot move or cast what is packed.
+        # Neither a parameter nor a buffer: .to() and its like cannot move or cast packed weights.
         self._packed: Tensor = pack_weight(weight.detach())
 
     def check_move(self, fn: Callable[[Tensor], Tensor]) -> None:
@@ -124,7 +124,7 @@ class PackedLinear(DecodingLinear):
 
     @property
     def weight(self) -> Tensor:
-        """A copy of the weights [N, K] in their plain order: `load_state_dict` changes them, writing to it does not."""
+        """A copy of the weights [N, K] in plain order; writing to it changes nothing, `load_state_dict` does."""
         return unpack_weight(self._packed, self.out_features, self.in_features)
 
     def plain(self) -> dict[str, Tensor]:
@@ -140,13 +140,13 @@ class PackedLinear(DecodingLinear):
 
 
 def rows_of(x: Tensor) -> Tensor:
-    """x [..., K] as [R, K] whose rows are contiguous, a view where it can be."""
+    """Returns x [..., K] as [R, K] with contiguous rows, as a view where possible."""
     rows = x if x.dim() == 2 else x[None].flatten(0, -2)
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether PackedLinear takes weights of this kind, on this processor."""
+    """Whether PackedLinear takes weights of this dtype on this processor."""
     if device.type != "cpu":
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and has_fast_arithmetic(dtype))
@@ -158,7 +158,7 @@ def _check_can_pack(weight: Tensor) -> None:
 
 
 def has_fast_arithmetic(dtype: torch.dtype) -> bool:
-    """Whether this processor multiplies matrices in dtype itself, rather than by way of float32."""
+    """Whether this processor multiplies matrices natively in dtype, without converting to float32."""
     if dtype == torch.bfloat16:
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if dtype == torch.float16:
@@ -167,26 +167,26 @@ def has_fast_arithmetic(dtype: torch.dtype) -> bool:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many numbers the weights of a model are, those of packed layers among them, which are no parameters."""
+    """Counts the weights of a model, including those of packed layers, which are not parameters."""
     packed = [layer for layer in model.modules() if isinstance(layer, DecodingLinear)]
     weights = sum(layer.in_features * layer.out_features for layer in packed)
     return weights + sum(parameter.numel() for parameter in model.parameters())
 
 
 def pack(model: nn.Module) -> nn.Module:
-    """Pack every linear layer of the model, in place, for inference; returns it. Nothing to do where none can be."""
+    """Packs every linear layer of the model that can be packed, in place, for inference; returns the model."""
     return replace_linears(model, nn.Linear, _packed_from)
 
 
 def unpack(model: nn.Module) -> nn.Module:
-    """Give every packed layer of the model back as nn.Linear, in place; returns the model."""
+    """Turns every packed layer of the model back into nn.Linear, in place; returns the model."""
     return replace_linears(model, PackedLinear, _linear_from)
 
 
 def replace_linears(module: nn.Module, kind: type[nn.Module], replacement: Callable[[Any], nn.Module]) -> nn.Module:
-    """Put replacement(layer) in the place of every layer of exactly that kind below module; returns module.
+    """Replaces every layer of exactly that kind below module by replacement(layer); returns module.
 
-    What computes the weights of another layer (torch.nn.utils.parametrize) stays as it is.
+    Leaves alone the modules that compute another layer's weights (torch.nn.utils.parametrize).
     """
     for name, child in list(module.named_children()):
         if name == "parametrizations":
@@ -199,9 +199,9 @@ def replace_linears(module: nn.Module, kind: type[nn.Module], replacement: Calla
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is x W^T + b and no more: an adapter or a layer with hooks does something else when called.
+    """Whether the layer computes x W^T + b and nothing more, unlike an adapter or a layer with hooks.
 
-    A module that cannot be called, and only holds the weights, is plain.
+    A module without a forward that only holds the weights is plain.
     """
     if type(layer).forward not in (nn.Linear.forward, nn.Module.forward) or "forward" in vars(layer):
         return False
@@ -231,10 +231,10 @@ def _frozen(parameter: Tensor | None) -> nn.Parameter | None:
 
 
 class ResultRows:
-    """Memory for the results of a layer, kept from step to step: one that is written, read and then written again.
+    """Memory for a layer's results, reused from step to step.
 
-    Memory of this size that is given back and taken again comes from the system each time, page by page zeroed.
-    most_rows is the most that a step is expected to have; a step of more rows takes new memory.
+    Blocks of this size would be returned to the system and zeroed page by page each time they are allocated again.
+    most_rows is the most that a step is expected to have; a step of more rows allocates anew.
     """
 
     def __init__(self, most_rows: int) -> None:
@@ -243,7 +243,7 @@ class ResultRows:
         self._rows: Tensor | None = None  # the part of it that the last product took: the next ones are as large
 
     def product(self, linear: DecodingLinear, x: Tensor, gelu: bool = False) -> Tensor:
-        """linear.product(x, gelu) of rows x [R, K], in this memory, which the next product overwrites."""
+        """Computes linear.product(x, gelu) of rows x [R, K] into this memory, which the next product overwrites."""
         count = x.shape[0]
         if self._rows is None or self._rows.shape[0] != count:
             if self._memory is None or self._memory.shape[0] < count:
@@ -254,10 +254,10 @@ class ResultRows:
 
 
 def linear_step(linear: nn.Module, results: ResultRows) -> Callable[[Tensor], Tensor]:
-    """A linear layer as the decoding steps call it: looked up, and its weight transposed for addmm, once per decode.
+    """Returns a linear layer as a function for the decoding steps: looked up and transposed for addmm once per decode.
 
-    A packed layer writes to results, torch's own to new memory. A layer that is more than a product, as an adapter
-    around one, is called as it is.
+    A packed layer writes to results, torch's own layer to new memory. A layer that does more than a product, such as an
+    adapter, is called as it is.
     """
     if isinstance(linear, DecodingLinear):
         return lambda x: results.product(linear, x)
@@ -268,7 +268,7 @@ def linear_step(linear: nn.Module, results: ResultRows) -> Callable[[Tensor], Te
 
 
 def mlp_step(fc1: nn.Module, fc2: nn.Module, hidden: ResultRows, results: ResultRows) -> Callable[[Tensor], Tensor]:
-    """fc2(gelu(fc1(x))) as the decoding steps call it; see `linear_step`."""
+    """Returns fc2(gelu(fc1(x))) as a function for the decoding steps; see `linear_step`."""
     second = linear_step(fc2, results)
     if isinstance(fc1, DecodingLinear):
         return lambda x: second(hidden.product(fc1, x, gelu=True))

@@ -1,4 +1,4 @@
-"""Pixel masks: which cells they touch, and how a painted picture meets the one that was there."""
+"""Pixel masks: the cells they touch, and blending of the new picture with the old one."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from torch import Tensor
 
 
 def masked_cells(masks: Tensor, stride: int, dilate: int = 0) -> Tensor:
-    """Cells bool [B, h, w] of masks bool [B, H, W]: those of which any pixel is masked, and `dilate` cells around."""
+    """Returns the cells bool [B, h, w] with any pixel in masks bool [B, H, W], and those within `dilate` cells."""
     cells = F.max_pool2d(masks[:, None].float(), stride)
     return grown(cells, dilate)[:, 0] > 0
 
 
 def grown(masks: Tensor, by: int) -> Tensor:
-    """Masks float [B, 1, H, W] grown by so many pixels, or cells, in each direction, corners included."""
+    """Grows masks float [B, 1, H, W] by so many pixels or cells in each direction, corners included."""
     return F.max_pool2d(masks, 2 * by + 1, stride=1, padding=by) if by else masks
 
 
 def filled(images: Tensor, known: Tensor) -> Tensor:
-    """Images [B, C, H, W] whose pixels that are not known, bool [B, H, W], continue the known ones smoothly.
+    """Fills the unknown pixels of images [B, C, H, W] smoothly from the known ones, bool [B, H, W].
 
-    From means over ever larger squares (push-pull); grey where an image has no known pixel.
+    Uses means over ever larger squares (push-pull); an image without a known pixel becomes grey.
     """
     return _filled(images, known[:, None])
 
@@ -36,9 +36,9 @@ def _filled(images: Tensor, known: Tensor) -> Tensor:
 
 
 def painted_share(masks: Tensor, feather: int = 0) -> Tensor:
-    """How much of each pixel is the new picture's, float32 [B, 1, H, W], of masks bool [B, H, W].
+    """Returns the share of the new picture in each pixel, float32 [B, 1, H, W], of masks bool [B, H, W].
 
-    All of a masked pixel; over the `feather` pixels around the mask it falls to nothing, linearly.
+    It is 1 in the mask and falls to 0, linearly, over the `feather` pixels around it.
     """
     share = masks[:, None].float()
     layers = [grown(share, by) for by in range(feather + 1)]

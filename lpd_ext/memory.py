@@ -1,4 +1,4 @@
-"""Memory of a decode: caches and results, taken once and written throughout."""
+"""Memory of a decode: caches and results, allocated once and reused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lpd_ext import _C
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """torch.empty; large memory on a CPU is asked to lie on huge pages: a fault brings 2 MB then, instead of 4 KB."""
+    """torch.empty that asks for huge pages on a CPU: a page fault then maps 2 MB instead of 4 KB."""
     memory = torch.empty(tuple(shape), dtype=dtype, device=device)
     if memory.device.type == "cpu":
         _C.prefer_huge_pages(memory.data_ptr(), memory.nbytes)
@@ -21,7 +21,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
 
 
 def available(root: Path = Path("/")) -> int | None:
-    """Bytes that may still be taken without swapping, within the limit of the container; None where none can tell."""
+    """Returns the bytes that can be allocated without swapping, within the container's limit; None if unknown."""
     found = []
     with suppress(OSError, KeyError, ValueError):
         found.append(1024 * _numbers(root / "proc/meminfo")["MemAvailable"])
@@ -33,6 +33,6 @@ def available(root: Path = Path("/")) -> int | None:
 
 
 def _numbers(file: Path) -> dict[str, int]:
-    """The first number of each line by the word before it."""
-    words = (line.replace(":", " ").split() for line in file.read_text().splitlines())
+    """Parses lines of the form "name: number" into a dict."""
+    words = (line.replace(":", " ").split() for line in file.read_text(encoding="utf-8").splitlines())
     return {name: int(number) for name, number, *_ in words}

@@ -1,7 +1,7 @@
-"""A decoder with the weights of a model that is built as the published one, and what notices that they have changed.
+"""A decoder that mirrors the weights of a published model object and notices when they change.
 
-What need not be copied is shared: parameters lie in the model's memory, and adapters are called where they are. Copies
-are the table of contents, packed layers, and weights that are computed (torch.nn.utils.parametrize).
+Parameters share the model's memory where they can, and adapters are called in place. Copied are the table of contents,
+packed layers, and computed weights (torch.nn.utils.parametrize).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpd_ext.cuda_graphs import plain_settings
 from lpd_ext.linear import DecodingLinear, PackedLinear, can_pack, is_plain
 from lpd_ext.model import LPDModel
 from lpd_ext.published_modules import (
@@ -30,19 +29,20 @@ from lpd_ext.published_modules import (
     tensor_at,
     width_of_result,
 )
+from lpd_ext.weights_key import plain_settings
 
-_SAMPLE = 16  # values that are looked at in each tensor
+_SAMPLE = 16  # values compared in each tensor
 _version = attrgetter("_version")
 
 
 @dataclass
 class _Copy:
-    """Part of the decoder that is made from tensors of the model, by modules whose plain attributes count too."""
+    """A part of the decoder copied from tensors of the model, and the modules whose attributes it also depends on."""
 
     load: Callable[[], None]
     tensors: tuple[Tensor, ...]
     modules: tuple[nn.Module, ...]
-    made_from: object = None  # the last time
+    made_from: object = None  # values when last copied
 
     def state(self) -> object:
         versions = [tensor._version for tensor in self.tensors if not tensor.is_inference()]
@@ -51,10 +51,10 @@ class _Copy:
 
 
 class Mirror:
-    """A decoder that has the weights of `source` as long as `up_to_date` says so.
+    """A decoder that has the weights of `source` as long as `up_to_date` returns True.
 
-    pack: whether the linear layers that can be are packed, which takes a second copy of their weights. Raises
-    ValueError for a model that cannot be decoded.
+    pack: packs a second copy of the linear weights that can be packed. Raises ValueError for a model that cannot be
+    decoded.
     """
 
     def __init__(self, source: nn.Module, heads: int | None, pack: bool) -> None:
@@ -77,10 +77,10 @@ class Mirror:
             self._note()
 
     def up_to_date(self) -> bool:
-        """Make copies anew where what they were made from has changed; False if only a new mirror can follow.
+        """Refreshes copies whose source has changed; returns False if only a new mirror can follow.
 
-        Seen are other modules, hooks and parameters, moves, casts, loads, and writes in place. Of writes that torch
-        does not count (to `.data`, through NumPy) those are seen that touch one of 16 values in each copied tensor.
+        Notices replaced modules, hooks and parameters, moves, casts, loads and in-place writes. Of writes that torch
+        does not count (to `.data`, through NumPy), notices those that touch one of 16 values in each copied tensor.
         """
         with _ordinary_tensors():
             values = list(chain.from_iterable(map(dict.values, self._dicts)))
@@ -98,7 +98,7 @@ class Mirror:
             return True
 
     def _note(self) -> None:
-        """Remember what the copies were made from."""
+        """Records the tensors that the copies were made from."""
         modules = list(self._source.modules())
         self._dicts: list[dict[Any, Any]] = [
             entries for m in modules for entries in (m._modules, m._parameters, m._buffers) if entries
@@ -173,7 +173,7 @@ class Mirror:
             self._mirror_parameter(layer, "bias", f"{path}.bias")
 
     def _mirror_parameter(self, module: nn.Module, name: str, path: str) -> None:
-        """Let a parameter of the decoder lie where that of the model does, or be a copy if the model computes it."""
+        """Makes a parameter of the decoder share the model's memory, or copies it if the model computes it."""
         value, (owner, own_name) = tensor_at(self._source, path), owner_of(self._source, path)
         value = value.flatten(0, 1) if path == "pos_embed" else value
         _check_shape(value, getattr(module, name), path)
@@ -215,7 +215,7 @@ def _check_shape(found: Tensor, wanted: Tensor, name: str) -> None:
 
 
 def _some_values(tensor: Tensor) -> Tensor:
-    """A few values from the middle of a row in the middle, where they lie."""
+    """Returns a view of a few values in the middle of the tensor."""
     row = tensor[tuple(size // 2 for size in tensor.shape[:-1])] if tensor.ndim else tensor[None]
     start = max(0, len(row) // 2 - _SAMPLE // 2)
     return row[start : start + _SAMPLE]

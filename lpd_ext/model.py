@@ -1,8 +1,8 @@
 """The LPD transformer: one set of weights, a teacher-forced forward for training and a cached step for decoding.
 
-Every token row is `LN_z(content + pos_embed[position])`. All contents live in one table, so one gather serves every
-row: content = [token_emb (V rows); class_emb (C rows); fake_latent; mask_token]. `state_dict` and `load_state_dict`
-speak the published layout, in which the four have names of their own.
+Every row is `LN_z(content + pos_embed[position])`. All contents live in one table, so one gather serves every row:
+content = [token_emb (V rows); class_emb (C rows); fake_latent; mask_token]. `state_dict` and `load_state_dict` use the
+published layout, in which the four are separate tensors.
 """
 
 from __future__ import annotations
@@ -17,6 +17,15 @@ from torch import Tensor, nn
 
 from lpd_ext import ops
 from lpd_ext.checks import as_grid, as_positive_int
+from lpd_ext.few_rows import (
+    MOST_ROWS,
+    FewRowBlock,
+    FewRows,
+    NormedLayer,
+    ResidualLayer,
+    can_multiply_few_rows,
+    chosen_products,
+)
 from lpd_ext.linear import DecodingLinear, ResultRows, linear_step, mlp_step
 from lpd_ext.plan import Step
 from lpd_ext.schedule import check_group_sizes
@@ -24,7 +33,7 @@ from lpd_ext.training_attention import Visibility, attend
 
 LAYER_NORM_EPS = 1e-6
 _MAX_HEAD_DIM = 256  # of group_attention
-_MAX_DEPTH = 1024  # a block takes milliseconds to make, and a file may ask for any number
+_MAX_DEPTH = 1024  # building a block takes milliseconds, and a damaged file may ask for any number
 _PRESETS = {"lpd_l": (1024, 24, 16), "lpd_xl": (1280, 36, 20), "lpd_xxl": (1536, 48, 24)}
 
 
@@ -32,7 +41,7 @@ _PRESETS = {"lpd_l": (1024, 24, 16), "lpd_xl": (1280, 36, 20), "lpd_xxl": (1536,
 class LPDConfig:
     """Sizes of an LPD transformer: width E, depth L, heads H, vocabulary V, classes C, token grid (h, w).
 
-    mutual_visibility: whether the query rows of a group see each other, as published, or each itself alone.
+    mutual_visibility: the query rows of a group see each other, as published; if False, only themselves.
     """
 
     dim: int
@@ -60,7 +69,7 @@ class LPDConfig:
 
     @classmethod
     def preset(cls, name: str, grid: tuple[int, int] = (16, 16)) -> LPDConfig:
-        """The published sizes 'lpd_l', 'lpd_xl' and 'lpd_xxl' (V = 16384, C = 1000)."""
+        """Returns the published sizes 'lpd_l', 'lpd_xl' or 'lpd_xxl' (V = 16384, C = 1000)."""
         if name not in _PRESETS:
             raise ValueError(f"preset must be one of {sorted(_PRESETS)}, got {name!r}")
         dim, depth, heads = _PRESETS[name]
@@ -117,7 +126,7 @@ class Block(nn.Module):
         self.mlp = Mlp(config.dim, config.mlp_ratio)
 
     def forward(self, x: Tensor, visibility: Visibility, dropout: float = 0.0) -> Tensor:
-        """Training pass over whole sequences x [B, rows, E]; dropout acts in training mode."""
+        """Training pass over whole sequences x [B, rows, E], with dropout in training mode."""
         qkv = self.attn.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
         attended = attend(qkv, visibility)
         x = x + F.dropout(self.attn.proj(attended), dropout, self.training)
@@ -140,10 +149,11 @@ class DecodingLayer:
 
 @dataclass(frozen=True)
 class DecodingParts:
-    """What of a model the decoding steps call, made ready for one decode."""
+    """The functions of a model that the decoding steps call, prepared for one decode."""
 
     layers: Sequence[DecodingLayer]
     head: Callable[[Tensor], Tensor]  # [R, E] -> [R, V]
+    few_rows: FewRows | None = None  # in place of all that follows the first block's qkv, for steps of few rows
 
 
 class LPDModel(nn.Module):
@@ -164,7 +174,7 @@ class LPDModel(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal(0, 0.02) weights and zero biases, as the published training starts."""
+        """Initialises weights from Normal(0, 0.02) and biases to zero, as the published training does."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -174,7 +184,7 @@ class LPDModel(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LPDModel:
-        # A packed layer that cannot follow says so before anything has moved.
+        # A packed layer that cannot follow raises before anything has moved.
         for module in self.modules():
             if isinstance(module, DecodingLinear):
                 module.check_move(fn)
@@ -182,7 +192,7 @@ class LPDModel(nn.Module):
         return self
 
     def condition_ids(self, labels: Tensor) -> Tensor:
-        """Content ids of labels int64 [B] in [0, C), or -1 for an unconditional image."""
+        """Returns the content ids of labels int64 [B] in [0, C), or -1 for an unconditional image."""
         config = self.config
         return torch.where(labels < 0, config.unconditional_id, config.vocab_size + labels)
 
@@ -196,12 +206,11 @@ class LPDModel(nn.Module):
         attention_dropout: float = 0.0,
         mutual_visibility: bool | None = None,
     ) -> Tensor:
-        """Teacher-forced logits [B, N, V] in decoding order, every group in one pass (paper, section 3.2).
+        """Returns teacher-forced logits [B, N, V] in decoding order, every group in one pass (paper, section 3.2).
 
         tokens int64 [B, N] in raster order; labels int64 [B], -1 for unconditional; orders int64 [B, N]; group_sizes
         sum to N. In training mode dropout applies after proj, GELU and fc2, attention_dropout to the attention
-        probabilities. mutual_visibility overrides the model's own. Raises ValueError for a shape or value that is out
-        of range.
+        probabilities. mutual_visibility overrides the config's. Raises ValueError for a wrong shape or value.
         """
         for name, share in (("dropout", dropout), ("attention_dropout", attention_dropout)):
             if not 0 <= share < 1:
@@ -242,10 +251,10 @@ class LPDModel(nn.Module):
         return check_group_sizes(group_sizes, num_tokens)
 
     def decoding_parts(self, k_cache: Tensor, v_cache: Tensor, most_rows: int) -> DecodingParts:
-        """What the decoding steps call, each block with its share of k_cache, v_cache [L, S, H, P, D].
+        """Prepares the functions for the decoding steps, each block with its share of k_cache, v_cache [L, S, H, P, D].
 
-        most_rows: the most that a step is expected to have; packed layers share memory for results of so many. Raises
-        ValueError for a model without mutual visibility: group_attention lets the queries of a step see each other.
+        most_rows: the most rows that a step is expected to have; packed layers share memory for that many results.
+        Raises ValueError for a model without mutual visibility, which group_attention cannot compute.
         """
         if not self.config.mutual_visibility:
             raise ValueError(
@@ -261,7 +270,28 @@ class LPDModel(nn.Module):
             qkv, proj = linear_step(block.attn.qkv, qkv_rows), linear_step(block.attn.proj, delta_rows)
             mlp = mlp_step(block.mlp.fc1, block.mlp.fc2, hidden_rows, delta_rows)
             layers.append(DecodingLayer(block.norm1, qkv, proj, block.norm2, mlp, k, v))
-        return DecodingParts(layers, linear_step(self.head, logit_rows))
+        return DecodingParts(layers, linear_step(self.head, logit_rows), self._few_rows())
+
+    def _few_rows(self) -> FewRows | None:
+        """Layers of our own products, if those are asked for and can be had."""
+        if chosen_products() != "own":
+            return None
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        norms = [norm for block in blocks for norm in (block.norm1, block.norm2)] + [self.norm]
+        linears = [m for b in blocks for m in (b.attn.qkv, b.attn.proj, b.mlp.fc1, b.mlp.fc2)] + [self.head]
+        if not can_multiply_few_rows(linears, norms, self.config.dim):
+            return None
+        following = [(block.norm1, block.attn.qkv) for block in blocks[1:]] + [(self.norm, self.head)]
+        few_rows = [
+            FewRowBlock(
+                ResidualLayer(block.attn.proj, block.norm2),
+                NormedLayer(block.norm2, block.mlp.fc1, gelu=True),
+                ResidualLayer(block.mlp.fc2, next_norm),
+                NormedLayer(next_norm, next_linear),
+            )
+            for block, (next_norm, next_linear) in zip(blocks, following, strict=True)
+        ]
+        return FewRows(few_rows, self.pos_embed.device)
 
     def decode_step(
         self,
@@ -271,19 +301,25 @@ class LPDModel(nn.Module):
         step: Step,
         workspace: Tensor | None = None,
     ) -> Tensor | None:
-        """One decoding step over ragged rows: logits [num query rows, V], or None for a step without query rows.
+        """Runs one decoding step over ragged rows; returns logits [num query rows, V], None without query rows.
 
-        content_ids, positions int64 [R], context rows first; the caches in `parts` receive the context rows' K and V.
-        In the last block context rows leave K and V only. Logits may last until the next step only, which overwrites
-        them. workspace: see ops.group_attention.
+        content_ids, positions int64 [R], context rows first; their K and V enter the KV caches in `parts`. In the last
+        block context rows go no further than that. The next step overwrites the logits. workspace: see
+        ops.group_attention.
         """
         heads, head_dim = self.config.heads, self.config.head_dim
         scale = head_dim**-0.5
         ln = self.z_proj_ln
         x = ops.embed_rows(content_ids, positions, self.content, self.pos_embed, ln.weight, ln.bias, ln.eps)
         delta: Tensor | None = None
+        few_rows = parts.few_rows if len(x) <= MOST_ROWS else None
+        normed: tuple[Tensor, Tensor] | None = None  # by a block of few rows, for the layer that follows it
         for i, layer in enumerate(parts.layers):
-            qkv = layer.qkv(_add_norm(x, delta, layer.norm1)).view(-1, 3, heads, head_dim)
+            if few_rows is None or normed is None:
+                qkv = layer.qkv(_add_norm(x, delta, layer.norm1))
+            else:
+                qkv = few_rows.blocks[i - 1].following(*normed)
+            qkv = qkv.view(-1, 3, heads, head_dim)
             first_row = 0
             if i == len(parts.layers) - 1:
                 if step.num_query_rows == 0:
@@ -293,9 +329,15 @@ class LPDModel(nn.Module):
                 x = x[first_row:]
             sizes = (step.max_rows, step.max_keys, first_row)
             attended = ops.group_attention(qkv, layer.k_cache, layer.v_cache, step.segments, *sizes, scale, workspace)
-            delta = layer.proj(attended)
-            delta = layer.mlp(_add_norm(x, delta, layer.norm2))
-        return parts.head(_add_norm(x, delta, self.norm))
+            if few_rows is None:
+                delta = layer.proj(attended)
+                delta = layer.mlp(_add_norm(x, delta, layer.norm2))
+            else:
+                block = few_rows.blocks[i]
+                normed = block.fc2(x, block.fc1(*block.proj(x, attended)))
+        if few_rows is None or normed is None:
+            return parts.head(_add_norm(x, delta, self.norm))
+        return few_rows.blocks[-1].following(*normed)
 
 
 def _add_norm(x: Tensor, delta: Tensor | None, norm: nn.LayerNorm) -> Tensor:
@@ -331,7 +373,7 @@ def _from_published_layout(
     unexpected: object,
     errors: list[str],
 ) -> None:
-    """Rows of the table that are not in the state stay as they are, and are reported as missing by their own names."""
+    """Loads the table of contents; rows missing from the state stay, and are reported by their published names."""
     assert isinstance(module, LPDModel)
     parts = _content_parts(module.config)
     rows = module.content.detach().split([torch.Size(shape[:-1]).numel() for _, shape in parts])

@@ -2,9 +2,9 @@
 
 Shapes use the letters of the project: R rows of a step, H heads, D head dimension, E = H*D, S cache slots, P cache
 positions, Q logit rows or segments, V vocabulary, M tokens to draw, T steps, B images, N = height*width cells.
-A wrong argument raises RuntimeError naming it, before anything is written. What an operator writes must share no memory
-with another argument, and its version counts up; in grad mode nothing may then require grad. Values inside CUDA tensors
-are not looked at: that would wait for the device.
+A wrong argument raises RuntimeError with its name, before anything is written. A tensor that an operator writes must
+share no memory with another argument; its version counts up, and in grad mode no argument may then require grad. Values
+inside CUDA tensors are not checked, since that would wait for the device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ops = torch.ops.lpd_ext
 
 
 def _default_scale(qkv: Tensor) -> float:
-    """1/sqrt(D); of a tensor without one, which the operator then refuses, anything."""
+    """Returns 1/sqrt(D), or anything for a tensor without a D, which the operator refuses."""
     return float(qkv.shape[-1]) ** -0.5 if qkv.dim() > 0 and qkv.shape[-1] != 0 else 1.0
 
 
@@ -35,9 +35,9 @@ def group_attention(
     scale: float | None = None,
     workspace: Tensor | None = None,
 ) -> Tensor:
-    """Append the context rows' K and V to the caches, then attend with two KV lengths per sequence.
+    """Appends the context rows' K and V to the caches, then attends with two KV lengths per sequence.
 
-    Context rows see the cached positions and each other; query rows see those and each other as well.
+    Context rows see the cached positions and each other; query rows see all of those and each other.
 
     qkv [R, 3, H, D]; k_cache, v_cache [S, H, P, D], written; segments int32 [Q, 6] with columns context_start,
     num_context, query_start, num_query, cache_length, cache_slot. max_rows and max_keys bound num_context + num_query
@@ -68,9 +68,9 @@ def _(
 
 
 def group_attention_workspace(head_dim: int, device: torch.device) -> Tensor | None:
-    """Zeroed scratch memory for group_attention, uint8, to be reused from call to call on one stream; None on the CPU.
+    """Allocates zeroed scratch memory for group_attention, uint8, to be reused on one stream; None on the CPU.
 
-    With it, a batch of too few blocks to fill a GPU splits its keys over several.
+    With it, a batch with too few blocks to fill a GPU splits its keys over several blocks.
     """
     if device.type != "cuda":
         return None
@@ -80,7 +80,7 @@ def group_attention_workspace(head_dim: int, device: torch.device) -> Tensor | N
 
 
 def append_kv(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, segments: Tensor, max_rows: int) -> None:
-    """Copy the context rows' K and V into the caches at cache_length of their slot; arguments as in group_attention."""
+    """Copies the context rows' K and V into the caches at cache_length of their slot; arguments as group_attention."""
     _ops.append_kv(qkv, k_cache, v_cache, segments, max_rows)
 
 
@@ -98,7 +98,7 @@ def embed_rows(
     bias: Tensor,
     eps: float = 1e-6,
 ) -> Tensor:
-    """LayerNorm(content[content_ids] + position_embedding[positions]) as the fp32 residual stream [R, E].
+    """Returns LayerNorm(content[content_ids] + position_embedding[positions]), the fp32 residual stream [R, E].
 
     content_ids, positions int64 [R]; content [M, E]; position_embedding [1 + N, E]; weight, bias [E]. On CUDA the row
     of an id outside its table is NaN.
@@ -121,7 +121,7 @@ def _(
 
 
 def residual_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
-    """Add delta (unless None) to the fp32 residual stream x [R, E] in place; return LayerNorm(x) in weight's dtype."""
+    """Adds delta, if any, to the fp32 residual stream x [R, E] in place; returns LayerNorm(x) in weight's dtype."""
     result: Tensor = _ops.residual_layer_norm(x, delta, weight, bias, eps)
     return result
 
@@ -142,11 +142,11 @@ def sample_tokens(
     seed: Tensor,
     cell: Tensor,
 ) -> Tensor:
-    """Draw one token per entry of conditional_row from guided, tempered, filtered logits [Q, V]; returns int64 [M].
+    """Draws one token per entry of conditional_row from guided, tempered, filtered logits [Q, V]; returns int64 [M].
 
     conditional_row, unconditional_row int32 [M] (-1: no guidance); guidance, temperature (0: argmax), top_p (1: off)
-    float32 [M]; top_k int32 [M] (0: off); seed, cell int64 [M] key the random number. If a mixed row
-    has a NaN or is -inf throughout: RuntimeError, or on CUDA token -1.
+    float32 [M]; top_k int32 [M] (0: off); seed, cell int64 [M] key the random number. Raises RuntimeError (on CUDA
+    returns token -1) if a mixed row has a NaN or is -inf throughout.
     """
     result: Tensor = _ops.sample_tokens(
         logits, conditional_row, unconditional_row, guidance, temperature, top_k, top_p, seed, cell
@@ -178,7 +178,7 @@ def locality_order(
     seeds: Tensor,
     known: Tensor | None = None,
 ) -> Tensor:
-    """Locality-aware generation order (paper, section 3.3) of each image's free cells: int64 [B, N], -1 after the last.
+    """Makes the locality-aware order (paper, section 3.3) of each image's free cells: int64 [B, N], -1 after the last.
 
     group_sizes int32 [T] or [B, T] (zero padded), summing to the free cells; seeds int64 [B]; known bool [B, N] marks
     cells that are already drawn.
@@ -202,14 +202,74 @@ def _(
     return seeds.new_empty(seeds.shape[0], height * width)
 
 
+def residual_linear(
+    x: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Add rows W^T + bias to the fp32 residual stream x [R, N] in place; return what normed_linear takes of the sum.
+
+    That is x * scale [R, N] in weight's dtype, and fp32 [R, N / 32, 2], the mean and the sum of squared deviations of
+    every 32 columns. rows [R, K], weight [N, K], bias and scale [N] in bfloat16 or float16 (of which x * scale must
+    not exceed the range); N and K multiples of 32. To the last bit, a row does not depend on the others. On CUDA from
+    compute capability 9.0 on.
+    """
+    result: tuple[Tensor, Tensor] = _ops.residual_linear(x, rows, weight, bias, scale)
+    return result
+
+
+@torch.library.register_fake("lpd_ext::residual_linear")
+def _(x: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor) -> tuple[Tensor, Tensor]:
+    num_rows, features = x.shape
+    return rows.new_empty(num_rows, features), x.new_empty(num_rows, features // 32, 2)
+
+
+def normed_linear(
+    scaled: Tensor,
+    statistics: Tensor,
+    weight: Tensor,
+    slope: Tensor,
+    shift: Tensor,
+    eps: float = 1e-6,
+    gelu: bool = False,
+) -> Tensor:
+    """LayerNorm(x) W^T + bias [R, N], or GELU of it (exact form), of what residual_linear left of x.
+
+    scaled [R, K] = x * gamma and weight [N, K] in bfloat16 or float16, K a multiple of 32, N of 8; slope = W gamma and
+    shift = W beta + bias float32 [N], from fold_layer_norm. To the last bit, a row does not depend on the others. On
+    CUDA from compute capability 9.0 on.
+    """
+    result: Tensor = _ops.normed_linear(scaled, statistics, weight, slope, shift, eps, gelu)
+    return result
+
+
+@torch.library.register_fake("lpd_ext::normed_linear")
+def _(
+    scaled: Tensor, statistics: Tensor, weight: Tensor, slope: Tensor, shift: Tensor, eps: float, gelu: bool
+) -> Tensor:
+    return scaled.new_empty(scaled.shape[0], weight.shape[0])
+
+
+def fold_layer_norm(weight: Tensor, gamma: Tensor, beta: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """slope = W gamma and shift = W beta + bias, float32 [N]: a LayerNorm as normed_linear takes it.
+
+    weight [N, K], gamma and beta [K], bias [N] in bfloat16 or float16; K a multiple of 32.
+    """
+    result: tuple[Tensor, Tensor] = _ops.fold_layer_norm(weight, gamma, beta, bias)
+    return result
+
+
+@torch.library.register_fake("lpd_ext::fold_layer_norm")
+def _(weight: Tensor, gamma: Tensor, beta: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    features = weight.shape[0]
+    return (weight.new_empty(features, dtype=torch.float32), weight.new_empty(features, dtype=torch.float32))
+
+
 def training_attention(
     qkv: Tensor, group_sizes: Tensor, mutual_visibility: bool = True, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attention of the teacher-forced pass [B, rows, H*D], and the log of each row's sum [B, H, rows].
+    """Returns the attention of the teacher-forced pass [B, rows, H*D] and the log of each row's sum [B, H, rows].
 
-    The first is differentiable, once; the second is not.
-    qkv [B, rows, 3, H, D], the 1 + N - m_last context rows, then the N query rows; group_sizes int32 [T]. Who sees whom
-    is told in lpd_ext.training_attention. scale defaults to 1/sqrt(D).
+    The first is differentiable, once; the second is not. qkv [B, rows, 3, H, D] holds the 1 + N - m_last context rows,
+    then the N query rows; group_sizes int32 [T]; visibility.py defines who sees whom. scale defaults to 1/sqrt(D).
     """
     if scale is None:
         scale = _default_scale(qkv)
@@ -232,7 +292,7 @@ def training_attention_backward(
     mutual_visibility: bool,
     scale: float,
 ) -> Tensor:
-    """Gradient of qkv [B, rows, 3, H, D] from that of training_attention's output, and what it returned."""
+    """Returns the gradient of qkv [B, rows, 3, H, D] from the results of training_attention and their gradient."""
     saved, sizes = (qkv, output, logsumexp), (group_sizes, mutual_visibility, scale)
     result: Tensor = torch.ops.lpd_ext.training_attention_backward(grad_output, *saved, *sizes)
     return result
@@ -279,11 +339,11 @@ torch.library.register_autograd("lpd_ext::training_attention_backward", _refuse_
 
 
 def quantize_rows(x: Tensor, levels: int = 255, rotate: bool = False, planes: int = 1) -> tuple[Tensor, Tensor]:
-    """Each row of x [R, K] as bytes 0..levels: uint8 [R, K], and float32 [R, 2], its scale and zero point.
+    """Quantizes each row of x [R, K] to bytes 0..levels: uint8 [R, K], and float32 [R, 2], scale and zero point.
 
-    x is about scale * (byte - zero_point); zero_point is a whole number, so zeros stay exact. A row with an
-    infinity or a NaN has scale NaN. rotate: of packing.rotate_rows(x) instead; K must be a multiple of 64 then.
-    planes = 2: of twice the rows; rows R.. are of what the first R leave, so that both add up to x.
+    x is about scale * (byte - zero_point); zero_point is a whole number, so zeros stay exact. A row with an infinity or
+    a NaN has scale NaN. rotate: quantizes packing.rotate_rows(x), for which K must be a multiple of 64. planes = 2:
+    returns twice the rows; rows R.. hold the rounding error of the first R, so that both add up to x.
     """
     result: tuple[Tensor, Tensor] = _ops.quantize_rows(x, levels, rotate, planes)
     return result
@@ -303,10 +363,10 @@ def packed_linear(
     gelu: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
-    """x W^T + bias [R, N], or GELU of it (exact form), with weights as packing.pack_weight lays them out.
+    """Returns x W^T + bias [R, N], or its GELU (exact form), with weights packed by packing.pack_weight.
 
-    x [R, K], weight and bias [N] in float32, or all in bfloat16 (summed in float32). To the last bit, a row of the
-    result does not depend on the other rows. It is written to `out`, and that is returned, if given.
+    x [R, K], weight and bias [N] are all float32, or all bfloat16 (summed in float32). A row of the result does not
+    depend on the other rows, to the last bit. The result is written to `out` if given.
     """
     out = x.new_empty((*x.shape[:1], max(out_features, 0))) if out is None else out
     _ops.packed_linear(x, weight, bias, out_features, gelu, out)
@@ -329,11 +389,11 @@ def packed_linear_int8(
     gelu: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
-    """packed_linear of what quantize_rows made of x, float32 [R, N], with int8 weights.
+    """Returns packed_linear of rows quantized by quantize_rows, with int8 weights, as float32 [R, N].
 
-    quantized uint8 [planes * R, K] and quantization float32 [planes * R, 2], as quantize_rows gives them; weight int8,
-    as packing.pack_weight lays it out, stands for weight * scale [N]; column_sum float32 [N], the sums of that over
-    K; bias float32 [N]. Products of bytes are summed exactly; K is 65,536 at most. out: as of packed_linear.
+    quantized uint8 [planes * R, K] and quantization float32 [planes * R, 2] come from quantize_rows; weight int8,
+    packed by packing.pack_weight, stands for weight * scale [N]; column_sum float32 [N] are the sums of that over K;
+    bias float32 [N]. Products of bytes are summed exactly; K is at most 65,536. out: as in packed_linear.
     """
     if out is None:
         rows = (len(quantized) if quantized.dim() else 0) // max(planes, 1)
@@ -358,7 +418,7 @@ def _(
 
 
 def group_norm_scale_shift(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float = 1e-6) -> Tensor:
-    """Scale and shift [B, 2, C] per image and channel, so that GroupNorm(x) = x * scale + shift.
+    """Returns scale and shift [B, 2, C] per image and channel such that GroupNorm(x) = x * scale + shift.
 
     x float32 [B, H, W, C]; weight, bias float32 [C].
     """
@@ -381,13 +441,13 @@ def conv3x3(
     accumulate: bool = False,
     bfloat16: bool = False,
 ) -> None:
-    """3x3 convolution with one zero pixel around, by Winograd's F(4x4, 3x3), into out [B, H, W, K], or added to it.
+    """Computes a 3x3 convolution with zero padding by Winograd's F(4x4, 3x3), into out [B, H, W, K] or added to it.
 
-    x float32 [B, H, W, C]: with scale_shift [B, 2, C], silu(x * scale + shift) is convolved; with upsample, x doubled
-    by nearest-neighbour interpolation (out is [B, 2 H, 2 W, K]). weight [3, 3, C, K]; bias [K]; C a multiple of 16.
-    bfloat16 rounds the operands of the matrix products, which is faster on processors with AVX512_BF16: the error is
-    then about 1 % of the result's deviation. An error is in proportion to the largest of the 6x6 pixels around, as
-    Winograd's are, not to the result.
+    x float32 [B, H, W, C]; with scale_shift [B, 2, C], convolves silu(x * scale + shift); with upsample, doubles x by
+    nearest-neighbour interpolation first (out is [B, 2 H, 2 W, K]). weight [3, 3, C, K]; bias [K]; C a multiple of 16.
+    bfloat16 rounds the operands of the matrix products, which is faster on processors with AVX512_BF16 at an error of
+    about 1 % of the result's deviation. As with Winograd in general, the error is proportional to the largest of the
+    6x6 pixels around, not to the result.
     """
     _ops.conv3x3(x, weight, bias, scale_shift, out, upsample, accumulate, bfloat16)
 
@@ -413,9 +473,12 @@ OPERATORS = (
     "residual_layer_norm",
     "sample_tokens",
     "locality_order",
+    "residual_linear",
+    "normed_linear",
+    "fold_layer_norm",
 )
 
-# Operators that only the CPU has kernels for.
+# Operators with CPU kernels only.
 CPU_OPERATORS = (
     "quantize_rows",
     "packed_linear",

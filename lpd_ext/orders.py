@@ -1,4 +1,4 @@
-"""Generation orders: int64 [B, N], the free cells of each image as they are drawn, then -1.
+"""Generation orders: int64 [B, N], the free cells of each image in the order they are drawn, then -1.
 
 Cells are row-major indices into the h x w grid. Cells known beforehand (editing), bool [B, N], are not free.
 """
@@ -38,13 +38,13 @@ def make_orders(
     proximity_threshold: float | Sequence[float] = 1.0,
     repulsion_threshold: int | Sequence[int | None] | None = None,
 ) -> Tensor:
-    """Orders [B, N] of a batch by ORDER_POLICIES, by a priority map, or the cells given instead (see `user_order`).
+    """Makes orders [B, N] by one of ORDER_POLICIES, by a priority map, or from given cells (see `user_order`).
 
-    A priority map (an image or floats [h, w], see priority.py) says where to begin; cells of one priority come in the
+    A priority map (an image or floats [h, w], see priority.py) says where to begin; cells of equal priority come in the
     locality order. "outward" is the map of distances to the known cells, or to the centre if there are none. order and
-    the thresholds, as in `locality_order`, are one for all images or a list with one entry per image.
+    the thresholds (as in `locality_order`) are one for all images or a list with one entry per image.
     group_sizes: one list, or one per image, summing to its free cells; seeds int64 [B]; known bool [B, N]. Raises
-    ValueError or TypeError naming the wrong argument.
+    ValueError or TypeError with the name of the wrong argument.
     """
     grid = _check_grid(grid)
     sizes = check_batch(group_sizes, grid, seeds, known)
@@ -60,8 +60,11 @@ def make_checked_orders(
     proximity_threshold: float | Sequence[float],
     repulsion_threshold: int | Sequence[int | None] | None,
 ) -> Tensor:
-    """`make_orders` where group sizes, grid, seeds and known cells have been checked."""
+    """`make_orders` with group sizes, grid, seeds and known cells already checked."""
     batch, num_cells = len(seeds), grid[0] * grid[1]
+    if isinstance(order, str) and order in ORDER_POLICIES and _is_one(proximity_threshold, repulsion_threshold):
+        thresholds = _check_proximity(proximity_threshold), _check_repulsion(repulsion_threshold, grid)
+        return _orders_by_policy(order, *thresholds, group_sizes, grid, seeds, known)
     proximity = [_check_proximity(value) for value in per_image(proximity_threshold, "proximity_threshold", batch)]
     repulsion = [_check_repulsion(v, grid) for v in per_image(repulsion_threshold, "repulsion_threshold", batch)]
     parts = order if isinstance(order, Sequence) and not isinstance(order, str) else [order]
@@ -93,6 +96,11 @@ def make_checked_orders(
     return orders
 
 
+def _is_one(*thresholds: object) -> bool:
+    """Whether all are plain numbers for all images, so that one check is enough: the host's time counts here."""
+    return all(threshold is None or type(threshold) in (int, float) for threshold in thresholds)
+
+
 def _is_policy(order: object) -> bool:
     return isinstance(order, str) or is_priority_map(order)
 
@@ -113,7 +121,7 @@ def _orders_by_policy(
         return by_priority(near, outward(start, grid) if priority is None or policy == "outward" else priority)
     if policy == "locality":
         if len(set(map(tuple, group_sizes))) == 1:
-            table = torch.tensor(group_sizes[0], dtype=torch.int32)
+            table = torch.from_numpy(np.array(group_sizes[0], np.int32))
         else:
             longest = max(map(len, group_sizes), default=0)
             padded = [[*sizes, *[0] * (longest - len(sizes))] for sizes in group_sizes]
@@ -134,12 +142,11 @@ def locality_order(
     repulsion_threshold: int | None = None,
     known: Tensor | None = None,
 ) -> Tensor:
-    """Locality-aware orders [B, N] (paper, section 3.3): close to what is generated, apart within a group.
+    """Makes locality-aware orders [B, N] (paper, section 3.3): close to what is drawn, apart within a group.
 
-    group_sizes: one list, or one per image; seeds int64 [B]. A group first takes cells whose proximity (sum
-    of 1 / distance over the generated ones among their 8 neighbours) is >= proximity_threshold and whose
-    Chebyshev distance from each other is > repulsion_threshold (None: `default_repulsion_threshold`), then
-    the cells farthest apart.
+    group_sizes: one list, or one per image; seeds int64 [B]. A group first takes cells whose proximity (the sum of
+    1 / distance over the drawn cells among their 8 neighbours) is >= proximity_threshold and whose Chebyshev distance
+    from each other is > repulsion_threshold (None: `default_repulsion_threshold`), then the cells farthest apart.
     """
     grid = _check_grid(grid)
     sizes = check_batch(group_sizes, grid, seeds, known)
@@ -148,31 +155,31 @@ def locality_order(
 
 
 def default_repulsion_threshold(grid: Grid) -> int:
-    """Repulsion of the published settings: 2 for 256 px (16 x 16 cells), 4 for 512 px (32 x 32)."""
+    """Returns the published repulsion threshold: 2 for 256 px (16 x 16 cells), 4 for 512 px (32 x 32)."""
     return 4 if min(grid) >= 32 else 2
 
 
 def random_order(grid: Grid, seeds: Tensor, known: Tensor | None = None) -> Tensor:
-    """Uniformly random orders [B, N], each a function of its seed (int64 [B]) and the grid alone."""
+    """Makes uniformly random orders [B, N], each a function of its seed (int64 [B]) and the grid alone."""
     _check_seeds(seeds)
     return _random_order(_check_grid(grid), seeds, known)
 
 
 def _random_order(grid: Grid, seeds: Tensor, known: Tensor | None) -> Tensor:
     height, width = grid
-    # A group of all cells with nothing generated is a random cell, then the others by their random numbers.
+    # One group of all cells with nothing drawn: a random cell, then the others by their random numbers.
     one_group = torch.tensor([height * width], dtype=torch.int32, device=seeds.device)
     return restrict_to_free(ops.locality_order(one_group, height, width, 1.0, 0, seeds.contiguous()), known)
 
 
 def raster_order(grid: Grid) -> Tensor:
-    """Cells row by row, int64 [N]."""
+    """Returns the cells row by row, int64 [N]."""
     height, width = _check_grid(grid)
     return torch.arange(height * width)
 
 
 def halton_order(grid: Grid) -> Tensor:
-    """Cells as the Halton sequence (rows: base 2, columns: base 3) first meets them, int64 [N]."""
+    """Returns the cells as the Halton sequence (rows: base 2, columns: base 3) first meets them, int64 [N]."""
     height, width = _check_grid(grid)
     # Each row of the unit square holds an interval [k / 2^a, (k + 1) / 2^a) once 2^a >= 2h, each column one
     # of base 3 once 3^b >= 2w, and any 2^a * 3^b consecutive points meet every pair of such intervals.
@@ -184,7 +191,7 @@ def halton_order(grid: Grid) -> Tensor:
 
 
 def spiral_order(grid: Grid) -> Tensor:
-    """Cells along a square spiral from the centre outwards, those outside the grid left out, int64 [N]."""
+    """Returns the cells along a square spiral from the centre outwards, int64 [N]."""
     height, width = _check_grid(grid)
     row, column = np.divmod(np.arange(height * width), width)
     y, x = row - (height - 1) // 2, column - (width - 1) // 2
@@ -200,10 +207,10 @@ def spiral_order(grid: Grid) -> Tensor:
 
 
 def user_order(order: Cells, grid: Grid, batch: int, known: Tensor | None = None) -> Tensor:
-    """The given cells as orders [B, N]: one list for all images, or one per image.
+    """Returns the given cells as orders [B, N]: one list for all images, or one per image.
 
-    Each must hold the free cells of its image once and may end in -1s. Raises ValueError naming the image and
-    the cell that is wrong, TypeError for anything but integers.
+    Each must hold the free cells of its image once and may end in -1s. Raises ValueError with the image and the cell
+    that is wrong, TypeError for anything but integers.
     """
     height, width = _check_grid(grid)
     known = None if known is None else _check_known(known, (batch, height * width))
@@ -219,7 +226,7 @@ def _user_orders(order: Any, num_cells: int, batch: int, known: Tensor | None) -
 
 
 def _check_cells(row: Tensor, name: str, num_cells: int, known: Tensor | None) -> Tensor:
-    """The cells of one image's order without the -1s at its end; known bool [N]."""
+    """Returns the cells of one image's order without the -1s at its end, checked; known bool [N]."""
     cells = row[: int((row != -1).sum())]
     outside = cells[(cells < 0) | (cells >= num_cells)]
     if len(outside):
@@ -238,7 +245,7 @@ def _check_cells(row: Tensor, name: str, num_cells: int, known: Tensor | None) -
 
 
 def restrict_to_free(orders: Tensor, known: Tensor | None) -> Tensor:
-    """Orders [B, N] of all cells without the known ones (bool [B, N]), filled up with -1."""
+    """Removes the known cells (bool [B, N]) from orders [B, N] of all cells and pads with -1."""
     if known is None:
         return orders.contiguous()
     _check_known(known, orders.shape)
@@ -248,7 +255,7 @@ def restrict_to_free(orders: Tensor, known: Tensor | None) -> Tensor:
 
 
 def known_first(orders: Tensor, known: Tensor) -> Tensor:
-    """Orders of the free cells (then -1) as permutations of all cells: the known ones, in raster order, come first."""
+    """Extends orders of the free cells (then -1) to permutations of all cells: known ones first, in raster order."""
     num_known = known.sum(dim=1, keepdim=True)
     place = torch.arange(orders.shape[1], device=orders.device) - num_known  # among the free cells; negative: known
     in_raster_order = (~known).to(torch.uint8).argsort(dim=1, stable=True)
@@ -256,7 +263,7 @@ def known_first(orders: Tensor, known: Tensor) -> Tensor:
 
 
 def _power_from(base: int, low: int) -> int:
-    """Smallest power of base that is >= low."""
+    """Returns the smallest power of base that is >= low."""
     power = 1
     while power < low:
         power *= base
@@ -264,7 +271,7 @@ def _power_from(base: int, low: int) -> int:
 
 
 def _radical_inverse(index: NDArray[np.int64], base: int, intervals: int) -> NDArray[np.int64]:
-    """In which of the equal intervals of [0, 1) the radical inverse of each index lies; exact integers."""
+    """Returns the index of the interval of [0, 1), cut into equal ones, that holds each radical inverse; exact."""
     mirrored, denominator = np.zeros_like(index), 1
     while index.any():
         index, digit = np.divmod(index, base)
@@ -273,7 +280,7 @@ def _radical_inverse(index: NDArray[np.int64], base: int, intervals: int) -> NDA
 
 
 def _integer_rows(order: Any, batch: int) -> list[Tensor]:
-    """One int64 row per image, on the CPU."""
+    """Returns one int64 row per image, on the CPU."""
     if isinstance(order, Tensor | np.ndarray):
         order = torch.as_tensor(order).cpu()
         rows = [order] * batch if order.dim() == 1 else list(order)
@@ -293,7 +300,7 @@ def _integer_row(row: Any, name: str) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be a list of integers, got {row!r}") from error
     integers = cells.dim() == 1 and cells.dtype in _INTEGERS
-    if not integers and cells.shape != (0,):  # an empty list has no integers to tell its dtype by
+    if not integers and cells.shape != (0,):  # an empty list has no dtype of its own
         raise TypeError(f"{name} must be a list of integers, got {cells.dtype} {list(cells.shape)}")
     return cells.cpu().to(torch.int64)
 
@@ -306,7 +313,7 @@ def _check_proximity(threshold: object) -> float:
 
 
 def _check_repulsion(threshold: object, grid: Grid) -> int:
-    """The threshold, by default that of the published settings; no two cells are farther apart than the grid's side."""
+    """Returns the threshold (None: the published one), at most the grid's side, beyond which no cells are apart."""
     repulsion = default_repulsion_threshold(grid) if threshold is None else as_int(threshold, "repulsion_threshold")
     if repulsion < 0:
         raise ValueError(f"repulsion_threshold must be >= 0, got {repulsion}")
@@ -316,7 +323,7 @@ def _check_repulsion(threshold: object, grid: Grid) -> int:
 def check_batch(
     group_sizes: Sequence[int] | Sequence[Sequence[int]], grid: Grid, seeds: Tensor, known: Tensor | None
 ) -> list[list[int]]:
-    """The group sizes of each image, once all arguments fit together."""
+    """Checks that the arguments fit together; returns the group sizes of each image."""
     _check_seeds(seeds)
     sizes = sizes_per_image(group_sizes, len(seeds))
     if len(sizes) != len(seeds):

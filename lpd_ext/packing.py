@@ -1,4 +1,4 @@
-"""How weights lie in memory, and rows are rotated, for the products of packed linear layers."""
+"""Layout of packed weights, and the rotation of rows, for packed linear layers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LINEAR_PANEL = 32  # channels that lie side by side
-ROTATION = 64  # slices of a row that are rotated into each other
+ROTATION = 64  # slices of a row that the Hadamard transform mixes
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """Weights [N, K] as packed_linear reads them: [ceil(N / 32), ceil(K / e), 32, e], padded with zeros.
+    """Packs weights [N, K] for packed_linear: [ceil(N / 32), ceil(K / e), 32, e], padded with zeros.
 
     e elements of a channel fill four bytes: 1 float32, 2 bfloat16, 4 int8.
     """
@@ -25,15 +25,15 @@ def pack_weight(weight: Tensor) -> Tensor:
 
 
 def unpack_weight(packed: Tensor, out_features: int, in_features: int) -> Tensor:
-    """The weights [N, K] that pack_weight laid out, as a copy."""
+    """Returns the weights [N, K] that pack_weight packed, as a copy."""
     plain: Tensor = packed.transpose(1, 2).flatten(2).flatten(0, 1)[:out_features, :in_features]
     return plain.clone(memory_format=torch.contiguous_format)
 
 
 def rotate_rows(x: Tensor) -> Tensor:
-    """Hadamard transform (Sylvester's order, unscaled) over the 64 equal slices of each row of x [R, K].
+    """Applies a Hadamard transform (Sylvester's order, unscaled) over the 64 equal slices of each row of x [R, K].
 
-    Applied twice it gives 64 x. An outlier is spread over 64 places, and the range of the row becomes smaller.
+    Applied twice it gives 64 x. It spreads an outlier over 64 places, so the row's range shrinks.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     slices = x.unflatten(1, (ROTATION, x.shape[1] // ROTATION))

@@ -20,14 +20,14 @@ class UnreadableImageError(ValueError):
 
 
 def check_pixels(image: Image.Image, max_pixels: int | None) -> None:
-    """Raise UnreadableImageError for a picture of more pixels, which need not be decoded yet."""
+    """Raises UnreadableImageError for a picture of more pixels, without decoding it."""
     if max_pixels is not None and image.width * image.height > max_pixels:
         raise UnreadableImageError(f"{image.width} x {image.height} pixels are more than {max_pixels:,}")
 
 
 @cache
 def reads_heif() -> bool:
-    """Whether HEIC pictures can be read: Pillow learns it from pillow-heif, if that is installed."""
+    """Registers pillow-heif with Pillow if it is installed; returns whether HEIC pictures can be read."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -37,9 +37,9 @@ def reads_heif() -> bool:
 
 
 def open_image(file: str | Path | bytes, max_pixels: int | None = None) -> Image.Image:
-    """The picture in a file, or in the bytes of one, fully decoded; UnreadableImageError if that fails.
+    """Opens and fully decodes a picture from a file or its bytes; UnreadableImageError if that fails.
 
-    One of more than max_pixels is refused before it is decoded.
+    Refuses a picture of more than max_pixels before decoding it.
     """
     reads_heif()  # in worker processes too
     try:
@@ -51,15 +51,15 @@ def open_image(file: str | Path | bytes, max_pixels: int | None = None) -> Image
     except UnidentifiedImageError:
         raise UnreadableImageError("no image format that Pillow knows") from None
     except Exception as error:  # a damaged file can raise anything
-        # The system's errors say the path too, which a list of skipped pictures must not depend on.
+        # The system's errors contain the path, on which a list of skipped pictures must not depend.
         text = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
         raise UnreadableImageError(text[0] if text else type(error).__name__) from error
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
-    """The picture as RGB: transparent parts show `background`, 12- and 16-bit grey is scaled to 8 bits.
+    """Converts a picture to RGB: transparent parts show `background`, 12- and 16-bit grey is scaled to 8 bits.
 
-    UnreadableImageError for pixels that Pillow reads and cannot convert, or whose white nothing tells.
+    Raises UnreadableImageError if Pillow cannot convert the pixels, or if the value of white is unknown.
     """
     try:
         return _to_rgb(image, background)
@@ -86,9 +86,9 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
 
 
 def _deep_grey(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Grey of more than 8 bits as uint8 [H, W], and its alpha if it has any.
+    """Returns grey of more than 8 bits as uint8 [H, W], and its alpha if it has any.
 
-    What white is follows from the format, never from the brightest pixel: a dark picture stays dark.
+    White follows from the format, never from the brightest pixel: a dark picture stays dark.
     """
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})  # of a TIFF
     if image.mode == "I" and image.format != "PPM":  # Pillow has scaled a PGM to 16 bits
@@ -97,6 +97,6 @@ def _deep_grey(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8]
     white = 2**12 - 1 if tags.get(_BITS) == (12,) else 2**16 - 1
     transparent = image.info.get("transparency")
     alpha = np.where(grey == transparent, 0, 255).astype(np.uint8) if isinstance(transparent, int) else None
-    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # which Pillow heeds up to 8 bits
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # which Pillow applies up to 8 bits
         grey = white - grey
     return ((grey * 255 + white // 2) // white).astype(np.uint8), alpha

@@ -49,7 +49,7 @@ _ANY_MODEL = LPDConfig(dim=8, depth=1, heads=1, vocab_size=1, num_classes=1, gri
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """What a call that does not say otherwise uses; stored in config.json under 'sampling'."""
+    """Settings of calls that leave them out; stored in config.json under 'sampling'."""
 
     num_inference_steps: int = 20
     guidance_scale: float = 1.0
@@ -62,7 +62,7 @@ class SamplingDefaults:
     repulsion_threshold: int | None = None  # None: orders.default_repulsion_threshold of the grid
 
     def __post_init__(self) -> None:
-        """Values as a request has them, of Python's own types; TypeError or ValueError naming what it refuses."""
+        """Converts the values to plain Python types; TypeError or ValueError with the name of a wrong one."""
         if not isinstance(self.order, str):
             raise TypeError(f"order must be the name of a policy, got {self.order!r}")
         policy = OrderPolicy(self.order, self.proximity_threshold, self.repulsion_threshold)
@@ -82,12 +82,12 @@ class SamplingDefaults:
 class LPDPipeline:
     """Class-conditional image generation with locality-aware parallel decoding.
 
-    cuda_graphs: on a GPU, record each new batch layout once and replay it (the KV caches of the last four stay
-    allocated); False saves that memory, and the recording where no layout comes twice.
-    max_images: how many images are drawn at once; more come one part after the other, and are the same. None: as many
-    as memory allows, which is looked up before (a warning is logged where it takes parts).
-    pixel_dtype: on a CPU, bfloat16 decodes tokens to images faster where the processor has AVX512_BF16, within 40 dB
-    of float32; see `pixel_decoder.PixelDecoder`.
+    cuda_graphs: on a GPU, captures each new batch layout as a CUDA graph and replays it (the KV caches of the last four
+    stay allocated). False saves that memory, and the capture if no layout comes twice.
+    max_images: how many images are drawn at once; a larger batch is drawn in parts, with the same result. None: as many
+    as free memory allows, with a logged warning if that takes parts.
+    pixel_dtype: on a CPU with AVX512_BF16, bfloat16 decodes tokens to pixels faster, at 40 dB or more to float32; see
+    `pixel_decoder.PixelDecoder`.
     """
 
     model: LPDModel
@@ -111,7 +111,7 @@ class LPDPipeline:
             raise ValueError(f"pixel_dtype must be torch.float32 or torch.bfloat16, got {self.pixel_dtype}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """By value, in bytes of its own: torch.multiprocessing would share the memory of both networks' weights."""
+        """Pickles by value: torch.multiprocessing would otherwise share the memory of both networks' weights."""
         return _from_bytes, (type(self), pickle.dumps(self._parts()))
 
     def __copy__(self) -> LPDPipeline:
@@ -121,7 +121,7 @@ class LPDPipeline:
         return type(self)(**copy.deepcopy(self._parts(), memo))
 
     def _parts(self) -> dict[str, Any]:
-        """What the pipeline is made of, without what it keeps of earlier calls."""
+        """Returns the fields of the pipeline, without the state of earlier calls."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.init}
 
     @classmethod
@@ -138,15 +138,15 @@ class LPDPipeline:
         token: str | bool | None = None,
         ema: bool = False,
     ) -> LPDPipeline:
-        """Load a pipeline by name; none: the bundled demo model.
+        """Loads a pipeline by name; without one, the bundled demo model.
 
-        path is a published model ("lpd_l_256"), a hub id, a folder, or a weight file. tokenizer, where the model brings
-        none: a weight file, folder or hub id; None takes the published one for a vocabulary of its size. revision and
-        token go to the hub. grid, heads, dtype (None, a float dtype or "int8") and ema are the transformer's, as in
-        `load_model`. Models of published size have the published sampling defaults and ImageNet's class names. On the
-        CPU the linear layers are packed for decoding: `linear.unpack(pipe.model)` makes them torch's again, for
-        training. Raises ValueError, ImportError (hub without huggingface_hub), or an OSError (FileNotFoundError,
-        ConnectionError, PermissionError), see `hub.find_model`.
+        path is a published model ("lpd_l_256"), a hub id, a folder, or a weight file. tokenizer is a weight file, a
+        folder or a hub id, for a model that comes without one; None takes the published tokenizer if the vocabulary has
+        its size. revision and token are passed to the hub. grid, heads, dtype (None, a float dtype or "int8") and ema
+        are the transformer's, as in `load_model`. Models of published size get the published sampling defaults and
+        ImageNet's class names. On a CPU the linear layers are packed for decoding; `linear.unpack(pipe.model)` undoes
+        that, for training. Raises ValueError, ImportError (hub without huggingface_hub), or an OSError
+        (FileNotFoundError, ConnectionError, PermissionError), see `hub.find_model`.
         """
         options = HubOptions(revision, token)
         files = find_model(bundled_model() if path is None else path, options)
@@ -172,23 +172,23 @@ class LPDPipeline:
     def save_pretrained(
         self, directory: str | Path, dtype: torch.dtype | None = None, *, extra: Mapping[str, Any] | None = None
     ) -> None:
-        """Write config.json, model.safetensors and tokenizer.safetensors (floats in dtype, if given).
+        """Writes config.json, model.safetensors and tokenizer.safetensors (floats in dtype, if given).
 
-        extra: further entries of config.json. A save that fails leaves the folder as it was; see `save_model`.
+        extra: further entries of config.json. A failed save leaves the folder as it was; see `save_model`.
         """
         entries = {"sampling": asdict(self.defaults), "class_names": list(self.class_names), **(extra or {})}
-        _class_names(entries)  # what could not be loaded again is not written either
+        _class_names(entries)  # refuses names that could not be loaded again
         save_model(self.model, directory, extra=entries, dtype=dtype, tokenizer=self.tokenizer.state_dict())
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LPDPipeline:
-        """Move both networks to device and the transformer to dtype; ValueError if its weights are int8, which stay."""
+        """Moves both networks to device and casts the transformer to dtype; ValueError if its weights are int8."""
         if is_quantized(self.model) and not (dtype is None and torch.device(device or "cpu").type == "cpu"):
             raise ValueError(f"an int8 transformer stays on the CPU and computes in float32, got {device}, {dtype}")
         unpack(self.model).to(device=device, dtype=dtype)
         if not self.model.training:
             pack(self.model)
         self.tokenizer.to(device=device)
-        self._graphs = DecodeGraphs()  # the old ones read weights that have moved
+        self._graphs = DecodeGraphs()  # the old graphs read weights that have moved
         return self
 
     def __call__(
@@ -200,11 +200,11 @@ class LPDPipeline:
         cancel: Cancel | None = None,
         **options: Any,
     ) -> LPDPipelineOutput:
-        """Draw one image per label.
+        """Draws one image per label.
 
         class_labels are class indices, class names, or None (unconditional); options as in `prepare`; output_type,
-        callback_on_step_end and cancel as in `drawing.Drawing.run`. Raises ValueError or TypeError naming a wrong
-        argument before any work.
+        callback_on_step_end and cancel as in `drawing.Drawing.run`. Raises ValueError or TypeError with the name of a
+        wrong argument before any work.
         """
         check_output_type(output_type)
         return self.drawing(self.prepare(class_labels, **options)).run(output_type, callback_on_step_end, cancel)
@@ -217,15 +217,15 @@ class LPDPipeline:
         preview_every: int = 1,
         **options: Any,
     ) -> Iterator[StepPreview]:
-        """Draw as `__call__` does, yielding the partial grid and a preview (undrawn cells grey) after each group.
+        """Draws like a call, yielding the partial grid and a preview (undrawn cells grey) after each group.
 
-        cancel and preview_every as in `drawing.Drawing.stream`. Raises ValueError or TypeError naming a wrong argument
-        at once.
+        cancel and preview_every as in `drawing.Drawing.stream`. Raises ValueError or TypeError with the name of a wrong
+        argument at once.
         """
         return self.drawing(self.prepare(class_labels, **options)).stream(cancel, preview_every)
 
     def drawing(self, request: DecodeRequest, **finish: Any) -> Drawing:
-        """The request to be drawn by this pipeline; finish as in `Drawing`."""
+        """Returns a drawing of the request by this pipeline; finish as in `Drawing`."""
         graphs = self._graphs if self.cuda_graphs else None
         finish = {"max_images": self.max_images, **finish}
         return Drawing(self.model, self.tokenizer, request, self.pixel_dtype, graphs, **finish)
@@ -233,7 +233,7 @@ class LPDPipeline:
     def inpaint(
         self, images: Pictures, masks: Pictures, class_labels: Label | Sequence[Label], **options: Any
     ) -> LPDPipelineOutput:
-        """Paint the masked parts of pictures anew; see `editing.inpaint`."""
+        """Redraws the masked parts of pictures; see `editing.inpaint`."""
         return editing.inpaint(self, images, masks, class_labels, **options)
 
     def outpaint(
@@ -243,13 +243,13 @@ class LPDPipeline:
         class_labels: Label | Sequence[Label] = None,
         **options: Any,
     ) -> LPDPipelineOutput:
-        """Continue pictures beyond their edges; see `editing.outpaint`."""
+        """Continues pictures beyond their edges; see `editing.outpaint`."""
         return editing.outpaint(self, images, margins, class_labels, **options)
 
     def class_edit(
         self, images: Pictures, masks: Pictures, new_labels: Label | Sequence[Label], **options: Any
     ) -> LPDPipelineOutput:
-        """Paint the masked parts of pictures as parts of another class; see `editing.class_edit`."""
+        """Redraws the masked parts of pictures as another class; see `editing.class_edit`."""
         return editing.class_edit(self, images, masks, new_labels, **options)
 
     def variations(
@@ -259,7 +259,7 @@ class LPDPipeline:
         class_labels: Label | Sequence[Label] = None,
         **options: Any,
     ) -> LPDPipelineOutput:
-        """Redraw pictures of which a share of the cells is kept; see `editing.variations`."""
+        """Redraws pictures, keeping a share of the cells; see `editing.variations`."""
         return editing.variations(self, images, keep, class_labels, **options)
 
     def prepare(
@@ -280,13 +280,13 @@ class LPDPipeline:
         known_tokens: Tensor | None = None,
         prefill: Sequence[Sequence[int]] | None = None,
     ) -> DecodeRequest:
-        """The checked request of a call; None means the pipeline's default. Raises ValueError or TypeError.
+        """Returns the checked request of a call; None means the pipeline's default. Raises ValueError or TypeError.
 
-        Each option is one value, or a list with one entry per label. num_inference_steps (in [1, N]) takes the
-        published or cosine group sizes, group_sizes replaces it. order is a policy of `orders.ORDER_POLICIES`, a
-        permutation of the cells, or a priority map (an image, bright first, or floats [h, w]); the thresholds are those
-        of `orders.locality_order`. One seed s means s, s + 1, ...; None draws them from torch's generator. known_tokens
-        and prefill are as in `DecodeRequest`.
+        Each option is one value, or a list with one entry per label. num_inference_steps (in [1, N]) selects the
+        published or cosine group sizes; group_sizes replaces it. order is a policy of `orders.ORDER_POLICIES`, a
+        permutation of the cells, or a priority map (an image, bright parts first, or floats [h, w]); the thresholds are
+        those of `orders.locality_order`. One seed s means s, s + 1, ...; None draws seeds from torch's generator.
+        known_tokens and prefill are as in `DecodeRequest`.
         """
         defaults = self.defaults
         if num_inference_steps is None and group_sizes is None:
@@ -333,7 +333,7 @@ def _from_bytes(kind: type[LPDPipeline], parts: bytes) -> LPDPipeline:
 
 
 def bundled_model() -> Path:
-    """Directory of the demo model that comes with the package (Fashion-MNIST, 10 classes)."""
+    """Returns the folder of the bundled demo model (Fashion-MNIST, 10 classes)."""
     return Path(__file__).parent / "assets" / "fashion_mnist"
 
 

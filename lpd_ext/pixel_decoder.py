@@ -1,7 +1,7 @@
-"""The tokenizer's decoder on the CPU, several times faster than module by module; tokenizer.py stays its definition.
+"""The tokenizer's decoder for CPUs, several times as fast as its modules; tokenizer.py defines what it computes.
 
-Activations are [B, h, w, C] throughout. Of a residual block, a pass over each input of a 3x3 convolution is left, for
-GroupNorm's statistics: `ops.conv3x3` normalises what it reads, and adds to the residual stream in place.
+Activations are [B, h, w, C] throughout. `ops.conv3x3` normalises its input while reading it and adds to the residual
+stream in place, so GroupNorm costs one more pass over each input, for its statistics.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lpd_ext import _C, ops
 from lpd_ext.tokenizer import AttnBlock, ResBlock, VQTokenizer
 
-# Images that go through together: more would not be faster, and each takes 75 MB at 256 x 256 pixels and full width.
+# Images decoded together: more would not be faster, and each takes 75 MB at 256 x 256 pixels and full width.
 _IMAGES_AT_A_TIME = 4
 _CHANNEL_MULTIPLE = 16  # of the channels that ops.conv3x3 reads
 _SMALLEST_SIDE = 4  # of an image, in pixels, that is worth ops.conv3x3's tiles
@@ -28,10 +28,10 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 class PixelDecoder:
-    """Decodes with the weights of a VQTokenizer, which it shares.
+    """Decodes tokens to pixels with the weights of a VQTokenizer, which it shares.
 
-    The first decode lays each 3x3 weight out anew in memory, [3, 3, C, K], and leaves the tokenizer's parameter as a
-    view of that: there is one copy, changes in place are seen, and parameters that are replaced are laid out again.
+    The first decode lays out each 3x3 weight as [3, 3, C, K] and makes the tokenizer's parameter a view of that: there
+    is one copy, in-place changes take effect, and replaced parameters are laid out again.
 
     dtype bfloat16 rounds the operands of the products of the two highest resolutions; sums and activations stay
     float32. It is faster on processors with AVX512_BF16 only.
@@ -45,13 +45,13 @@ class PixelDecoder:
 
     @staticmethod
     def supports(tokenizer: VQTokenizer) -> bool:
-        """Whether it can take this tokenizer here: float32 weights on a CPU with vector instructions."""
+        """Whether the tokenizer can be decoded here: float32 weights on a CPU with vector instructions."""
         weights = tokenizer.decoder.parameters()
         return _C.cpu_isa() != "scalar" and all(w.device.type == "cpu" and w.dtype == torch.float32 for w in weights)
 
     @torch.no_grad()
     def decode_features(self, features: Tensor) -> Tensor:
-        """Images [B, 3, Hp, Wp] of code vectors [B, d, h, w], as `VQTokenizer.decode_features` up to rounding."""
+        """Decodes code vectors [B, d, h, w] to images [B, 3, Hp, Wp]: `VQTokenizer.decode_features` up to rounding."""
         decoder, stride = self.tokenizer.decoder, self.tokenizer.config.stride
         batch, _, height, width = features.shape
         images = features.new_empty(batch, height * stride, width * stride, decoder.conv_out.out_channels)
@@ -80,7 +80,7 @@ class PixelDecoder:
 
 
 def _kernel(conv: nn.Conv2d) -> Tensor:
-    """The weight [3, 3, C, K] of a convolution, contiguous; see PixelDecoder."""
+    """Returns the weight of a convolution as contiguous [3, 3, C, K]; see PixelDecoder."""
     kernel = conv.weight.permute(2, 3, 1, 0)
     if not kernel.is_contiguous():
         kernel = kernel.contiguous()
@@ -107,14 +107,14 @@ def _conv3x3(
     accumulate: bool = False,
     bfloat16: bool = False,
 ) -> Tensor:
-    """conv(silu(norm(x))), conv(x doubled) or conv(x), into out or added to it."""
+    """Computes conv(silu(norm(x))), conv(x doubled) or conv(x) into out, or adds it to out."""
     assert conv.bias is not None
     kernel, scale_shift = _kernel(conv), _scale_shift(norm, x) if norm is not None else None
     out = _new(x, conv, 2 if upsample else 1) if out is None else out
     if min(out.shape[1:3]) >= _SMALLEST_SIDE and x.shape[-1] % _CHANNEL_MULTIPLE == 0:
         ops.conv3x3(x, kernel, conv.bias, scale_shift, out, upsample, accumulate, bfloat16)
         return out
-    # Where a group of GroupNorm is a few numbers that hardly differ, it magnifies rounding: there, torch's convolution.
+    # GroupNorm over a few nearly equal numbers magnifies rounding, so torch's convolution is used there.
     if scale_shift is not None:
         scale, shift = scale_shift[:, :, None, None].unbind(1)
         x = F.silu(x * scale + shift)
@@ -125,7 +125,7 @@ def _conv3x3(
 
 
 def _residual(block: ResBlock, x: Tensor, inner: Tensor | None = None, bfloat16: bool = False) -> Tensor:
-    """The block's result, in x itself where widths do not differ; inner: scratch memory [B, h, w, K]."""
+    """Returns the block's result, in x itself if the widths are equal; inner: scratch memory [B, h, w, K]."""
     inner = _conv3x3(block.conv1, x, block.norm1, inner, bfloat16=bfloat16)
     out = x if isinstance(block.nin_shortcut, nn.Identity) else _conv1x1(block.nin_shortcut, x)
     return _conv3x3(block.conv2, inner, block.norm2, out, accumulate=True, bfloat16=bfloat16)

@@ -1,4 +1,4 @@
-"""What each decoding step feeds, for a whole batch: everything that follows from the schedules alone, before any token.
+"""Plans the decoding of a batch: the rows of every step, which follow from the schedules before any token is known.
 
 Each sequence (an image with its label, or its unconditional twin) owns a row, its slot, of a `contents` table int64
 [S, N + 2]: column 0 the condition, column 1 + n the n-th cell of the image's order, column N + 1 the mask token. A
@@ -24,38 +24,38 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Schedule:
-    """What one image feeds and asks for in each of its steps.
+    """The context rows and query rows of one image in each of its steps.
 
-    prefill: sizes of the blocks in which the cells known beforehand enter the KV cache, after the condition, which
-    enters alone; group_sizes: of the groups drawn then, the first of them beside the last block.
+    prefill: sizes of the blocks of known cells that enter the KV cache after the condition, which enters alone.
+    group_sizes: sizes of the groups drawn then; the first is drawn in the step of the last block.
     """
 
     group_sizes: tuple[int, ...]
     prefill: tuple[int, ...] = ()
-    _ends: tuple[int, ...] = field(init=False, repr=False, compare=False)  # columns fed before step t, and its own
+    _ends: tuple[int, ...] = field(init=False, repr=False, compare=False)  # columns fed before step t, for each t
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_ends", tuple(accumulate((1, *self.prefill, *self.group_sizes), initial=0)))
 
     @property
     def num_steps(self) -> int:
-        """Steps until the last group is drawn; 0 where nothing is to be drawn."""
+        """Steps until the last group is drawn; 0 if nothing is to be drawn."""
         return len(self.prefill) + len(self.group_sizes) if self.group_sizes else 0
 
     def rows(self, t: int) -> tuple[int, int, int]:
-        """Of step t: positions cached before it, its context rows, and its query rows, whose columns follow them."""
+        """Returns, for step t, the positions cached before it, its context rows, and its query rows after them."""
         cached, fed = self._ends[t], self._ends[t + 1]
         return cached, fed - cached, self._ends[t + 2] - fed if t >= len(self.prefill) else 0
 
     @property
     def cache_positions(self) -> int:
-        """The most that the KV cache holds: the last group is never fed back."""
+        """Positions that the KV cache needs; the last group is never fed back."""
         return self._ends[-2] if self.group_sizes else 0
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an image lies: its row of the tables by image, its cache slot, and that of its unconditional twin."""
+    """An image's row in the tables by image, its cache slot, and the slot of its unconditional twin."""
 
     image: int
     slot: int
@@ -77,7 +77,7 @@ class Step:
     token_index: Tensor  # int64 [M], its n: place in the image's order
     conditional_row: Tensor  # int32 [M], row of the logits
     unconditional_row: Tensor  # int32 [M], -1 without guidance
-    write_source: Tensor  # int64 [W], which of the M tokens each query row stands for, of twins too
+    write_source: Tensor  # int64 [W], index into the M tokens of each query row, twins' rows too
 
     @property
     def num_rows(self) -> int:
@@ -86,13 +86,13 @@ class Step:
 
     @property
     def write_index(self) -> Tensor:
-        """Where drawn tokens go in `contents`, int64 [W]: first the M of the images, then those of their twins."""
+        """Places of drawn tokens in `contents`, int64 [W]: first the M of the images, then those of their twins."""
         return self.position_index[self.num_context_rows :]
 
 
 @dataclass(frozen=True)
 class Places:
-    """Places of a batch as tensors: what to write a request's data by."""
+    """Places of a batch as tensors, for writing a request's data."""
 
     images: Tensor  # int64 [B], rows of the tables by image
     slots: Tensor  # int64 [S], first those of the images, then those of the twins
@@ -100,7 +100,7 @@ class Places:
 
     @classmethod
     def of(cls, places: Sequence[Place], device: torch.device) -> Places:
-        """Of these places, in their order."""
+        """Returns these places, in their order, as tensors."""
         twins = [(b, place.twin) for b, place in enumerate(places) if place.twin is not None]
 
         def tensor(values: list[int]) -> Tensor:
@@ -115,7 +115,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Capacity:
-    """How much a decode needs room for: images, sequences (S slots), P cache positions, rows of a step."""
+    """Sizes of a decode's buffers: images, sequences (S slots), P cache positions, rows of a step."""
 
     images: int
     sequences: int
@@ -132,7 +132,7 @@ class Plan:
     capacity: Capacity
 
     def record_stream(self) -> None:
-        """On CUDA, keep the memory of the plan, which other streams share, from reuse until this stream is done."""
+        """On CUDA, keeps the plan's memory, which other streams share, from reuse until this stream is done."""
         for part in (self.places, *self.steps):
             for value in vars(part).values():
                 if isinstance(value, Tensor) and value.is_cuda:
@@ -146,10 +146,10 @@ def plan_decoding(
     device: torch.device,
     prefill: Sequence[Sequence[int]] | None = None,
 ) -> Plan:
-    """Plan the decoding of B images by their group sizes and, where cells are known beforehand, blocks of prefill.
+    """Plans the decoding of B images from their group sizes and, if cells are known, their blocks of prefill.
 
-    Both sum to num_tokens, per image. guided[b] gives image b an unconditional twin. Plans are cached: serving repeats
-    few layouts.
+    Both together sum to num_tokens, per image. guided[b] gives image b an unconditional twin. Plans are cached, since a
+    server sees few layouts.
     """
     blocks = tuple(map(tuple, prefill)) if prefill is not None else ((),) * len(group_sizes)
     return _plan_decoding(tuple(map(tuple, group_sizes)), blocks, tuple(guided), num_tokens, device)
@@ -182,7 +182,7 @@ def _plan_decoding(
 def plan_step(
     places: Sequence[Place], rows: Sequence[tuple[int, int, int]], num_tokens: int, device: torch.device
 ) -> Step:
-    """One step of the images at these places, each with its `Schedule.rows`: they need not be at the same step."""
+    """Plans one step of the images at these places, each with its `Schedule.rows`; they may be at different steps."""
     columns = num_tokens + 2
     with_twin = [i for i, place in enumerate(places) if place.twin is not None]
     source = np.array([*range(len(places)), *with_twin], dtype=np.int64)  # of each sequence, the images' own first
@@ -228,7 +228,7 @@ def plan_step(
 
 
 def _ranges(starts: Integers, lengths: Integers) -> Integers:
-    """arange(start, start + length) for each, one after the other."""
+    """Returns arange(start, start + length) for each pair, concatenated."""
     ends = np.cumsum(lengths)
     ranges: Integers = np.arange(int(lengths.sum())) + np.repeat(starts - (ends - lengths), lengths)
     return ranges

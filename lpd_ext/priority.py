@@ -1,4 +1,4 @@
-"""What is to be painted first: maps of numbers over the cells, the highest first, and orders sorted by them."""
+"""Priority maps: numbers over the cells, highest first, and orders sorted by them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PriorityMap = Image.Image | Path | Tensor | NDArray[np.floating]
 
 
 def is_priority_map(value: object) -> bool:
-    """Whether it is a map, or an array of several [B, h, w], rather than cells in their order."""
+    """Whether the value is a priority map or an array of several [B, h, w], rather than cells in order."""
     if isinstance(value, Tensor | np.ndarray):
         floating = value.is_floating_point() if isinstance(value, Tensor) else value.dtype.kind == "f"
         return floating and value.ndim >= 2
@@ -28,9 +28,9 @@ def is_priority_map(value: object) -> bool:
 
 
 def priority_of(value: PriorityMap, grid: Grid, name: str) -> Tensor:
-    """The priority float64 [N] of each cell: that of an image is the mean over the cell's part of it.
+    """Returns the priority float64 [N] of each cell; of an image, the mean over the cell.
 
-    Raises ValueError for an array of another shape than the grid's, and for numbers that are not finite.
+    Raises ValueError for an array of another shape than the grid, and for numbers that are not finite.
     """
     if isinstance(value, Image.Image | Path):
         ((picture,), _, _) = read_pictures(value, name)
@@ -44,9 +44,9 @@ def priority_of(value: PriorityMap, grid: Grid, name: str) -> Tensor:
 
 
 def outward_map(mask: Picture, grid: Grid) -> Tensor:
-    """A priority map float64 [h, w]: the cells that a mask touches first, the others by their distance to the nearest.
+    """Returns a priority map float64 [h, w]: first the cells in the mask, then the others by distance to the nearest.
 
-    mask: as in image_input.py, of any size; ValueError for one that is empty.
+    mask: as in image_input.py, of any size; ValueError for an empty one.
     """
     (pixels,), _ = read_masks(mask, "mask")
     start = fit_mask(pixels, grid, "stretch", "mask")
@@ -56,7 +56,7 @@ def outward_map(mask: Picture, grid: Grid) -> Tensor:
 
 
 def outward(start: Tensor, grid: Grid) -> Tensor:
-    """Priorities float64 [B, N]: the nearer a cell is to those of start, bool [B, N], or of the centre for none."""
+    """Returns priorities float64 [B, N], higher nearer to the cells of start, bool [B, N], or to the centre."""
     height, width = grid
     y, x = (torch.arange(side, device=start.device) for side in grid)
     from_centre = (2 * y - (height - 1)).square()[:, None] + (2 * x - (width - 1)).square()
@@ -70,13 +70,13 @@ def outward(start: Tensor, grid: Grid) -> Tensor:
 
 
 def by_priority(orders: Tensor, priority: Tensor) -> Tensor:
-    """Orders [B, N] (-1 after the last free cell) sorted by priority [B, N], the highest first, ties as they were."""
+    """Sorts orders [B, N] (-1 after the last free cell) by priority [B, N], highest first; ties keep their order."""
     of_cells = priority.to(orders.device).gather(1, orders.clamp(min=0)).masked_fill(orders < 0, -torch.inf)
     return orders.gather(1, of_cells.argsort(dim=1, descending=True, stable=True))
 
 
 def maps_of(order: Any, batch: int) -> list[Any]:
-    """One map per image: of one for all, or of an array [B, h, w]; ValueError for another number of them."""
+    """Returns one map per image, from one for all or an array [B, h, w]; ValueError for another number of maps."""
     if isinstance(order, Tensor | np.ndarray) and order.ndim == 3:
         if len(order) != batch:
             raise ValueError(f"order must hold one map, or one for each of {batch} images, got {len(order)}")

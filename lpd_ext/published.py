@@ -1,4 +1,4 @@
-"""The published models: where they are, how their authors sample them, and what their classes are called."""
+"""The published models: repositories, sampling settings and class names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from lpd_ext.model import LPDConfig
 
-OWNER = "mit-han-lab"  # of the repositories on the hub, each called as its model
+OWNER = "mit-han-lab"  # of the repositories on the hub, which have the models' names
 NAMES = ("lpd_l_256", "lpd_xl_256", "lpd_xxl_256", "lpd_l_512", "lpd_xl_512")
 TOKENIZER_REPOSITORY, TOKENIZER_FILE = "FoundationVision/LlamaGen", "vq_ds16_c2i.pt"  # one for all of them
 TOKENIZER_CODES = 16384
@@ -25,14 +25,14 @@ _SAMPLING = {
 
 
 def has_published_size(config: LPDConfig) -> bool:
-    """Whether a model has the sizes of a published one: width, depth, grid, codes and classes."""
+    """Whether a model has the width, depth, grid, codes and classes of a published one."""
     height, width = config.grid
     sizes = (config.vocab_size, config.num_classes) == (TOKENIZER_CODES, 1000)
     return sizes and height == width and (config.dim, config.depth, height) in _SAMPLING
 
 
 def sampling_settings(config: LPDConfig) -> dict[str, Any]:
-    """`SamplingDefaults` of the published model of this size; empty for any other."""
+    """Returns the `SamplingDefaults` of the published model of this size, as a dict; empty for other sizes."""
     if not has_published_size(config):
         return {}
     steps, guidance, repulsion = _SAMPLING[config.dim, config.depth, config.grid[0]]
@@ -45,11 +45,11 @@ def sampling_settings(config: LPDConfig) -> dict[str, Any]:
 
 
 def class_names(config: LPDConfig) -> list[str]:
-    """The names of ImageNet's 1,000 classes for a model of published size, synonyms after commas; else none."""
+    """Returns ImageNet's class names for a model of published size, synonyms after commas; else none."""
     return list(imagenet_class_names()) if has_published_size(config) else []
 
 
 @cache
 def imagenet_class_names() -> tuple[str, ...]:
-    """WordNet's words for ImageNet's 1,000 classes, in the order of their indices (from timm, Apache-2.0)."""
+    """Returns WordNet's words for ImageNet's 1,000 classes by index (from timm, Apache-2.0)."""
     return tuple((resources.files("lpd_ext") / "data" / "imagenet_classes.txt").read_text("utf-8").splitlines())

@@ -1,4 +1,4 @@
-"""Reading the modules of a model that is built as the published one is, adapters and computed weights among them."""
+"""Reads the modules of a model built like the published one, including adapters and computed weights."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lpd_ext.model import LPDConfig
 
 TABLES = ("token_emb.weight", "class_emb.weight", "fake_latent", "mask_token")  # in the order of LPDModel.content
 _LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-_WRAPPERS = ("module", "_orig_mod", "base_model", "model")  # names of what DDP, torch.compile and PEFT wrap
+_WRAPPERS = ("module", "_orig_mod", "base_model", "model")  # where DDP, torch.compile and PEFT hold the model
 
 
 def unwrapped(model: nn.Module) -> list[nn.Module]:
-    """The model and what its wrappers hold, down to the module that has the embeddings."""
+    """Returns the model and the modules inside its wrappers, down to the one with the embeddings."""
     models = [model]
     while "token_emb" not in (children := models[-1]._modules):
         inner = next((child for name in _WRAPPERS if (child := children.get(name)) is not None), None)
@@ -28,12 +28,12 @@ def unwrapped(model: nn.Module) -> list[nn.Module]:
 
 
 def linear_paths(depth: int) -> list[str]:
-    """Where the linear layers are."""
+    """Returns the paths of the linear layers."""
     return [*(f"blocks.{i}.{layer}" for i in range(depth) for layer in _LAYERS), "head"]
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module:
-    """A submodule by its path; ValueError if there is none."""
+    """Returns a submodule by its path; ValueError if there is none."""
     try:
         return model.get_submodule(path)
     except AttributeError:
@@ -41,9 +41,9 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
 
 
 def plain_module_at(model: nn.Module, path: str, kind: type[nn.Module]) -> nn.Module:
-    """A submodule that computes what `kind` does, or only holds its parameters; ValueError for another, as an adapter.
+    """Returns a submodule that computes what `kind` does; ValueError for any other, such as an adapter.
 
-    Only linear layers are called where they are (see linear.linear_step).
+    Only linear layers are called in place (see linear.linear_step).
     """
     module = module_at(model, path)
     if type(module).forward not in (kind.forward, nn.Module.forward):
@@ -55,13 +55,13 @@ def plain_module_at(model: nn.Module, path: str, kind: type[nn.Module]) -> nn.Mo
 
 
 def owner_of(model: nn.Module, path: str) -> tuple[nn.Module, str]:
-    """The module that has a tensor, and its name there."""
+    """Returns the module that has a tensor, and the tensor's name in it."""
     parent, _, name = path.rpartition(".")
     return module_at(model, parent), name
 
 
 def tensor_at(model: nn.Module, path: str) -> Tensor:
-    """A weight by its path, computed where it is parametrized; ValueError if it is missing or no plain tensor."""
+    """Returns a weight by its path, computed if parametrized; ValueError if it is missing or not a plain tensor."""
     owner, name = owner_of(model, path)
     value = getattr(owner, name, None)
     if value is None:
@@ -73,9 +73,9 @@ def tensor_at(model: nn.Module, path: str) -> Tensor:
 
 
 def config_of(model: nn.Module, heads: int | None = None) -> LPDConfig:
-    """Sizes of a model; None: the heads that its attention names, else of 64 numbers each. ValueError if it has none.
+    """Infers the config of a model; heads None: those of its attention, else of 64 numbers each. ValueError if neither.
 
-    The grid is a row: nothing but the number of cells is known.
+    The grid is one row, since only the number of cells is known.
     """
     for name in ("token_emb", "class_emb"):
         if name in model._modules:
@@ -98,9 +98,9 @@ def config_of(model: nn.Module, heads: int | None = None) -> LPDConfig:
 
 
 def width_of_result(model: nn.Module, path: str, row: Tensor) -> int:
-    """How many numbers the linear layer at path, or an adapter around one, makes of row [1, K].
+    """Returns the width of the result of the linear layer at path, or of an adapter around one, for row [1, K].
 
-    An adapter is tried. ValueError if it cannot be used as a layer of rows.
+    Calls an adapter to find out. Raises ValueError if it cannot be used as a layer on rows.
     """
     layer = module_at(model, path)
     if isinstance(layer, DecodingLinear):

@@ -1,13 +1,13 @@
 """int8 linear layers for decoding on a CPU: weights rounded per output channel, activations per row on the fly.
 
-y = x W^T + b becomes a product of bytes whose sums get their meaning back before they are written
-(ops.packed_linear_int8). Inputs and weights are both rotated before they are rounded (packing.rotate_rows), which
-leaves their product as it is and halves the error of the inputs, whose outliers it spreads. Where errors reach the
-logits almost undamped, inputs are two planes of bytes, the second of which holds what the first leaves: twice the rows
-of one product, so the weights are still read once.
+y = x W^T + b becomes a product of bytes whose sums are scaled before they are written (ops.packed_linear_int8). Inputs
+and weights are both rotated before rounding (packing.rotate_rows), which leaves their product unchanged and halves the
+error of the inputs by spreading outliers. In the last layers, whose errors reach the logits almost undamped, inputs are
+two planes of bytes, the second holding the rest of the first: twice the rows of one product, so the weights are still
+read once.
 
-Sums of bytes are exact, and so the same, on every processor. With AVX-512 VNNI the products are 3 to 4 times as fast as
-those of float32; with AVX2, which multiplies pairs of 16 bits instead, 1.6 times.
+Sums of bytes are exact, and so the same on every processor. With AVX-512 VNNI the products are 3 to 4 times as fast as
+in float32; with AVX2, which multiplies pairs of 16 bits, 1.6 times.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from lpd_ext.linear import DecodingLinear, replace_linears, rows_of, unpack
 from lpd_ext.model import LPDModel
 from lpd_ext.packing import ROTATION, pack_weight, rotate_rows, unpack_weight
 
-SCALE = "rotated_scale"  # of int8 weights: the name that stands beside theirs in a state dict
-FINE_BLOCKS = 3  # the last ones, whose inputs are in two planes, as those of the head
+SCALE = "rotated_scale"  # of the scales of int8 weights, beside the weights in a state dict
+FINE_BLOCKS = 3  # the last blocks, whose inputs take two planes, like those of the head
 _WEIGHT_LEVELS, _ACTIVATION_LEVELS = 127, 255
 _SUMMED_ROWS = 64
 _MOST_INPUTS = 65536  # products of bytes are summed in 32 bits
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights [N, K] as int8 in [-127, 127], and float32 scales [N]: weight[n] is about scale[n] * int8[n]."""
+    """Rounds weights [N, K] to int8 in [-127, 127] with float32 scales [N]: weight[n] is about scale[n] * int8[n]."""
     scale = weight.float().abs().amax(1) / _WEIGHT_LEVELS
     scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
     return (weight.float() / scale[:, None]).round().to(torch.int8), scale
 
 
 class Int8Linear(DecodingLinear):
-    """Packed int8 weights; float32 in and out. A float weight that is loaded into it is rotated and rounded."""
+    """A linear layer with packed int8 weights, float32 in and out; float weights are rotated and rounded on loading."""
 
     weight_names = ("weight", SCALE)
-    planes = 1  # of the inputs' bytes
+    planes = 1  # planes of bytes that an input takes
 
     @property
     def rotate(self) -> bool:
-        """Whether inputs are rotated: those of any common width; the weights then hold the inverse rotation."""
+        """Whether inputs are rotated, as those of any common width are; the weights then hold the inverse rotation."""
         return self.in_features % ROTATION == 0
 
     def pack(self, **weights: Tensor) -> None:
@@ -60,7 +60,7 @@ class Int8Linear(DecodingLinear):
         scale = _checked_scale(weight, scale)
         self._packed: Tensor = pack_weight(weight)
         self._scale = scale.detach().clone()
-        # In parts: torch makes int32 of what it sums, which holes in the heap would keep.
+        # In parts: torch sums in int32 copies, which would leave holes in the heap.
         sums = [part.sum(1, dtype=torch.int32) for part in weight.split(_SUMMED_ROWS)]
         self._column_sum = torch.cat(sums) * scale
 
@@ -91,12 +91,12 @@ def _checked_scale(weight: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def quantize(model: nn.Module) -> nn.Module:
-    """Round every linear layer of a float32 model on the CPU to int8, in place, for inference; returns it."""
+    """Rounds every linear layer of a float32 model on the CPU to int8, in place, for inference; returns it."""
     return use_planes(replace_linears(unpack(model), nn.Linear, _int8_from))
 
 
 def use_planes(model: nn.Module) -> nn.Module:
-    """Let the int8 layers of an LPD model that errors matter most in take their inputs in two planes; returns it."""
+    """Makes the int8 layers in which errors matter most take their inputs in two planes; returns the model."""
     if isinstance(model, LPDModel):
         for part in (*model.blocks[-FINE_BLOCKS:], model.head):
             for layer in part.modules():

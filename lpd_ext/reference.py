@@ -1,6 +1,6 @@
-"""Plain-torch twins of every operator: what the kernels are checked against, and what documents them.
+"""Plain-torch twins of every operator: the oracle of the tests and the definition of what kernels compute.
 
-Same names and arguments as `lpd_ext.ops`; any float dtype, float64 included; written to be read.
+They have the names and arguments of `lpd_ext.ops` and take any float dtype, float64 included.
 """
 
 from __future__ import annotations
@@ -36,10 +36,48 @@ def residual_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: T
     return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps).to(weight.dtype)
 
 
+def residual_linear(
+    x: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x += rows W^T + bias in place; x * scale [R, N]; mean and squares of every 32 columns [R, N / 32, 2]."""
+    product = rows.to(x.dtype) @ weight.to(x.dtype).T
+    x += product if bias is None else product + bias.to(x.dtype)
+    groups = x.unflatten(1, (-1, 32))
+    means = groups.mean(2, keepdim=True)
+    statistics = torch.cat([means, ((groups - means) ** 2).sum(2, keepdim=True)], 2)
+    return (x * scale.to(x.dtype)).to(weight.dtype), statistics
+
+
+def normed_linear(
+    scaled: Tensor,
+    statistics: Tensor,
+    weight: Tensor,
+    slope: Tensor,
+    shift: Tensor,
+    eps: float = 1e-6,
+    gelu: bool = False,
+) -> Tensor:
+    """(scaled W^T - mean * slope) / deviation + shift [R, N], or GELU of it."""
+    dtype = statistics.dtype
+    means, squares = statistics.unbind(2)
+    mean = means.mean(1, keepdim=True)
+    variance = (squares + 32 * (means - mean) ** 2).sum(1, keepdim=True) / scaled.shape[1]
+    product = scaled.to(dtype) @ weight.to(dtype).T
+    y = (product - mean * slope) * (variance + eps).rsqrt() + shift
+    return (F.gelu(y) if gelu else y).to(weight.dtype)
+
+
+def fold_layer_norm(weight: Tensor, gamma: Tensor, beta: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """W gamma and W beta + bias [N]; fp32 for 16-bit weights."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    slope, shift = weight.to(dtype) @ gamma.to(dtype), weight.to(dtype) @ beta.to(dtype)
+    return slope, shift if bias is None else shift + bias.to(dtype)
+
+
 def training_attention(
     qkv: Tensor, group_sizes: Tensor, mutual_visibility: bool = True, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Step by step: its context rows see all context so far, its query rows that and each other or themselves."""
+    """Attends step by step: context rows see all context so far; query rows see that and each other, or themselves."""
     q, k, v = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).permute(2, 0, 3, 1, 4)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     sizes = group_sizes.tolist()
@@ -71,7 +109,7 @@ def training_attention_backward(
     mutual_visibility: bool,
     scale: float,
 ) -> Tensor:
-    """The gradient that autograd finds."""
+    """Returns the gradient by autograd."""
     with torch.enable_grad():
         leaf = qkv.detach().requires_grad_()
         output, _ = training_attention(leaf, group_sizes, mutual_visibility, scale)
@@ -243,10 +281,10 @@ def token_probabilities(
     top_k: Tensor | None = None,
     top_p: Tensor | None = None,
 ) -> Tensor:
-    """What sample_tokens draws from, float64 [M, V]: logits are mixed in fp32 (or float64), the rest is float64.
+    """Returns the distributions that sample_tokens draws from, float64 [M, V]; logits are mixed in fp32 or float64.
 
-    Where the conditional logit is -inf the mixed one is; logits of +inf share all the probability. RuntimeError if a
-    mixed row has a NaN or is -inf throughout.
+    A mixed logit is -inf where the conditional one is; logits of +inf share all the probability. Raises RuntimeError if
+    a mixed row has a NaN or is -inf throughout.
     """
     inf = math.inf
     given = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -288,15 +326,15 @@ def sample_tokens(
     seed: Tensor,
     cell: Tensor,
 ) -> Tensor:
-    """Draw one token per entry of conditional_row; int64 [M]."""
+    """Draws one token per entry of conditional_row; int64 [M]."""
     probabilities = token_probabilities(logits, conditional_row, unconditional_row, guidance, temperature, top_k, top_p)
     return descend(probabilities, seed, cell)
 
 
 def descend(probabilities: Tensor, seed: Tensor, cell: Tensor) -> Tensor:
-    """Draw from float64 [M, V] down the binary tree over the ids, one uniform a level; int64 [M].
+    """Draws from float64 [M, V] by descending a binary tree over the ids, one uniform per level; int64 [M].
 
-    Rounding of the logits then moves one boundary a level, where an inverse CDF would move V of them.
+    Rounding of the logits then moves one boundary per level, where an inverse CDF would move V of them.
     """
     vocab_size = probabilities.shape[-1]
     levels = (vocab_size - 1).bit_length()
@@ -350,7 +388,7 @@ def _locality_group(
     proximity_threshold: float,
     repulsion_threshold: int,
 ) -> list[int]:
-    """The cells of one group in the order in which they are taken, given those drawn before it, bool [N]."""
+    """Returns the cells of one group in the order taken, given the cells drawn before, bool [N]."""
     cells = range(height * width)
     words = philox_words(torch.tensor(seed), torch.arange(height * width), step, domain=1)
     ties, starts = words[:, 0].tolist(), words[:, 1].tolist()

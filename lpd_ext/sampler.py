@@ -1,8 +1,8 @@
-"""The decode loop: groups of tokens from orders, schedules and a KV cache; it never waits for the device."""
+"""The decode loop: draws groups of tokens from orders, schedules and a KV cache, without waiting for the device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack
 from functools import partial
 
@@ -11,29 +11,37 @@ from torch import Tensor
 
 from lpd_ext import ops
 from lpd_ext.cancel import Cancel, as_check
-from lpd_ext.cuda_graphs import CapturedDecode, DecodeGraphs, weights_of
+from lpd_ext.cuda_graphs import CapturedDecode, DecodeGraphs
 from lpd_ext.decode_state import DecodeState, Filters, Layout
+from lpd_ext.few_rows import chosen_products
 from lpd_ext.model import LPDModel
 from lpd_ext.modes import decoding_modes
 from lpd_ext.pace import Pace
 from lpd_ext.plan import Plan, Step
 from lpd_ext.request import DecodeRequest
+from lpd_ext.weights_key import weights_of
+
+
+def begin(state: DecodeState) -> None:
+    """Computes what steps need of the weights as they are now; to be called before the first step."""
+    if state.parts.few_rows is not None:
+        state.parts.few_rows.fold()
 
 
 def prefill(state: DecodeState, step: Step) -> None:
-    """Feed a step of context rows alone: known cells, or the condition before them, enter the KV cache."""
+    """Runs a step of context rows alone: known cells, or the condition before them, enter the KV cache."""
     state.model.decode_step(*_rows_of(state, step), state.parts, step, state.workspace)
 
 
 def decode_step(state: DecodeState, step: Step) -> Tensor:
-    """Feed what the step before drew and ask for the next groups: logits [rows, V], which the next step overwrites."""
+    """Feeds the last step's tokens and asks for the next groups: logits [rows, V], overwritten by the next step."""
     logits = state.model.decode_step(*_rows_of(state, step), state.parts, step, state.workspace)
     assert logits is not None  # the step has query rows
     return logits
 
 
 def sample(state: DecodeState, step: Step, logits: Tensor) -> None:
-    """Draw the step's tokens from its logits, into the grids and to where the next step reads them."""
+    """Draws the step's tokens from its logits, into the grids and to where the next step reads them."""
     image = step.image
     cells = state.positions.view(-1)[step.write_index[: len(image)]] - 1
     tokens = ops.sample_tokens(
@@ -52,7 +60,7 @@ def sample(state: DecodeState, step: Step, logits: Tensor) -> None:
 
 
 def advance(state: DecodeState, step: Step) -> None:
-    """One step: waits for nothing, allocates by torch only."""
+    """Runs one step, without waiting for the device."""
     if step.num_query_rows == 0:
         prefill(state, step)
     else:
@@ -60,19 +68,19 @@ def advance(state: DecodeState, step: Step) -> None:
 
 
 def _rows_of(state: DecodeState, step: Step) -> tuple[Tensor, Tensor]:
-    """Content ids and positions of the step's rows."""
+    """Returns content ids and positions of the step's rows."""
     return state.contents.view(-1)[step.content_index], state.positions.view(-1)[step.position_index]
 
 
 def decode(
     model: LPDModel, request: DecodeRequest, cancel: Cancel | None = None, graphs: DecodeGraphs | None = None
 ) -> Iterator[Tensor]:
-    """Draw images step by step; yields the grids int64 [B, N] (raster order, -1 not yet drawn) after each group.
+    """Draws images step by step; yields the grids int64 [B, N] (raster order, -1 not yet drawn) after each group.
 
-    The yielded tensor is the same one each time, updated in place. cancel, an event or a callable, is asked before each
-    step: once it says so, what is drawn stays as it is and the iterator ends. graphs: as in `generate`; each step is
-    captured by itself. Raises ValueError at once for a request made for a model of other sizes, and RuntimeError when
-    logits are NaN. No gradients, and the model's own dtypes even under torch.autocast.
+    Yields the same tensor each time, updated in place. cancel, an event or a callable, is polled before each step and
+    ends the iterator, leaving the grids as they are. graphs: as in `generate`; each step is captured by itself. Raises
+    ValueError at once for a request made for a model of other sizes, and RuntimeError if logits are NaN. Computes
+    without gradients and in the model's own dtypes, even under torch.autocast.
     """
     _check_model(model, request)
     cancelled = as_check(cancel)
@@ -82,12 +90,13 @@ def decode(
 
 
 def _decode(model: LPDModel, request: DecodeRequest, cancelled: Callable[[], bool]) -> Iterator[Tensor]:
-    # Left at each yield: between two steps the caller's own modes hold.
+    # Left at each yield, so that the caller's own modes hold between two steps.
     device, layout = model.pos_embed.device, Layout.of(request)
     with decoding_modes(device):
         plan = layout.plan(model.config.num_tokens, device)
         state = DecodeState(model, plan.capacity, layout.filters)
         state.load(request, plan.places)
+        begin(state)
         plan.record_stream()
     for t, step in enumerate(plan.steps):
         if cancelled():
@@ -106,9 +115,9 @@ def _check_model(model: LPDModel, request: DecodeRequest) -> None:
 
 
 def generate(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs | None = None) -> Tensor:
-    """Draw images and return their tokens int64 [B, N] in raster order; errors as in `decode`.
+    """Draws images and returns their tokens int64 [B, N] in raster order; errors as in `decode`.
 
-    graphs: on CUDA, captured decodes of this model to replay and to add to; what cannot be captured is decoded without.
+    graphs: on CUDA, captured decodes of this model to replay and extend; a decode that cannot be captured runs without.
     """
     _check_model(model, request)
     if graphs is not None and graphs.supports(model.pos_embed.device) and request.num_groups:
@@ -116,26 +125,26 @@ def generate(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs | Non
             if (tokens := _replay(model, request, graphs)) is not None:
                 return tokens
         except torch.OutOfMemoryError:
-            graphs.clear()  # they hold the caches of several batches; one alone may fit
-    grid = undrawn(model, request)  # all there is where nothing is to be drawn
+            graphs.clear()  # graphs hold the caches of several batches; one alone may fit
+    grid = undrawn(model, request)  # the result if nothing is to be drawn
     for drawn_so_far in _decode(model, request, as_check(None)):
         grid = drawn_so_far
     return grid
 
 
 def undrawn(model: LPDModel, request: DecodeRequest) -> Tensor:
-    """The grids int64 [B, N] before anything is drawn: known tokens, elsewhere -1."""
+    """Returns the grids int64 [B, N] before anything is drawn: known tokens, elsewhere -1."""
     known = request.known_tokens
     return (torch.full_like(request.orders, -1) if known is None else known.clone()).to(model.pos_embed.device)
 
 
 def _replay(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs) -> Tensor | None:
-    """The tokens, or None if the decode could not be captured."""
+    """Returns the tokens, or None if the decode could not be captured."""
     layout, device = Layout.of(request), model.pos_embed.device
     with decoding_modes(device), graphs.lock:
         plan = layout.plan(model.config.num_tokens, device)
-        # A graph reads the weights where they lay when it was captured.
-        captured = graphs.find(weights_of(model), layout, partial(_to_capture, model, request, plan))
+        # A graph reads the weights at their addresses when it was captured.
+        captured = graphs.find(_weights_of(model), layout, partial(_to_capture, model, request, plan))
         if captured is None:
             return None
         state = captured.state
@@ -157,7 +166,7 @@ def _replay_steps(
     with ExitStack() as stack:
         with decoding_modes(device):
             plan = layout.plan(model.config.num_tokens, device)
-            weights, new = weights_of(model), partial(_to_capture, model, request, plan)
+            weights, new = _weights_of(model), partial(_to_capture, model, request, plan)
             captured = stack.enter_context(graphs.lent(weights, layout, new))
             if captured is not None:
                 stack.callback(_wait_for, device)
@@ -171,7 +180,7 @@ def _replay_steps(
                 return
             with decoding_modes(device):
                 # The caller may have replaced weights meanwhile, which a graph would still read where they lay.
-                replay() if weights_of(model) == weights else advance(captured.state, step)
+                replay() if _weights_of(model) == weights else advance(captured.state, step)
                 pace.keep()
                 grid.copy_(captured.state.grid)  # others will draw into that
                 if step is plan.steps[-1]:
@@ -184,7 +193,20 @@ def _to_capture(model: LPDModel, request: DecodeRequest, plan: Plan) -> Captured
     """A decode of the request's layout, ready to be recorded."""
     state = DecodeState(model, plan.capacity, Filters.of(request))
     state.load(request, plan.places)
-    return CapturedDecode(state, [partial(advance, state, step) for step in plan.steps])
+    first, *others = plan.steps
+    return CapturedDecode(
+        state, [partial(_begin_and_advance, state, first), *(partial(advance, state, s) for s in others)]
+    )
+
+
+def _begin_and_advance(state: DecodeState, step: Step) -> None:
+    begin(state)
+    advance(state, step)
+
+
+def _weights_of(model: LPDModel) -> Hashable:
+    """What a recorded decode depends on besides its layout."""
+    return weights_of(model), chosen_products()
 
 
 def _wait_for(device: torch.device) -> None:

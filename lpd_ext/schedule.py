@@ -1,4 +1,4 @@
-"""Group sizes: how many tokens m_t each of the T decoding steps draws in parallel; they sum to N."""
+"""Group sizes: the number of tokens m_t that each of the T decoding steps draws in parallel; they sum to N."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_DIGITS = 9
 
 
 def group_sizes(num_tokens: int, steps: int) -> list[int]:
-    """Group sizes [T] of the published table for (N, T) where there is one, else of the cosine formula.
+    """Returns the group sizes [T] of the published table for (N, T) if there is one, else of the cosine formula.
 
     Published checkpoints were trained with the tables, which differ a little from the formula.
     Raises ValueError unless 1 <= steps <= num_tokens.
@@ -27,10 +27,10 @@ def group_sizes(num_tokens: int, steps: int) -> list[int]:
 
 
 def cosine_group_sizes(num_tokens: int, steps: int) -> list[int]:
-    """Group sizes [T] such that about N * (1 - cos(pi * t / 2T)) tokens are drawn after t steps (paper).
+    """Returns group sizes [T] such that about N * (1 - cos(pi * t / 2T)) tokens are drawn after t steps (paper).
 
-    The first group is one token (it is drawn blind); the others are the rounded increments, never decreasing
-    and at least 1. Raises ValueError unless 1 <= steps <= num_tokens.
+    The first group is one token, drawn without context; the others are the rounded increments, never decreasing and at
+    least 1. Raises ValueError unless 1 <= steps <= num_tokens.
     """
     num_tokens, steps = _check_counts(num_tokens, steps)
     if steps == 1:
@@ -47,9 +47,9 @@ def cosine_group_sizes(num_tokens: int, steps: int) -> list[int]:
 def check_group_sizes(
     sizes: Sequence[int], num_tokens: int, name: str = "group_sizes", of: str = "the number of tokens to draw"
 ) -> list[int]:
-    """The given group sizes as a list of ints; ValueError unless they are positive and sum to num_tokens.
+    """Returns the given group sizes as a list of ints; ValueError unless they are positive and sum to num_tokens.
 
-    `name` and `of` are what error messages call them and their sum; TypeError for anything but integers.
+    `name` and `of` name them and their sum in error messages. Raises TypeError for anything but integers.
     """
     if not isinstance(sizes, Iterable):
         raise TypeError(f"{name} must be a list of integers, got {sizes!r}")
@@ -65,7 +65,7 @@ def check_group_sizes(
 
 
 def parse_group_sizes(text: str) -> list[int]:
-    """Group sizes from text such as "[1, 2, 3]" or "1,2,3", never executed; ValueError for any other text."""
+    """Parses group sizes from text such as "[1, 2, 3]" or "1,2,3"; ValueError for any other text."""
     inner = text.strip()
     if inner[:1] + inner[-1:] in ("[]", "()"):
         inner = inner[1:-1]
@@ -79,7 +79,7 @@ def parse_group_sizes(text: str) -> list[int]:
 
 
 def sizes_per_image(group_sizes: Any, batch: int) -> list[Any]:
-    """The group sizes of each image, not checked yet: those given, or the one list for all of batch images."""
+    """Returns the group sizes of each image, unchecked: those given, or the one list repeated."""
     if hasattr(group_sizes, "tolist"):
         group_sizes = group_sizes.tolist()
     if isinstance(group_sizes, str) or not isinstance(group_sizes, Iterable):
@@ -90,7 +90,7 @@ def sizes_per_image(group_sizes: Any, batch: int) -> list[Any]:
 
 @cache
 def published_group_sizes() -> dict[tuple[int, int], tuple[int, ...]]:
-    """The tables the published checkpoints were trained with: (N, T) -> group sizes."""
+    """Returns the tables that the published checkpoints were trained with: (N, T) -> group sizes."""
     tables = json.loads((resources.files("lpd_ext") / "data" / "group_sizes.json").read_text("utf-8"))
     return {
         (int(num_tokens), int(steps)): tuple(sizes)

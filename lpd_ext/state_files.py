@@ -1,4 +1,4 @@
-"""Reading and writing weight files: safetensors, and published pickles without ever executing what is in them."""
+"""Reads and writes weight files: safetensors, and published pickles without executing anything in them."""
 
 from __future__ import annotations
 
@@ -27,17 +27,16 @@ _AVERAGED = ("model_ema", "ema", "ema_state_dict")
 _DEEPEST = 3  # wrappers within wrappers
 _PREFIXES = re.compile(r"^((module|_orig_mod)\.)+|(?<=\.)_orig_mod\.")
 _INDEX_SUFFIX = ".index.json"
-_MOST_SHARED = 4  # how often the bytes of a file may be used; tied embeddings use some of them twice
+_MOST_SHARED = 4  # how often tensors may use the bytes of a file; tied embeddings use some twice
 
 
 def read_state_dict(path: str | Path, ema: bool = False) -> dict[str, Tensor]:
-    """Tensors by name from a safetensors file, the index of several, or a torch file; memory-mapped.
+    """Reads tensors by name from a safetensors file, the index of a sharded one, or a torch file; memory-mapped.
 
-    Of a torch file that holds more than one state dict, as trainers write them, the model's is taken, or with `ema` the
-    averaged one. Prefixes that wrappers leave (module., _orig_mod.) are dropped. A file is safetensors by its content,
-    whatever its name. What was read of it stays in memory as long as one of the tensors lives: the mapping is theirs
-    together. Raises FileNotFoundError, or ValueError for a file that is truncated, foreign, or pickles more than
-    tensors and settings.
+    From a trainer's file with several state dicts, takes the model's, or with `ema` the averaged one. Drops the
+    prefixes that wrappers add (module., _orig_mod.). Recognises safetensors by content, whatever the file's name. The
+    mapping, and what was read of it, stays in memory as long as one of the tensors lives. Raises FileNotFoundError, or
+    ValueError for a file that is truncated, foreign, or pickles more than tensors and settings.
     """
     path = Path(path)
     if not path.is_file():
@@ -51,19 +50,19 @@ def read_state_dict(path: str | Path, ema: bool = False) -> dict[str, Tensor]:
     with content_of(path, "is not a readable checkpoint"):
         if _is_safetensors(path):
             return without_prefixes(load_file(path, "cpu"))
-        # The published trainer pickles its arguments beside the weights; nothing else that is no tensor is accepted.
+        # The published trainer pickles its arguments beside the weights; nothing else but tensors is accepted.
         with torch.serialization.safe_globals([argparse.Namespace]):
             try:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-            except (LookupError, EOFError) as error:  # by the number of a byte that is no pickle's
+            except (LookupError, EOFError) as error:  # an opcode that pickle does not have
                 raise ValueError(f"no weight file ({type(error).__name__})") from error
-            except Warning as error:  # of an odd pickle, where the caller makes errors of warnings
+            except Warning as error:  # of an odd pickle, if the caller turns warnings into errors
                 raise ValueError(str(error)) from error
         return without_prefixes(_checked(_model_of(content, path, ema), path.stat().st_size))
 
 
 def _model_of(content: object, path: Path, ema: bool) -> dict[str, Tensor]:
-    """The state dict in what a torch file holds: that itself, or an entry of one of the names that trainers use."""
+    """Finds the state dict in a torch file's content: the content itself, or an entry with a name trainers use."""
     if ema and not (isinstance(content, Mapping) and any(name in content for name in _AVERAGED)):
         raise ValueError(f"path {str(path)!r} must have an entry {' or '.join(_AVERAGED)} for ema, {_found(content)}")
     names = _AVERAGED if ema else (*_MODELS, *_AVERAGED)
@@ -82,9 +81,9 @@ def _model_of(content: object, path: Path, ema: bool) -> dict[str, Tensor]:
 
 
 def _checked(state: Mapping[str, Tensor], size: int) -> Mapping[str, Tensor]:
-    """The state dict of a torch file of that many bytes; ValueError for tensors that say they are more than it holds.
+    """Checks the state dict of a torch file of that many bytes; ValueError for tensors larger than the file.
 
-    Strides of 0, and views of one storage, let a small file stand for any amount of memory.
+    With strides of 0, or views of one storage, a small file could stand for any amount of memory.
     """
     total = 0
     for name, tensor in state.items():
@@ -110,9 +109,9 @@ def _found(content: object) -> str:
 
 
 def without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state with the names of what was wrapped: by DistributedDataParallel, torch.compile, or both.
+    """Removes the prefixes of DistributedDataParallel and torch.compile from the names of a state dict.
 
-    ValueError where two tensors would get one name.
+    Raises ValueError if two tensors would get the same name.
     """
     plain: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -124,7 +123,7 @@ def without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """Files of a model that lies in several, from the index beside them; ValueError if it is no such index."""
+    """Returns the files of a sharded model from its index; ValueError if the file is not such an index."""
     with content_of(index, "is no index of safetensors files"):
         names = sorted(set(read_json(index, "is no index of safetensors files")["weight_map"].values()))
         if not all(isinstance(name, str) and Path(name).name == name and _INDEX_SUFFIX not in name for name in names):
@@ -133,7 +132,7 @@ def shard_names(index: Path) -> list[str]:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a readable safetensors file; empty for one without, and for torch files."""
+    """Reads the metadata of a safetensors file; empty without metadata, and for torch files."""
     if not _is_safetensors(Path(path)):
         return {}
     with content_of(path, "is not a readable checkpoint"), safe_open(path, "pt") as file:
@@ -146,9 +145,9 @@ def write_state_dict(
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write tensors as safetensors (floats in dtype, if given), replacing path only when the file is complete.
+    """Writes tensors as safetensors (floats in dtype, if given), replacing path only when the file is complete.
 
-    Equal tensors and metadata make equal bytes. Names are those without what wrappers add; see `without_prefixes`.
+    Equal tensors and metadata give equal bytes. Drops the prefixes that wrappers add; see `without_prefixes`.
     """
     with complete_file(path) as temporary:
         write_tensors(state, temporary, dtype, metadata)
@@ -160,28 +159,28 @@ def write_tensors(
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the content of `write_state_dict` to a file that `complete_files` gave."""
+    """Writes the content of `write_state_dict` to a file of `complete_files`."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in without_prefixes(state).items()}
     if dtype is not None:
         tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
-    # safetensors refuses tensors that share memory (views into one table), so those are copied apart.
+    # safetensors refuses tensors that share memory (views into one table), so these are copied.
     tensors = {name: value.clone() if value._base is not None else value for name, value in tensors.items()}
     save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
     _sort_metadata(temporary)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write text in UTF-8, replacing path only when the file is complete."""
+    """Writes text in UTF-8, replacing path only when the file is complete."""
     with complete_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def complete_file(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside path, which takes path's place when the block ends well and vanishes when it does not.
+    """A temporary file beside path that replaces it if the block succeeds and is deleted if it does not.
 
-    It may be read and written by those who may the file whose place it takes, or else by whom the umask lets. What the
-    system refuses meanwhile is an OSError that names path.
+    It gets the permissions of the file it replaces, else those of the umask. Errors of the system are an OSError with
+    path's name.
     """
     with complete_files(path) as (temporary,):
         yield temporary
@@ -189,7 +188,7 @@ def complete_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def complete_files(*paths: str | Path) -> Iterator[list[Path]]:
-    """Temporary files, as of `complete_file`, that take their places together: when all are on disk, and not before."""
+    """Temporary files as in `complete_file` that take their places together, once all are on disk."""
     places = [Path(path) for path in paths]
     temporaries: list[Path] = []
     modes: list[int] = []
@@ -206,7 +205,7 @@ def complete_files(*paths: str | Path) -> Iterator[list[Path]]:
         for temporary, mode in zip(temporaries, modes, strict=True):
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            temporary.chmod(mode)  # of a new file too: safetensors puts one of its own, for its owner alone, there
+            temporary.chmod(mode)  # of a new file too: safetensors replaces it by one that only its owner may read
         for temporary, path in zip(temporaries, places, strict=True):
             temporary.replace(path)
     except (OSError, SafetensorError) as error:
@@ -220,26 +219,26 @@ def complete_files(*paths: str | Path) -> Iterator[list[Path]]:
 
 
 def _naming(error: OSError | SafetensorError, places: Mapping[str, Path], first: Path) -> Exception:
-    """The error of a system call as an OSError that names the file that was to be written, not its stand-in."""
+    """Renames the file in an OSError from the temporary one to the one to be written."""
     number = getattr(error, "errno", None)
     if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
         number = int(found[1])
     if number is None:
         return error
     filename = getattr(error, "filename", None)
-    if filename is not None and str(filename) not in places:  # another file, that was read meanwhile
+    if filename is not None and str(filename) not in places:  # another file, read in the same block
         return error
     return OSError(number, os.strerror(number), str(places.get(str(filename), first)))
 
 
 def _sort_metadata(path: Path) -> None:
-    """Puts the metadata of a safetensors file, which come in another order in each process, in the order of names."""
+    """Sorts the metadata of a safetensors file by name, since their order differs from process to process."""
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= length:  # it is, unless a name has characters that safetensors writes otherwise
+        if len(text) <= length:  # equal, unless a name has characters that safetensors escapes differently
             file.seek(8)
             file.write(text.ljust(length))
 

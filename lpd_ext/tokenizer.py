@@ -16,7 +16,7 @@ from lpd_ext.modes import own_modes
 from lpd_ext.state_files import read_state_dict, without_prefixes, write_state_dict
 
 NORM_GROUPS = 32
-_MAX_LEVELS, _MAX_BLOCKS = 12, 32  # a block takes milliseconds to make, and a file may ask for any number
+_MAX_LEVELS, _MAX_BLOCKS = 12, 32  # building a block takes milliseconds, and a damaged file may ask for any number
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,12 @@ class TokenizerConfig:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
+    """Returns GroupNorm with the published number of groups."""
     return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
 
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """Returns a 3x3 convolution that keeps the resolution."""
     return nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
 
@@ -139,6 +141,7 @@ class Level(nn.Module):
 
 
 def middle(channels: int) -> nn.ModuleList:
+    """Returns the blocks between encoder and codebook, or codebook and decoder."""
     return nn.ModuleList([ResBlock(channels, channels), AttnBlock(channels), ResBlock(channels, channels)])
 
 
@@ -194,7 +197,7 @@ class Decoder(nn.Module):
 
 
 class Codebook(nn.Module):
-    """The code vectors [V, d]; they are L2-normalised at every use."""
+    """The code vectors [V, d], L2-normalised at every use."""
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
@@ -202,7 +205,7 @@ class Codebook(nn.Module):
 
 
 class VQTokenizer(nn.Module):
-    """The published VQ tokenizer with the published state-dict keys, at any widths."""
+    """The published VQ tokenizer, with the published state-dict keys, at any width."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -214,11 +217,11 @@ class VQTokenizer(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
 
     def features(self, images: Tensor) -> Tensor:
-        """Unit-length vectors [B, d, h, w] of the images [B, 3, Hp, Wp], before the nearest-code search."""
+        """Encodes images [B, 3, Hp, Wp] to unit vectors [B, d, h, w], before the nearest-code search."""
         return F.normalize(self.quant_conv(self.encoder(images)), dim=1)
 
     def codes(self) -> Tensor:
-        """The unit-length code vectors [V, d]."""
+        """Returns the unit-length code vectors [V, d]."""
         return F.normalize(self.quantize.embedding.weight, dim=1)
 
     def vectors(self, tokens: Tensor) -> Tensor:
@@ -226,19 +229,19 @@ class VQTokenizer(nn.Module):
         return F.normalize(F.embedding(tokens, self.quantize.embedding.weight), dim=-1)
 
     def nearest(self, features: Tensor) -> Tensor:
-        """Tokens int64 [B, h, w] of unit-length vectors [B, d, h, w]: the code at the smallest distance."""
+        """Returns the nearest codes int64 [B, h, w] of unit vectors [B, d, h, w]."""
         # Both sides have length 1, so the nearest code is the one with the largest dot product.
         return torch.einsum("bdhw,vd->bhwv", features, self.codes().to(features.dtype)).argmax(-1)
 
     def decode_features(self, features: Tensor) -> Tensor:
-        """Images [B, 3, Hp, Wp] of code vectors [B, d, h, w]."""
+        """Decodes code vectors [B, d, h, w] to images [B, 3, Hp, Wp]."""
         images: Tensor = self.decoder(self.post_quant_conv(features))
         return images
 
     def encode(self, images: Tensor) -> Tensor:
-        """Tokens int64 [B, h, w] of images [B, 3, Hp, Wp] in [-1, 1]; sides: multiples of the stride.
+        """Encodes images [B, 3, Hp, Wp] in [-1, 1] to tokens int64 [B, h, w]; sides must be multiples of the stride.
 
-        Under torch.autocast the weights' own dtype holds, in `decode` too: rounding would change tokens.
+        Ignores torch.autocast, as `decode` does: rounding would change tokens.
         """
         stride = self.config.stride
         if images.ndim != 4 or images.shape[1] != 3:
@@ -251,7 +254,7 @@ class VQTokenizer(nn.Module):
             return self.nearest(self.features(images))
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Images [B, 3, Hp, Wp] of tokens int64 [B, h, w], or [B, N] of a square grid; ids are in [0, V)."""
+        """Decodes tokens int64 [B, h, w], or [B, N] of a square grid, to images [B, 3, Hp, Wp]; ids are in [0, V)."""
         if tokens.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"tokens must be int64 or int32, got {tokens.dtype}")
         if tokens.ndim == 2:
@@ -270,23 +273,23 @@ class VQTokenizer(nn.Module):
 
     @staticmethod
     def to_pixels(images: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] of images [B, 3, H, W] in [-1, 1]: round(clip((x + 1)·127.5, 0, 255))."""
+        """Converts images [B, 3, H, W] in [-1, 1] to uint8 [B, H, W, 3]: round(clip((x + 1)·127.5, 0, 255))."""
         return ((images.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> VQTokenizer:
-        """A float32 tokenizer, its sizes inferred from a published-layout state dict, else ValueError."""
+        """Builds a float32 tokenizer from a published-layout state dict, inferring its sizes; ValueError otherwise."""
         # The published file also counts code usage; nothing reads it.
         state = {name: tensor for name, tensor in without_prefixes(state).items() if name != "quantize.codebook_used"}
         config = infer_config(state)
-        with torch.device("meta"):  # no memory before it is known that the state fits
+        with torch.device("meta"):  # allocates nothing before the state is known to fit
             model = cls(config)
         try:
             model.load_state_dict(state, assign=True)
         except RuntimeError as error:
             raise ValueError(f"state is not a VQ tokenizer of the published layout: {error}") from error
-        # Copies: the file may be mapped into memory, and the caller may go on with the tensors. Not in the default
-        # dtype, which a caller may have changed.
+        # Copies: the file may be memory-mapped, and the caller may go on using the tensors. Not in the default dtype,
+        # which a caller may have changed.
         with own_modes():
             own = {name: tensor.to(torch.float32, copy=True).contiguous() for name, tensor in state.items()}
         for name, tensor in own.items():
@@ -297,7 +300,7 @@ class VQTokenizer(nn.Module):
 
     @classmethod
     def from_file(cls, path: str | Path) -> VQTokenizer:
-        """A tokenizer from a safetensors file or a published `.pt`; errors as in `read_state_dict`."""
+        """Loads a tokenizer from a safetensors file or a published `.pt`; errors as in `read_state_dict`."""
         with content_of(path):
             return cls.from_state_dict(read_state_dict(path))
 
@@ -307,7 +310,7 @@ class VQTokenizer(nn.Module):
 
 
 def infer_config(state: Mapping[str, Tensor]) -> TokenizerConfig:
-    """The sizes of a tokenizer from its published-layout state dict; ValueError naming a missing or misshapen key."""
+    """Infers the config of a tokenizer from its published-layout state dict; ValueError with a missing or wrong key."""
 
     def shape(name: str, ndim: int = 4) -> tuple[int, ...]:
         if name not in state:

@@ -1,4 +1,4 @@
-"""Attention of the teacher-forced pass, by the fastest way to compute it where the tensors are."""
+"""Attention of the teacher-forced pass, computed by the fastest kernel for the tensors' device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Visibility:
-    """Who sees whom in one pass, in the form that `attend` takes it; which one depends on where and how it computes."""
+    """Who sees whom in one pass, in the form that the kernel used by `attend` needs."""
 
     group_sizes: Tensor | None = None  # int32 [T], for the operator of the CPU
     mutual_visibility: bool = True
@@ -29,10 +29,10 @@ class Visibility:
 
     @classmethod
     def of(cls, group_sizes: Sequence[int], mutual_visibility: bool, like: Tensor, dropout: float = 0.0) -> Visibility:
-        """For groups of these sizes and activations like the tensor given.
+        """Chooses the form for groups of these sizes and activations like the given tensor.
 
-        Dropout, float64 and devices other than the CPU and CUDA take the mask; so does CUDA without gradients, where
-        FlexAttention would be compiled for a few passes over each new table.
+        Dropout, float64 and devices other than the CPU and CUDA use the mask; so does CUDA without gradients, where
+        compiling FlexAttention for each new table would cost more than a few passes gain.
         """
         if not dropout and like.is_cuda and torch.is_grad_enabled():
             from lpd_ext.block_attention import training_block_mask
@@ -44,12 +44,12 @@ class Visibility:
 
 
 def attend(qkv: Tensor, visibility: Visibility) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v over what each row sees: qkv [B, rows, 3, H, D] -> [B, rows, H * D]."""
+    """Returns softmax(q k^T / sqrt(D)) v over the keys that each row sees: qkv [B, rows, 3, H, D] -> [B, rows, H*D]."""
     if visibility.group_sizes is not None:
         return ops.training_attention(qkv, visibility.group_sizes, visibility.mutual_visibility)[0]
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     if visibility.block_mask is not None:
-        from lpd_ext.block_attention import block_attention  # when it is needed: it loads torch.compile, 70 MB
+        from lpd_ext.block_attention import block_attention  # imported late: it loads torch.compile, 70 MB
 
         attended = block_attention(q, k, v, visibility.block_mask)
     else:

@@ -18,7 +18,7 @@ Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 def training_mask(
     group_sizes: Sequence[int], device: torch.device | None = None, mutual_visibility: bool = True
 ) -> Tensor:
-    """Who sees whom in the teacher-forced pass, bool [rows, rows] (True: may see)."""
+    """Returns the mask of the teacher-forced pass, bool [rows, rows]: True where a row may see a key."""
     sees = visibility_of(group_sizes, device, mutual_visibility)
     unused = torch.zeros((), dtype=torch.int64, device=device)
     rows = torch.arange(1 + 2 * sum(group_sizes) - group_sizes[-1], device=device)
@@ -26,12 +26,12 @@ def training_mask(
 
 
 def visibility_of(group_sizes: Sequence[int], device: torch.device | None, mutual_visibility: bool) -> Sees:
-    """Whether a row sees a key, by (image, head, row, key) as FlexAttention's mask_mod, for indices that broadcast."""
+    """Returns FlexAttention's mask_mod, of (image, head, row, key): whether a row sees a key; indices broadcast."""
     sizes = torch.tensor(list(group_sizes), device=device)
     steps = torch.arange(len(sizes), device=device)
     context = torch.cat([steps.new_zeros(1), (steps[:-1] + 1).repeat_interleave(sizes[:-1])])
     block = torch.cat([context, steps.repeat_interleave(sizes)])
-    # Tensors alone: a number would be compiled into FlexAttention's kernel, a table at a time.
+    # Tensors only: a number would be compiled into FlexAttention's kernel, once per table.
     is_context = torch.arange(len(block), device=device) < len(context)
 
     def sees(image: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-// What the microbenchmarks of all devices share: the decoding steps that are timed and the arguments made of them.
+// Shared by the microbenchmarks of all devices: the decoding steps to time and their arguments.
 // tests/operators/test_bench_shapes.py compares the numbers with what lpd_ext plans.
 #pragma once
 

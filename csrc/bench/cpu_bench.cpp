@@ -114,8 +114,8 @@ const PeakLoops& peak_loops() {
   return scalar::kPeakLoops;
 }
 
-// What the processor does at best where a call does `flops` or moves `bytes`: FMAs on registers, or a copy that moves
-// as many bytes, read and written together, and finds its buffers as warm as the call finds its own.
+// The processor's peak for a call that does `flops` or moves `bytes`: FMAs on registers, or a copy of as many bytes,
+// read and written together, between buffers as warm as those of the call.
 class Peak {
  public:
   Peak(ThreadPool& pool, const Work& work) : pool_(pool), by_flops_(work.flops > 0) {

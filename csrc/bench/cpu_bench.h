@@ -1,4 +1,4 @@
-// What the CPU microbenchmarks share: buffers, and the work of one call, which cpu_bench.cpp registers, splits over
+// Shared by the CPU microbenchmarks: buffers, and the work of one call, which cpu_bench.cpp registers, splits over
 // threads and times beside the processor's peak.
 #pragma once
 

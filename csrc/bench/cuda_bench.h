@@ -1,5 +1,5 @@
-// What the CUDA microbenchmarks share: device buffers and timing by events. Google Benchmark reports the
-// time of one launch and the bytes the operator cannot do without.
+// Shared by the CUDA microbenchmarks: device buffers and timing by events. Google Benchmark reports the time of one
+// launch and the least bytes that the operator has to move.
 #pragma once
 
 #include <benchmark/benchmark.h>

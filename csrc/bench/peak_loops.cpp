@@ -6,8 +6,7 @@
 namespace lpd::bench::LPD_ISA {
 namespace {
 
-// What one instruction works on. The baseline of x86-64 and of other processors has vectors of four, and compilers use
-// them.
+// Operands of one instruction. The baseline of x86-64 and of other processors has vectors of four, which compilers use.
 #if defined(LPD_ISA_AVX512) || defined(LPD_ISA_AVX2)
 using Lanes = Vec;
 inline Lanes lanes(float x) { return broadcast(x); }

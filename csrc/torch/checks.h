@@ -28,8 +28,15 @@ std::string text(const Parts&... parts) {
 }
 
 template <class... Parts>
+[[noreturn]] void fail(const Parts&... message) {
+  throw std::runtime_error(text(message...));
+}
+
+// For messages of plain values. One that has to be put together first (`shape_text`) costs as much as an operator of
+// few rows, so it is made only where `fail` needs it.
+template <class... Parts>
 void check(bool condition, const Parts&... message) {
-  if (!condition) throw std::runtime_error(text(message...));
+  if (!condition) fail(message...);
 }
 
 template <class Numbers>
@@ -62,8 +69,8 @@ inline std::string device_text(const Tensor& t) {
 
 // `first` is the operator's first argument.
 inline void check_device(const Tensor& t, const char* name, const Tensor& first) {
-  check(t.device() == first.device(), name, " must be on the same device as the other arguments (", device_text(first),
-        "), got ", device_text(t));
+  if (t.device() == first.device()) return;
+  fail(name, " must be on the same device as the other arguments (", device_text(first), "), got ", device_text(t));
 }
 
 inline void check_dtype(const Tensor& t, const char* name, ScalarType expected) {
@@ -79,14 +86,25 @@ inline void check_shape(const Tensor& t, const char* name, const char* letters,
     fits = fits && (size < 0 || t.size(dim) == size);
     ++dim;
   }
+  if (fits) return;
   std::string wanted;
   for (int64_t size : expected) wanted += (wanted.empty() ? "" : ", ") + (size < 0 ? "any" : std::to_string(size));
-  check(fits, name, " must have shape ", letters, " = [", wanted, "], got ", shape_text(t));
+  fail(name, " must have shape ", letters, " = [", wanted, "], got ", shape_text(t));
 }
 
 inline void check_rows_contiguous(const Tensor& t, const char* name) {
   check(t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1, name,
         " must be contiguous in its last dimension, got stride ", t.stride(t.dim() - 1));
+}
+
+// What CUDA kernels copy 16 bytes at a time.
+inline void check_cuda_rows(const Tensor& t, const char* name) {
+  const auto element = static_cast<int64_t>(t.element_size());
+  bool aligned = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
+  for (int64_t dim = 0; dim + 1 < t.dim(); ++dim) {
+    aligned = aligned && (t.size(dim) <= 1 || t.stride(dim) * element % 16 == 0);
+  }
+  check(aligned, name, ": on CUDA every row must begin at a multiple of 16 bytes; this is a slice that does not");
 }
 
 // Sizes and counts: kernels hold them in 32 bits.
@@ -122,8 +140,7 @@ inline DType float_dtype(const Tensor& t, const char* name) {
     case ScalarType::Float: return DType::kFloat32;
     case ScalarType::BFloat16: return DType::kBFloat16;
     case ScalarType::Half: return DType::kFloat16;
-    default:
-      throw std::runtime_error(text(name, " must be float32, bfloat16 or float16, got ", dtype_text(t.scalar_type())));
+    default: fail(name, " must be float32, bfloat16 or float16, got ", dtype_text(t.scalar_type()));
   }
 }
 

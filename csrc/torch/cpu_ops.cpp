@@ -53,7 +53,7 @@ Tensor group_norm_scale_shift(const Tensor& x, const Tensor& weight, const Tenso
   check_array(x, "x", x, ScalarType::Float, "[B, H, W, C]", {-1, -1, -1, -1});
   const int32_t batch = size32(x.size(0), "x: B"), channels = size32(x.size(3), "x: C");
   const int64_t pixels = int64_t{size32(x.size(1), "x: H")} * size32(x.size(2), "x: W");
-  check(x.size(1) > 0 && x.size(2) > 0, "x must have at least one pixel, got ", shape_text(x));
+  if (x.size(1) == 0 || x.size(2) == 0) fail("x must have at least one pixel, got ", shape_text(x));
   check_array(weight, "weight", x, ScalarType::Float, "[C]", {channels});
   check_array(bias, "bias", x, ScalarType::Float, "[C]", {channels});
   const int32_t groups = size32(num_groups, "num_groups");

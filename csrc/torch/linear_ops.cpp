@@ -27,8 +27,10 @@ void set_operands(lpd::PackedLinearParams& params, const Tensor& x, const char* 
   params.x = x.const_data_ptr();
   params.x_stride = x.stride(0);
   params.num_rows = x.size(0) / params.planes;
-  check(x.size(1) >= 1, name, ": K must be at least 1, got ", x.size(1));
-  params.in_features = size32(x.size(1), text(name, ": K").c_str());
+  const int64_t in_features = x.size(1);
+  check(in_features >= 1, name, ": K must be at least 1, got ", in_features);
+  check(in_features <= INT32_MAX, name, ": K must be in [0, 2^31), got ", in_features);
+  params.in_features = static_cast<int32_t>(in_features);
   const ScalarType sums = params.operands == LinearOperands::kBFloat16 ? ScalarType::BFloat16 : ScalarType::Float;
   check(out_features >= 1, "out_features must be at least 1, got ", out_features);
   check_array(out, "out", x, sums, "[R, N]", {params.num_rows, out_features});

@@ -1,5 +1,5 @@
-// What every operator that writes to an argument does about it: as torch's own in-place operators do, it refuses memory
-// that is written twice or read and written, and tells autograd.
+// Checks for operators that write to an argument: like torch's in-place operators, they refuse memory that is written
+// twice or both read and written, and tell autograd.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -24,8 +24,8 @@ inline Argument read(const std::optional<torch::stable::Tensor>& t, const char* 
   return {t.has_value() ? &*t : nullptr, name, false};
 }
 
-// Of all tensors of a call: one that is written must not share a byte with another one or with itself; and none may
-// require grad where autograd records, because it would record nothing of what is written.
+// Checks all tensors of a call: a written one must not share a byte with another one or with itself, and none may
+// require grad while autograd records, since the writing would not be recorded.
 void check_written(std::initializer_list<Argument> arguments);
 
 // Once nothing can be refused any more: counts up the version of each tensor, by which a backward pass knows that what

@@ -19,7 +19,7 @@ def main() -> None:
         if (sentence := missing_from_extras(error)) is None:
             raise
         raise SystemExit(sentence) from error
-    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+    if isinstance(sys.stdout, TextIOWrapper) and (sys.stdout.errors == "strict" or sys.stdout.encoding != "utf-8"):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a path may hold what cannot be encoded
     run_and_leave(app)
 

@@ -1,4 +1,4 @@
-"""Images as they form: one panel per order, side by side on one clock, as animated WebP or GIF."""
+"""Animations of images as they form, as WebP or GIF: one panel per order, side by side on one clock."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from lpd_ext.sampler import decode, generate
 from lpd_tools.checks import check_device, check_output, check_seeds
 from lpd_tools.console import say
 from lpd_tools.models import load_pipeline, parse_label
+from lpd_tools.outputs import check_overwrite
 from lpd_tools.progress import track
 from lpd_tools.sampling import Sampling
 
 _FRAMES_PER_SECOND = 20
-_SIDE = 256  # pixels that an image has at least
+_SIDE = 256  # least side of an image in pixels
 _GAP, _CAPTION = 12, 18
 _BACKGROUND, _INK, _FRESH = (24, 26, 32), (232, 232, 236), (255, 214, 64)
 _SOON, _LATE = (104, 134, 200), (34, 38, 52)  # of cells whose turn has not come
@@ -33,7 +34,7 @@ _SOON, _LATE = (104, 134, 200), (34, 38, 52)  # of cells whose turn has not come
 
 @dataclass(frozen=True)
 class Recording:
-    """A decode of B images, group by group: when each group was drawn, the groups of the cells, and the pictures."""
+    """A decode of B images, group by group: the time of each group, the cells' groups, and the pictures."""
 
     title: str
     seconds: list[float]  # [T], since the beginning
@@ -41,7 +42,7 @@ class Recording:
     pictures: list[list[Image.Image]]  # [T][B]
 
     def drawn_at(self, now: float) -> int:
-        """How many groups are drawn after so many seconds."""
+        """Returns the number of groups drawn after so many seconds."""
         return bisect_right(self.seconds, now)
 
 
@@ -55,7 +56,7 @@ def record(pipe: LPDPipeline, labels: Sequence[Any], title: str, **options: Any)
         seconds.append(now)
         grids.append(grid.cpu().clone())
     stacked = torch.stack(grids).unflatten(2, pipe.model.config.grid)
-    # A cell is drawn by as many groups before its own as leave it at -1.
+    # A cell's group is the number of groups that leave it at -1.
     group_of = (stacked < 0).sum(dim=0).numpy()
     drawing, device = pipe.drawing(request), pipe.model.pos_embed.device
     shown = track(stacked, f"pictures: {title}", len(stacked))
@@ -72,9 +73,11 @@ def animate_sample(
     images_per_label: int | None,
     seed: int,
     device: str,
+    force: bool,
 ) -> None:
-    """What `lpd sample --animate` does: draws images of the labels, of each order to compare, and writes the file."""
+    """Draws images of the labels in each order to compare and writes the animation, for `lpd sample --animate`."""
     check_output(path, ".webp", ".gif", name="animate")
+    check_overwrite(path, force, name="animate")
     pipe = load_pipeline(of_model["model"], of_model["tokenizer"], of_model["dtype"] or "", check_device(device))
     wanted = [parse_label(pipe, text) for text in labels] if labels else [0]
     per_image = [label for label in wanted for _ in range(images_per_label or 1)]
@@ -93,10 +96,10 @@ def record_orders(
     order: Any,
     **options: Any,
 ) -> list[Recording]:
-    """A recording for each entry, an order's name with or without ":steps"; without entries, of `order` alone.
+    """Records a decode for each entry, an order's name with or without ":steps"; without entries, one of `order`.
 
-    All have the same labels and options, seeds among them. Raises ValueError, before anything is drawn, for an order or
-    a number of steps that the pipeline refuses.
+    All have the same labels, seeds and other options. Raises ValueError, before anything is drawn, for an order or a
+    number of steps that the pipeline refuses.
     """
     panels = []
     for entry in entries or [order]:
@@ -114,7 +117,7 @@ def record_orders(
 
 
 def _timed(steps: Iterator[Tensor]) -> Iterator[tuple[float, Tensor]]:
-    """Each step's grid, and the seconds that all steps so far took, without what the caller does in between."""
+    """Yields each step's grid and the seconds of all steps so far, without the caller's time in between."""
     seconds = 0.0
     while True:
         begun = time.perf_counter()
@@ -136,7 +139,7 @@ def write_animation(
     """
     slowest = max(recording.seconds[-1] for recording in recordings)
     count = max(2, round(play_seconds * _FRAMES_PER_SECOND))
-    # What is drawn at each tick, and for how many ticks it is all that is.
+    # The groups drawn at a tick, and for how many ticks that stays so.
     shown: dict[tuple[int, ...], int] = {}
     for i in range(count):
         drawn = tuple(recording.drawn_at(slowest * i / (count - 1)) for recording in recordings)
@@ -162,7 +165,7 @@ def _frame(recordings: Sequence[Recording], drawn: Sequence[int]) -> Image.Image
 
 
 def _panel(recording: Recording, drawn: int) -> Image.Image:
-    """The images of one recording after so many groups, with its name, step and time below."""
+    """Draws the images of a recording after so many groups, with its name, step and time below."""
     total = len(recording.seconds)
     batch = len(recording.group_of)
     columns = math.ceil(math.sqrt(batch))
@@ -184,7 +187,9 @@ def _panel(recording: Recording, drawn: int) -> Image.Image:
 
 
 def overlay(picture: Image.Image, groups: NDArray[np.int64], drawn: int, total: int) -> Image.Image:
-    """A picture of cells in `groups` [h, w] after `drawn` of `total` groups, enlarged to at least 256 pixels.
+    """Enlarges a picture to at least 256 pixels and overlays its cells, after `drawn` of `total` groups.
+
+    groups [h, w] holds the group of each cell.
 
     Cells of later groups are coloured by their turn, those of the last group are framed. Groups count from 0; cells
     that were known from the beginning have -1.

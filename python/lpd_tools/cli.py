@@ -1,4 +1,4 @@
-"""The `lpd` command line: every command, by group, and how what the library refuses is told."""
+"""The `lpd` command line: every command, by group, and the reporting of errors."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ from lpd_tools.commands.replay import replay
 from lpd_tools.commands.sample import sample
 from lpd_tools.commands.serve import serve
 from lpd_tools.commands.study import study
+from lpd_tools.commands.study_editing import study_editing
 from lpd_tools.commands.train import train
 from lpd_tools.commands.train_judge import train_judge
 from lpd_tools.commands.train_tokenizer import train_tokenizer
@@ -50,13 +51,13 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Draw": (sample, inpaint, outpaint, class_edit, edit_gallery, orders, demo, serve, info, fetch),
     "Data": (prepare_icons, cache_tokens, check_tokens),
     "Train": (train_judge, train_tokenizer, train, training_cost, curves, replay, export, bundle),
-    "Measure quality": (generate, measure, evaluate, int8_quality, study),
+    "Measure quality": (generate, measure, evaluate, int8_quality, study, study_editing),
     "Measure speed": (bench, bench_serve, bench_tables, bench_check, growth),
 }
 
 
 class FriendlyGroup(TyperGroup):
-    """What the library refuses is one sentence and exit status 2, not a traceback."""
+    """Reports errors of the library as one sentence with exit status 2 instead of a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

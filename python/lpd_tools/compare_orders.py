@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,14 +16,13 @@ from lpd_ext.schedule import check_group_sizes, group_sizes, parse_group_sizes
 from lpd_tools.console import say
 from lpd_tools.draw_orders import draw_orders
 from lpd_tools.order_figures import apart_and_near
-from lpd_tools.pictures import write_png
-from lpd_tools.png_settings import png_info
+from lpd_tools.png_settings import save_figure
 from lpd_tools.sampling import is_image_file
 
 
 @dataclass(frozen=True)
 class Orders:
-    """Which orders to draw: of each policy, or image of priorities, one for each seed."""
+    """The orders to draw: for each policy or image of priorities, one per seed."""
 
     policies: Sequence[str]
     grid: Grid
@@ -37,7 +35,7 @@ class Orders:
 
 
 def compare_orders(wanted: Orders, side_by_side: bool, output: Path) -> None:
-    """Draw them to a PNG file that carries their settings, and say how each policy's differ from the others'."""
+    """Draws orders to a PNG file that carries their settings, and prints how the policies differ."""
     grid, images = wanted.grid, len(wanted.seeds)
     free = _free_cells(wanted.mask, grid)
     num_free = int(free.sum())
@@ -73,10 +71,8 @@ def compare_orders(wanted: Orders, side_by_side: bool, output: Path) -> None:
         [titles[p][i] for p, i in places],
         columns=count if side_by_side else images,
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
     settings = asdict(wanted) | {"mask": None if wanted.mask is None else wanted.mask.name}
-    texts = {"pnginfo": png_info({"command": "orders", **settings})}
-    write_png(output, partial(figure.savefig, dpi=120, pil_kwargs=texts))
+    save_figure(figure, output, {"command": "orders", **settings}, dpi=120)
 
 
 def _free_cells(mask: Path | None, grid: Grid) -> Tensor:

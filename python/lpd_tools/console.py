@@ -1,4 +1,4 @@
-"""What the programs say: text as it is, whatever brackets, colons and spaces a path in it holds."""
+"""Output of the programs: text unchanged, whatever brackets, colons and spaces a path in it holds."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from lpd_tools.launch import place
 
 
 def new_console(stderr: bool = False) -> Console:
-    """A console for which nothing in a text, in a table's cells too, is markup or the name of an emoji."""
+    """Returns a console that takes nothing in a text or a table's cells for markup or the name of an emoji."""
     return Console(stderr=stderr, markup=False, emoji=False)
 
 
 def say(text: str) -> None:
-    """One line, however wide the terminal is. Once under torchrun."""
+    """Prints one line, however wide the terminal is; under torchrun from the first process only."""
     if place().rank == 0:
         new_console().print(text, soft_wrap=True)
 
 
 class ConsoleHandler(logging.Handler):
-    """Shows log records on stderr, each as a line; under torchrun those of the first process."""
+    """Shows log records on stderr, one per line; under torchrun those of the first process."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes the record."""
+        """Prints the record."""
         try:
             text = self.format(record)
             line = Text.assemble(("warning:", "yellow"), " ", text) if record.levelno >= logging.WARNING else Text(text)
@@ -36,7 +36,7 @@ class ConsoleHandler(logging.Handler):
 
 
 def show_logs(verbose: bool) -> None:
-    """From now on shows what the programs log, and the library's warnings; `verbose`: all that the library says."""
+    """Shows the programs' logs and the library's warnings from now on; `verbose`: all of the library's logs."""
     for name, level in (("lpd_tools", logging.INFO), ("lpd_ext", logging.INFO if verbose else logging.WARNING)):
         logger = logging.getLogger(name)
         logger.setLevel(level)
@@ -45,6 +45,6 @@ def show_logs(verbose: bool) -> None:
 
 
 def say_skipped(count: int, path: Path) -> None:
-    """How many images could not be read, if any, and where they are listed."""
+    """Prints how many images could not be read, if any, and where they are listed."""
     if count:
         say(f"skipped {count} images that cannot be read: {path} lists them")

@@ -1,4 +1,4 @@
-"""Draws generation orders: grids whose cells are coloured by, and marked with, the step that draws them."""
+"""Draws generation orders: grids whose cells are coloured and numbered by the step that draws them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def draw_orders(
     titles: Sequence[str],
     columns: int,
 ) -> Figure:
-    """Figure of the orders [B, N] (-1 after the last free cell), `columns` a row; known cells are grey.
+    """Returns a figure of the orders [B, N] (-1 after the last free cell), `columns` per row; known cells are grey.
 
     group_sizes: one list per order; titles: one per order.
     """
@@ -49,7 +49,7 @@ def draw_orders(
 
 
 def step_grid(order: Tensor, group_sizes: Sequence[int], grid: tuple[int, int]) -> NDArray[np.int64]:
-    """The step that draws each cell, int64 [h, w]; -1 where a cell is known."""
+    """Returns the step that draws each cell, int64 [h, w]; -1 where a cell is known."""
     steps = np.full(grid[0] * grid[1], -1)
     steps[order.numpy()[: sum(group_sizes)]] = np.repeat(np.arange(len(group_sizes)), group_sizes)
     return steps.reshape(grid)

@@ -1,4 +1,4 @@
-"""`lpd edit-gallery`: rows of edits of one picture, with what each began from."""
+"""`lpd edit-gallery`: rows of edits of one picture, each after the picture that it starts from."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from lpd_ext.drawing import Drawing
 from lpd_ext.edit_plan import Paste, picture_size, plan_inpaint, plan_outpaint, plan_variations
 from lpd_ext.image_input import fit_picture, read_pictures
 from lpd_ext.tokenizer import VQTokenizer
-from lpd_tools.checks import check_device, check_output, check_seeds
+from lpd_tools.checks import check_device, check_seeds
 from lpd_tools.console import new_console
-from lpd_tools.edits import check_overwrite, draw_with_progress, parse_margins
+from lpd_tools.edits import draw_with_progress, parse_margins
 from lpd_tools.models import load_pipeline, parse_label
+from lpd_tools.outputs import picture_files
 from lpd_tools.pictures import labelled_grid
 from lpd_tools.png_settings import save_png
 from lpd_tools.sampling import Sampling
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Given:
-    """What is edited, to what, and by which model."""
+    """The picture, the edits and the model."""
 
     image: Path
     mask: Path
@@ -43,10 +44,9 @@ class Given:
     device: str
 
 
-def draw_gallery(given: Given, sampling: Sampling, images: int, seed: int, output: Path, force: bool) -> None:
-    """Draw the rows and write them; errors as the edits raise them, before anything is written."""
-    check_output(output, ".png")
-    check_overwrite(output, force)
+def draw_gallery(given: Given, sampling: Sampling, images: int, seed: int, output: Path | None, force: bool) -> None:
+    """Draws the rows and writes them; raises the edits' errors before anything is written."""
+    (output,) = picture_files(output, "editing.png", force=force)
     device, seeds = check_device(given.device), check_seeds(seed, images)
     pipe = load_pipeline(given.model, given.tokenizer, given.dtype, device)
     steps, sampling = sampling.steps, sampling.resolved(pipe)
@@ -76,13 +76,13 @@ def _rows(pipe: LPDPipeline, given: Given, seeds: list[int], options: dict[str, 
 
 
 def _picture(pipe: LPDPipeline, given: Given) -> Tensor:
-    """The picture [3, H, W], stretched to the model's size."""
+    """Returns the picture [3, H, W], stretched to the model's size."""
     ((picture,), _, _) = read_pictures(given.image, "image")
     return fit_picture(picture, picture_size(pipe), "stretch", "image")
 
 
 def _begun_from(pipe: LPDPipeline, given: Given, drawing: Drawing) -> Image.Image:
-    """The picture that the first image of a row began from, hatched where it is painted."""
+    """Returns the picture that the first image of a row starts from, hatched where it is painted."""
     if isinstance(drawing.finish, Paste):
         picture, painted = drawing.finish.pictures[0], drawing.finish.share[0, 0] >= 1
     else:

@@ -19,9 +19,10 @@ from torch import Tensor
 from lpd_ext.drawing import Drawing, LPDPipelineOutput, StepCallback
 from lpd_ext.edit_plan import Paste, picture_size
 from lpd_ext.image_input import fit_picture, read_pictures
-from lpd_tools.checks import check_device, check_output, check_seeds
+from lpd_tools.checks import check_device, check_seeds
 from lpd_tools.console import new_console
 from lpd_tools.models import load_pipeline, parse_label
+from lpd_tools.outputs import picture_files
 from lpd_tools.png_settings import save_png
 from lpd_tools.sampling import Sampling
 
@@ -29,12 +30,15 @@ if TYPE_CHECKING:
     from lpd_ext import LPDPipeline
 
 
-ONE_PICTURE = ("inpaint", "outpaint", "class-edit", "generate")  # commands whose files have one picture each
+# Commands whose files have one picture each.
+ONE_PICTURE = ("inpaint", "outpaint", "class-edit", "generate", "demo draw", "demo inpaint")
+
+_FILES = {"inpaint": "inpainted.png", "outpaint": "outpainted.png", "class-edit": "class_edit.png"}
 
 
 @dataclass(frozen=True)
 class Edit:
-    """What the commands that edit are told in common."""
+    """The arguments that all editing commands share."""
 
     command: str
     label: str
@@ -43,21 +47,18 @@ class Edit:
     dtype: str
     device: str
     sampling: Sampling
-    output: Path
+    output: Path | None
     images: int
     seed: int
     force: bool
 
 
 def draw_edit(edit: Edit, plan: Callable[..., Drawing], settings: dict[str, Any]) -> None:
-    """Draw plan(pipe, class_labels=..., **options) and write its images; settings: what else the files carry.
+    """Draws plan(pipe, class_labels=..., **options) and writes its images; settings: further entries of the files.
 
-    Raises ValueError, and writes nothing, where a file is in the way and not to be overwritten.
+    Raises ValueError, and writes nothing, if a file exists and is not to be overwritten.
     """
-    outputs = numbered(edit.output, edit.images)
-    for path in outputs:
-        check_output(path, ".png")
-        check_overwrite(path, edit.force)
+    outputs = picture_files(edit.output, _FILES[edit.command], edit.images, force=edit.force)
     device, seeds = check_device(edit.device), check_seeds(edit.seed, edit.images)
     console, start = new_console(), time.perf_counter()
     pipe = load_pipeline(edit.model, edit.tokenizer, edit.dtype, device)
@@ -79,7 +80,7 @@ def draw_edit(edit: Edit, plan: Callable[..., Drawing], settings: dict[str, Any]
 
 
 def draw_with_progress(draw: Callable[[StepCallback], LPDPipelineOutput]) -> LPDPipelineOutput:
-    """What draw(callback_on_step_end) returns, under a bar of the steps."""
+    """Returns draw(callback_on_step_end), showing a bar of the steps."""
     with Progress(console=new_console()) as progress:
         task = progress.add_task("Drawing", total=None)
 
@@ -90,28 +91,14 @@ def draw_with_progress(draw: Callable[[StepCallback], LPDPipelineOutput]) -> LPD
 
 
 def said(count: int) -> str:
-    """The count with its noun."""
+    """Returns a count with its noun."""
     return f"{count} image{'' if count == 1 else 's'}"
 
 
-def numbered(output: Path, count: int) -> list[Path]:
-    """The file, or for several images as many beside it: out_1.png, out_2.png, ..."""
-    if count == 1:
-        return [output]
-    digits = len(str(count))
-    return [output.with_name(f"{output.stem}_{i + 1:0{digits}}{output.suffix}") for i in range(count)]
-
-
-def check_overwrite(path: Path, force: bool) -> None:
-    """ValueError if there is a file and it is not to be overwritten."""
-    if path.exists() and not force:
-        raise ValueError(f"output {str(path)!r} exists: --force overwrites it")
-
-
 def known_settings(drawing: Drawing, row: int) -> dict[str, Any]:
-    """What draws an edit again from its own file: the known cells, and the pixels that were painted, as bits.
+    """Returns the settings that redraw an edit from its own file: the known cells, and the painted pixels as bits.
 
-    The others stand in the file; there is no mask where nothing was pasted.
+    The file holds the other pixels; there is no mask if nothing was pasted.
     """
     request = drawing.request
     assert request.known_tokens is not None
@@ -125,8 +112,13 @@ def known_settings(drawing: Drawing, row: int) -> dict[str, Any]:
 def plan_again(
     pipe: LPDPipeline, picture: Image.Image, settings: dict[str, Any], sampling: Sampling, seed: int
 ) -> Drawing:
-    """The drawing of one picture, an edit or not, from the file that it made and the settings in it."""
-    options = sampling.options()
+    """Plans the drawing of one picture, edited or not, from its own file and the settings in it."""
+    options, size = sampling.options(), picture_size(pipe)
+    if "mask" in settings and (picture.height, picture.width) != size:
+        raise ValueError(
+            f"like: the file has {picture.width} x {picture.height} pixels, but the model draws {size[1]} x {size[0]}: "
+            "what is known of an edit is in its file as it was drawn"
+        )
     try:
         if "known_tokens" in settings:
             known = torch.tensor([settings["known_tokens"]], dtype=torch.int64)
@@ -138,12 +130,12 @@ def plan_again(
     if mask is None:
         return pipe.drawing(request)
     ((pixels,), _, _) = read_pictures(picture, "like")
-    fitted = fit_picture(pixels, picture_size(pipe), None, "like")
+    fitted = fit_picture(pixels, size, None, "like")
     return pipe.drawing(request, finish=Paste(fitted[None], mask))
 
 
 def _unpacked(text: str, height: int, width: int) -> Tensor:
-    """The mask float32 [1, 1, H, W] of the bits that `known_settings` wrote."""
+    """Unpacks the mask float32 [1, 1, H, W] from the bits of `known_settings`."""
     bits = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
     if len(bits) != -(-height * width // 8):
         raise ValueError(f"{len(bits)} bytes are no mask of {width} x {height} pixels")
@@ -152,7 +144,7 @@ def _unpacked(text: str, height: int, width: int) -> Tensor:
 
 
 def parse_margins(text: str) -> int | tuple[int, ...]:
-    """The margins that a text means; ValueError for any other."""
+    """Parses margins; ValueError for any other text."""
     parts = [part.strip() for part in text.split(",")]
     if len(parts) not in (1, 4) or not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
         raise ValueError(f"margins must be a number or left,top,right,bottom, such as 8,0,8,0, got {text!r}")

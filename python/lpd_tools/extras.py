@@ -1,4 +1,4 @@
-"""Which extra brings a library of the tools that is missing."""
+"""Finds the extra that brings a missing library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _USERS = {"tools": "The lpd command", "web": "lpd demo"}
 
 
 def missing_from_extras(error: ImportError) -> str | None:
-    """What to install, if the library that could not be imported is one that an extra brings; else None."""
+    """Returns what to install if an extra brings the library that could not be imported, else None."""
     for extra, libraries in EXTRAS.items():
         if error.name is not None and error.name.split(".")[0] in libraries:
             name = _USERS.get(extra, f"lpd {extra}")

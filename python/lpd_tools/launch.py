@@ -1,4 +1,4 @@
-"""Which of a run's processes this one is: the one place that reads what torchrun says in environment variables."""
+"""This process's place in a run: the only module that reads torchrun's environment variables."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Place(NamedTuple):
 
 
 def place() -> Place:
-    """The process's place; alone unless WORLD_SIZE is set: RANK and LOCAL_RANK mean nothing by themselves.
+    """Returns the process's place; alone unless WORLD_SIZE is set, since RANK and LOCAL_RANK alone mean nothing.
 
-    Raises ValueError for numbers that no launcher sets. One process without LOCAL_RANK, as some containers say it of
-    every program, was not launched.
+    Raises ValueError for numbers that no launcher sets. A single process without LOCAL_RANK was not launched: some
+    containers set WORLD_SIZE=1 for every program.
     """
     if "WORLD_SIZE" not in os.environ:
         return Place(0, 1, 0, launched=False)
@@ -51,8 +51,8 @@ def _number(name: str, default: int | None) -> int:
 def run_and_leave(command: Callable[[], None]) -> None:
     """Runs a command; one of several processes then ends without finalising Python.
 
-    gloo's threads outlive the process group where FSDP2 still holds it. One that drops its last tensor while Python is
-    being finalised asks for the interpreter's lock, and the process dies of SIGABRT after all its work is done.
+    gloo's threads outlive the process group while FSDP2 holds it. A thread that drops its last tensor while Python is
+    being finalised asks for the interpreter's lock, and the process dies of SIGABRT after its work is done.
     """
     try:
         command()

@@ -1,4 +1,4 @@
-"""Where a server listens."""
+"""Settings and sockets of the servers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Listening(Settings):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound; ValueError saying what is wrong with the address."""
+    """Returns a bound socket; ValueError if the address cannot be used, with the reason."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind)

@@ -1,4 +1,4 @@
-"""The machine and the versions that a figure must name."""
+"""The machine and the versions that every figure is published with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lpd_ext import _C
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a figure must name: processor or card, threads, versions and commit."""
+    """Returns what every figure is published with: processor or card, threads, versions and commit."""
     described: dict[str, Any] = {"processor": _processor(), "threads": torch.get_num_threads(), "isa": _C.cpu_isa()}
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
@@ -22,7 +22,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def version() -> str:
-    """The version, with the commit when the command belongs to a checkout or is run in one (as `make bench` does)."""
+    """Returns the version, with the commit if the command belongs to a checkout or runs in one (as in `make bench`)."""
     for folder in (Path(__file__).parents[2], Path.cwd()):
         if (folder / ".git").exists() and (folder / "lpd_ext" / "_C.pyi").exists():
             command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
@@ -37,7 +37,7 @@ def version() -> str:
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""The pipeline and the class that a command is told."""
+"""Loads the pipeline and parses the class that a command is given."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DTYPES = ("float32", "bfloat16", "float16", "int8")
 def load_pipeline(
     model: str | None, tokenizer: str | None = None, dtype: str = "", device: torch.device | str = "cpu"
 ) -> LPDPipeline:
-    """The pipeline of a model by any of its names; ValueError for a dtype that is none of DTYPES."""
+    """Loads a pipeline by any name of its model; ValueError for a dtype that is not one of DTYPES."""
     import torch
 
     from lpd_ext import LPDPipeline
@@ -28,7 +28,7 @@ def load_pipeline(
 
 
 def parse_label(pipe: LPDPipeline, text: str) -> int | str | None:
-    """A class of that name, and only if there is none what else the text may mean."""
+    """Returns the class of that name, or if there is none the index or 'none' that the text stands for."""
     if text in pipe.class_names:
         return text
     if text.lower() == "none":

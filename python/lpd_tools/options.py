@@ -1,4 +1,4 @@
-"""Commands from functions: those that take a config get an option for each of its settings, and --config."""
+"""Makes commands from functions: one that takes a config gets an option for each of its settings, and --config."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class PlainTextCommand(TyperCommand):
-    """A command whose help texts are shown as they are written: brackets in them are no markup."""
+    """A command whose help texts are shown literally: brackets in them are not markup."""
 
     def __init__(self, name: str | None, **options: Any) -> None:
         super().__init__(name, **options)
@@ -31,7 +31,7 @@ class PlainTextCommand(TyperCommand):
 
 
 def add_command(app: typer.Typer, function: Callable[..., None], panel: str | None = None) -> None:
-    """Adds `function` to `app`, in a panel of its help: its name is the command's, its docstring the help.
+    """Adds `function` to `app` as a command of its name, with its docstring as the help.
 
     A function of one config becomes a command with one option per setting, required ones first, and --config for a TOML
     file. An option on the command line wins over the file, and the file over the default.
@@ -43,7 +43,7 @@ def add_command(app: typer.Typer, function: Callable[..., None], panel: str | No
 
 
 def _config_class(function: Callable[..., None]) -> type[DataclassInstance] | None:
-    """The class of the config that is the function's only parameter; None of a function of other parameters."""
+    """Returns the config class that is the function's only parameter, None for functions of other parameters."""
     kinds = [kind for name, kind in typing.get_type_hints(function).items() if name != "return"]
     return kinds[0] if len(kinds) == 1 and isinstance(kinds[0], type) and is_dataclass(kinds[0]) else None
 
@@ -68,7 +68,7 @@ def _with_options(
 
 
 def _that_read_files(ctx: typer.Context) -> list[str]:
-    """The commands that take --config: a file may have a table for each."""
+    """Returns the commands that take --config; a file may have a table for each."""
     commands = getattr(ctx.find_root().command, "commands", {ctx.command.name: ctx.command})
     return [name for name, command in commands.items() if any(item.name == "config" for item in command.params)]
 
@@ -77,7 +77,7 @@ def _option(item: Setting) -> inspect.Parameter:
     # typer knows lists of any length, not tuples; a tuple keeps the frozen config hashable.
     kind = item.kind if item.element is None else GenericAlias(list, (item.element,))
     text = item.help if item.range is None else f"{item.help}; {item.range.interval}"
-    if item.required:  # not for typer to demand: the file may have it
+    if item.required:  # not required by typer: the file may have it
         return _parameter(item.name, Annotated[kind | None, typer.Option(help=f"{text}; required")], None)
     default = item.default if item.element is None else list(item.default)
     return _parameter(item.name, Annotated[kind, typer.Option(help=text)], default)

@@ -1,4 +1,4 @@
-"""What tells orders apart in numbers: how far apart a group's cells lie, and how close to what is there already."""
+"""Measures of orders: how far apart a group's cells lie, and how close to the cells drawn before."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lpd_tools.draw_orders import step_grid
 
 
 def apart_and_near(orders: Tensor, group_sizes: Sequence[int], grid: Grid) -> tuple[float, float]:
-    """Of orders [B, N] (-1 after the last free cell): two means over the cells that are drawn.
+    """Returns two means over the drawn cells of orders [B, N] (-1 after the last free cell).
 
-    The distance to the nearest other cell of a cell's group, where there is one; and the share of its (up to 8)
-    neighbours that are known, or drawn in earlier groups.
+    The first is the distance to the nearest other cell of the same group, if there is one; the second the share of a
+    cell's neighbours (up to 8) that are known or drawn in earlier groups.
     """
     cells = np.stack(np.divmod(np.arange(grid[0] * grid[1]), grid[1]), 1)
     distance = np.sqrt(((cells[:, None] - cells) ** 2).sum(2))

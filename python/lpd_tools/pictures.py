@@ -1,4 +1,4 @@
-"""Pictures of several images: tiled, or a row for each label; and how far two differ."""
+"""Arranges several images in one picture, tiled or a row per label, and measures how far two images differ."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GAP = 4
 
 
 def tiled(images: np.ndarray) -> np.ndarray:
-    """Images uint8 [B, h, w, 3] side by side, about as many rows as columns; black where none is left."""
+    """Tiles images uint8 [B, h, w, 3] in about as many rows as columns, padded with black."""
     count, height, width, channels = images.shape
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
@@ -28,7 +28,7 @@ def tiled(images: np.ndarray) -> np.ndarray:
 
 
 def labelled_grid(images: list[Image.Image], captions: list[str], per_label: int) -> Image.Image:
-    """One row per caption: the name, then its images, small ones enlarged to at least 64 pixels."""
+    """Draws one row per caption: the name, then its images, small ones enlarged to at least 64 pixels."""
     factor = max(1, math.ceil(64 / max(images[0].size)))
     width, height = (side * factor for side in images[0].size)
     font = ImageFont.load_default(_CAPTION)
@@ -49,13 +49,13 @@ def labelled_grid(images: list[Image.Image], captions: list[str], per_label: int
 
 
 def write_png(path: str | Path, save: Callable[..., object]) -> None:
-    """A picture of Pillow or matplotlib by its own `save(file, format=...)`, whole or not at all."""
+    """Writes a picture of Pillow or matplotlib by its own `save(file, format=...)`, whole or not at all."""
     with complete_file(path) as temporary:
         save(temporary, format="png")
 
 
 def psnr(found: Tensor, wanted: Tensor, peak: float = 255.0) -> float:
-    """10·log10(peak² / mean squared error) in dB, over all elements."""
+    """Returns 10·log10(peak² / mean squared error) in dB, over all elements."""
     if found.shape != wanted.shape:
         raise ValueError(f"found and wanted must have one shape, got {tuple(found.shape)} and {tuple(wanted.shape)}")
     error = (found.double() - wanted.double()).square().mean().item()

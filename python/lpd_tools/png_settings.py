@@ -1,4 +1,4 @@
-"""PNG files that carry the settings they were drawn with, one text chunk for each, and those settings read back."""
+"""Writes and reads PNG files that carry the settings they were drawn with, one text chunk each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -15,12 +15,15 @@ from PIL.PngImagePlugin import PngInfo
 from lpd_ext.picture import open_image
 from lpd_tools.pictures import write_png
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 PREFIX = "lpd:"  # of the chunks' keywords
 _LONG = 200  # characters from which a chunk is compressed
 
 
 def png_info(settings: Mapping[str, Any]) -> PngInfo:
-    """The chunks of settings that JSON can say."""
+    """Returns the text chunks of settings that JSON can represent."""
     info = PngInfo()
     info.add_text("Software", f"lpd-ext {version('lpd-ext')}")
     for name, value in settings.items():
@@ -30,13 +33,19 @@ def png_info(settings: Mapping[str, Any]) -> PngInfo:
 
 
 def save_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> None:
-    """Write the image with its settings, whole or not at all; its folder is made if missing."""
+    """Writes the image with its settings, whole or not at all; creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_png(path, partial(image.save, pnginfo=png_info(settings)))
 
 
+def save_figure(figure: Figure, path: Path, settings: Mapping[str, Any], dpi: int = 110) -> None:
+    """Writes a matplotlib figure as `save_png` does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_png(path, partial(figure.savefig, dpi=dpi, pil_kwargs={"pnginfo": png_info(settings)}))
+
+
 def read_settings(path: Path) -> tuple[Image.Image, dict[str, Any]]:
-    """The image and its settings; FileNotFoundError, or ValueError for a file without any."""
+    """Returns the image and its settings; FileNotFoundError, or ValueError for a file without settings."""
     if not path.exists():
         raise FileNotFoundError(f"like is {str(path)!r}, where there is no file")
     image = open_image(path)

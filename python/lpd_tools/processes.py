@@ -30,23 +30,23 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process does what is done once."""
+        """Whether this is the first process, which does what is done once."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Return when all processes have come here."""
+        """Waits until all processes have come here."""
         if self.size > 1:
             dist.barrier()
 
     def share(self, batch_size: int) -> slice:
-        """This process's rows of a batch; ValueError if they cannot be shared out evenly."""
+        """Returns this process's rows of a batch; ValueError if they cannot be shared out evenly."""
         if batch_size % self.size:
             raise ValueError(f"batch_size must be a multiple of the {self.size} processes, got {batch_size}")
         rows = batch_size // self.size
         return slice(self.rank * rows, (self.rank + 1) * rows)
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Sums over all processes, in float64; the same everywhere."""
+        """Sums over all processes, in float64, with the same result on each."""
         if self.size == 1:
             return list(values)
         # NCCL adds on the GPU only.
@@ -55,7 +55,7 @@ class Processes:
         return [float(value) for value in total]
 
     def gather(self, value: Value) -> list[Value]:
-        """The values of all processes, in order of rank; of types that can be pickled."""
+        """Returns the values of all processes, in order of rank; they must be picklable."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -63,7 +63,7 @@ class Processes:
         return values
 
     def gather_rows(self, rows: Tensor) -> Tensor:
-        """The rows [n, ...] of all processes, which have equally many, in order of rank: [size * n, ...]."""
+        """Returns the rows [n, ...] of all processes, in order of rank: [size * n, ...]; all must have n."""
         if self.size == 1:
             return rows
         parts = [torch.empty_like(rows) for _ in range(self.size)]
@@ -73,11 +73,11 @@ class Processes:
 
 @contextmanager
 def processes(device: str = "", backend: str = "", patience: timedelta = PATIENCE) -> Iterator[Processes]:
-    """Joins the processes that torchrun's environment variables tell of, if any, and leaves them at the end.
+    """Joins the processes that torchrun started, if any, and leaves them at the end.
 
     backend: empty for NCCL on GPUs and gloo on CPUs. Each process takes the GPU of its own number, unless `device`
-    names one by its index and gloo joins them: NCCL wants one for each. Where the caller has made a process group, that
-    one is used, and left as it is.
+    names one by its index and the backend is gloo: NCCL needs one GPU per process. A process group that the caller has
+    made is used and left as it is.
     """
     chosen = check_device(device)
     here = place()

@@ -1,4 +1,4 @@
-"""Progress of anything longer than two seconds: a bar on a terminal, now and then a line in a file."""
+"""Progress of anything longer than two seconds: a bar on a terminal, a line now and then in a file."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def track(
     total: int | None = None,
     figures: Mapping[str, float] | None = None,
 ) -> Iterator[Item]:
-    """Yields the items under a bar with elapsed and remaining time; without a terminal, a line each half minute.
+    """Yields the items under a bar with elapsed and remaining time; without a terminal, prints a line each half minute.
 
-    figures: shown as they are after each item, such as a loss that the caller keeps up to date.
+    figures: shown after each item, such as a loss that the caller keeps up to date.
     """
     console = new_console()
     if total is None and isinstance(items, Sequence):

@@ -1,4 +1,4 @@
-"""`lpd sample`: a labelled grid of images with their settings, or what another picture's settings draw again."""
+"""`lpd sample`: draws a labelled grid of images, from options or from the settings that another picture carries."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from PIL import Image
 from rich.text import Text
 
 from lpd_ext.class_names import short_name
-from lpd_tools.checks import check_device, check_output, check_seeds
+from lpd_tools.checks import check_device, check_seeds
 from lpd_tools.console import new_console
 from lpd_tools.edits import ONE_PICTURE, draw_with_progress, plan_again, said
 from lpd_tools.models import load_pipeline, parse_label
+from lpd_tools.outputs import picture_files
 from lpd_tools.pictures import labelled_grid
 from lpd_tools.png_settings import read_settings, save_png
 from lpd_tools.sampling import Sampling
@@ -29,14 +30,15 @@ def draw_sample(
     labels: list[str] | None,
     of_model: Mapping[str, str | None],
     sampling: Sampling,
-    output: Path,
+    output: Path | None,
     images_per_label: int | None,
     seed: int | None,
     like: Path | None,
     device: str,
+    force: bool,
 ) -> None:
-    """Draw and write; what is None comes from the settings in the file `like`, or is the default."""
-    check_output(output, ".png")
+    """Draws and writes a grid; settings that are None come from the file `like`, or are the defaults."""
+    (output,) = picture_files(output, "grid.png", force=force)
     where = check_device(device)
     console, start = new_console(), time.perf_counter()
     picture, before = (None, {}) if like is None else read_settings(like)

@@ -1,4 +1,4 @@
-"""Settings of drawing as commands are told them, as the pipeline takes them, and as pictures carry them."""
+"""Settings of drawing, as commands take them, as the pipeline takes them, and as pictures carry them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def is_image_file(text: str) -> bool:
-    """Whether it names an image by its suffix; no policy has one."""
+    """Whether the text names an image file, by its suffix; no policy has one."""
     return Path(text).suffix.lower() in _IMAGES
 
 
-# What commands and pictures call the options of `LPDPipeline.prepare`, in the order of Sampling's fields.
+# Names of the options of `LPDPipeline.prepare` in commands and pictures, in the order of Sampling's fields.
 _OPTIONS = {
     "steps": "num_inference_steps",
     "guidance": "guidance_scale",
@@ -52,20 +52,20 @@ class Sampling:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Sampling:
-        """Those that a picture carries."""
+        """Returns the settings that a picture carries."""
         return cls(**{name: settings.get(name) for name in _OPTIONS})
 
     @classmethod
     def of_options(cls, options: Mapping[str, Any]) -> Sampling:
-        """Those that the pipeline is called with, or that are its defaults."""
+        """Returns the settings of a pipeline's call, its defaults included."""
         return cls(**{name: options.get(option) for name, option in _OPTIONS.items()})
 
     def over(self, other: Sampling) -> Sampling:
-        """These, and where they are None the other's."""
+        """Returns these settings, with the other's where they are None."""
         return Sampling(**{name: asdict(other)[name] if v is None else v for name, v in asdict(self).items()})
 
     def resolved(self, pipe: LPDPipeline) -> Sampling:
-        """With the pipeline's defaults, and with the priorities of cells for a map in a file."""
+        """Fills in the pipeline's defaults, and the priorities of the cells for a map in a file."""
         order = self.order
         if isinstance(order, str) and is_image_file(order):
             grid = pipe.model.config.grid
@@ -73,12 +73,12 @@ class Sampling:
         return replace(self, order=order).over(Sampling.of_options(asdict(pipe.defaults)))
 
     def options(self) -> dict[str, Any]:
-        """As `LPDPipeline.prepare` takes them."""
+        """Returns the options of `LPDPipeline.prepare`."""
         options = {option: getattr(self, name) for name, option in _OPTIONS.items()}
         if isinstance(self.order, list):
             options["order"] = torch.tensor(self.order, dtype=torch.float64)
         return options
 
     def settings(self) -> dict[str, Any]:
-        """As pictures carry them."""
+        """Returns the settings as pictures carry them."""
         return asdict(self)

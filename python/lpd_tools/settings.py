@@ -45,7 +45,7 @@ class Range:
 
     @property
     def interval(self) -> str:
-        """As a reader of a table wants it: "[0, 1)", or "at least 1"."""
+        """Returns the range for readers: "[0, 1)", or "at least 1"."""
         if math.isinf(self.high):
             return f"{'above' if self.open_low else 'at least'} {self.low}"
         return f"{'(' if self.open_low else '['}{self.low}, {self.high}{')' if self.open_high else ']'}"
@@ -59,11 +59,10 @@ SHARE = Range(0, 1)
 def setting(
     default: Any, help_text: str | None = None, *, range: Range | None = None, resumable: bool | None = None
 ) -> Any:
-    """A dataclass field: its default (... for none), the help text of its option, which numbers are allowed.
+    """Makes a dataclass field with a default (... for none), the help text of its option, and a range.
 
-    range: of a number, of each entry of a tuple, or of what is not None. resumable: whether a training may go on with
-    another value (if nothing is said, it may not). A subclass that gives a setting another default says only what else
-    is different.
+    range: of a number, of each entry of a tuple, or of a value that is not None. resumable: whether a training may go
+    on with another value (by default it may not). A subclass with another default repeats only what differs.
     """
     given = {"help": help_text, "range": range, "resumable": resumable}
     metadata = {name: value for name, value in given.items() if value is not None}
@@ -72,7 +71,7 @@ def setting(
 
 @dataclass(frozen=True)
 class Setting:
-    """What a field of a config says of itself."""
+    """A field of a config with its metadata."""
 
     name: str
     kind: Any  # its type
@@ -83,17 +82,17 @@ class Setting:
 
     @property
     def required(self) -> bool:
-        """Whether it has no default."""
+        """Whether the setting has no default."""
         return self.default is MISSING
 
     @property
     def element(self) -> type | None:
-        """The type of a tuple's entries; None of a setting that is no tuple."""
+        """The type of a tuple's entries; None if the setting is not a tuple."""
         return typing.get_args(self.kind)[0] if typing.get_origin(self.kind) is tuple else None
 
 
 def settings_of(config_class: type[DataclassInstance]) -> list[Setting]:
-    """The settings of a config class, in the order of its fields."""
+    """Returns the settings of a config class, in the order of its fields."""
     types = typing.get_type_hints(config_class)
     found = []
     for item in fields(config_class):
@@ -106,16 +105,16 @@ def settings_of(config_class: type[DataclassInstance]) -> list[Setting]:
 
 
 class Settings:
-    """Base of the configs: one whose values are out of their ranges cannot be made."""
+    """Base of the configs: construction fails if a value is out of its range."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
 
 
 def check_ranges(config: Any, **ranges: Range) -> None:
-    """ValueError naming the first setting of `config` that is not in its range, or in that of `ranges` instead.
+    """Raises ValueError with the first setting of `config` that is out of its range, or of its range in `ranges`.
 
-    The latter are for ranges that follow from other settings or from data.
+    `ranges` is for ranges that depend on other settings or on data.
     """
     for item in settings_of(type(config)):
         allowed, value = ranges.pop(item.name, item.range), getattr(config, item.name)
@@ -129,15 +128,15 @@ def check_ranges(config: Any, **ranges: Range) -> None:
 
 
 def fixed_settings(config: Any, **inputs: Any) -> dict[str, Any]:
-    """What a resumed training must share with its beginning: its `inputs`, and the settings that are not resumable."""
+    """Returns the `inputs` and the settings that are not resumable, which a resumed training must share."""
     values = asdict(config)
     return inputs | {item.name: values[item.name] for item in settings_of(type(config)) if not item.resumable}
 
 
 def read_config(path: str | Path, command: str, commands: Collection[str]) -> dict[str, Any]:
-    """The settings of `command` in a TOML file: its top level, or its table where the file has one per command.
+    """Reads the settings of `command` from a TOML file: its top level, or its table if the file has one per command.
 
-    Raises FileNotFoundError, or ValueError for a file that is no TOML or has tables of other names than `commands`.
+    Raises FileNotFoundError, or ValueError for a file that is not TOML or has tables with names not in `commands`.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"config must be a TOML file, but there is none at {str(path)!r}")
@@ -159,10 +158,10 @@ def read_config(path: str | Path, command: str, commands: Collection[str]) -> di
 def make_config(
     config_class: type[Config], values: Mapping[str, Any], flags: Mapping[str, Any], path: str, command: str
 ) -> Config:
-    """A config of the `values` in the file `path` and of the `flags`, which win.
+    """Makes a config from the `values` in the file `path` and the `flags`, which win.
 
-    Raises ValueError naming a key that is unknown, a value of another type or out of its range, or a required setting
-    that neither gives.
+    Raises ValueError with the name of an unknown key, a value of another type or out of its range, or a required
+    setting that is missing.
     """
     known = {item.name: item for item in settings_of(config_class)}
     for key in values:
@@ -181,8 +180,8 @@ def make_config(
 
 
 def _converted(value: Any, kind: Any, where: str) -> Any:
-    """A TOML value as a setting's type; ValueError, starting with `where`, if it is of another."""
-    if isinstance(kind, UnionType):  # a number or None, which TOML cannot say
+    """Converts a TOML value to a setting's type; ValueError, starting with `where`, if it has another type."""
+    if isinstance(kind, UnionType):  # a number or None, which TOML cannot express
         (kind,) = (member for member in typing.get_args(kind) if member is not type(None))
     if typing.get_origin(kind) is tuple:
         element = typing.get_args(kind)[0]

@@ -77,6 +77,40 @@ T* in_block_of_cluster(T* own, unsigned rank) {
   return static_cast<T*>(emulator::in_block_of_cluster(own, rank));
 }
 
+inline void mbarrier_init(uint64_t* barrier, unsigned arrivals) { emulator::mbarrier_init(barrier, arrivals); }
+inline void fence_mbarrier_init() { emulator::show_mbarriers(); }
+inline void mbarrier_arrive(uint64_t* barrier, unsigned bytes) { emulator::mbarrier_arrive(barrier, bytes); }
+
+// False if none is on its way to the barrier.
+LPD_EMULATED_ACCESS bool let_cluster_store_arrive(void* barrier) {
+  emulator::ClusterStore store;
+  if (!emulator::pop_cluster_store(barrier, &store)) return false;
+  uint64_t* const target = static_cast<uint64_t*>(store.to);
+  target[0] = store.words[0];
+  target[1] = store.words[1];
+  emulator::cluster_store_has_arrived(barrier);
+  return true;
+}
+
+inline void mbarrier_wait(uint64_t* barrier, unsigned parity, emulator::Place place = emulator::Place::here()) {
+  while (!emulator::mbarrier_passed(barrier, parity) && let_cluster_store_arrive(barrier)) {
+  }
+  emulator::mbarrier_wait(barrier, parity, place);
+}
+
+// It may arrive at any time between issue and wait: the target is spoilt now and written once somebody waits.
+LPD_EMULATED_ACCESS void store_in_block_of_cluster(float4* own, unsigned rank, float4 value, uint64_t* own_barrier) {
+  void* const to = emulator::in_block_of_cluster(own, rank);
+  void* const barrier = emulator::in_block_of_cluster(own_barrier, rank);
+  emulator::begin_cluster_store(to, barrier);
+  LPD_COUNT_ACCESS(to, 16, kWrite);
+  emulator::ClusterStore store{to, {}};
+  __builtin_memcpy(store.words, &value, 16);
+  uint64_t* const target = static_cast<uint64_t*>(to);
+  target[0] = target[1] = ~uint64_t{0};
+  if (emulator::end_cluster_store(store, barrier)) let_cluster_store_arrive(barrier);
+}
+
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, emulator::Place place = emulator::Place::here()) {
   emulator::MatrixRow in;
   emulator::load_matrix_row(in, row);

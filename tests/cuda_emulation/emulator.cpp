@@ -76,7 +76,10 @@ void thread_main() {
   thread.state = State::kExited;
   ready.erase(thread.linear);
   --cluster.alive;
-  if (--block.alive == 0) shared.end_block(block.rank);
+  if (--block.alive == 0) {
+    check_mbarriers_at_exit(block);
+    shared.end_block(block.rank);
+  }
   warps[thread.warp].exited |= 1u << thread.lane;
   release(&grid.exit_token);
   release_barrier_if_all_arrived(block);
@@ -141,6 +144,7 @@ void run_cluster(uint64_t index, size_t dynamic_bytes) {
   cluster.block_threads = grid.block_size.x * grid.block_size.y * grid.block_size.z;
   cluster.threads = cluster.alive = cluster.blocks * cluster.block_threads;
   cluster.tokens = std::make_unique<Tokens>();
+  forget_mbarriers();
   cluster.random.seed(static_cast<unsigned>(current_settings.seed * 7919 + index));
   start_blocks(index);
   shared.start_cluster(cluster.blocks, dynamic_bytes);
@@ -265,15 +269,23 @@ void* in_block_of_cluster(void* address, unsigned rank) {
   return shared.in_block(address, rank);
 }
 
-void check_shared_access(const void* address, size_t bytes) {
-  if (!is_peer_shared(address)) return;
-  const auto rank = static_cast<unsigned>(shared.block_of(address));
-  Block& owner = blocks[rank];
+unsigned shared_rank(const void* address) { return static_cast<unsigned>(shared.block_of(address)); }
+
+Block& check_runs(const void* address, size_t bytes) {
+  const unsigned rank = shared_rank(address);
   if (rank >= cluster.blocks || !shared.holds(address, bytes)) {
     fail("access to %zu bytes at %p, outside shared memory of block %u of the cluster", bytes, address, rank);
   }
+  Block& owner = blocks[rank];
+  if (&owner == self->block) return owner;
   if (self->waits == 0) fail("access to block %u of the cluster, which no cluster barrier has shown to run", rank);
   if (owner.alive == 0) fail("access to shared memory of block %u of the cluster, which has exited", rank);
+  return owner;
+}
+
+void check_shared_access(const void* address, size_t bytes) {
+  if (!is_peer_shared(address)) return;
+  Block& owner = check_runs(address, bytes);
   owner.lent_until = std::max(owner.lent_until, self->arrivals + 1);
 }
 

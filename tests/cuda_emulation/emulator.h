@@ -1,11 +1,11 @@
 // Runs CUDA kernels on the CPU, one fiber per CUDA thread: what cuda.cuh is where LPD_CUDA_EMULATED is defined. See
-// README.md beside this file.
+// docs/design/emulator.md.
 //
 // Compile the kernels with
 //   -std=c++17 -O2 -x c++ -DLPD_CUDA_EMULATED -ffp-contract=off -Wno-unknown-pragmas -Itests/cuda_emulation
 //   -Icsrc/kernels
-// and link them with the runtime, compiled alike: emulator.cpp, emulator_counters.cpp, emulator_synchronization.cpp,
-// fiber.cpp, warp_operations.cpp; -pthread. Beside that
+// and link them with the runtime, compiled alike: emulator.cpp, emulator_counters.cpp, emulator_mbarrier.cpp,
+// emulator_synchronization.cpp, fiber.cpp, warp_operations.cpp; -pthread. Beside that
 //   to count traffic    the kernels with -DLPD_EMULATOR_COUNT -fsanitize=thread, which is not given to the linker;
 //                       the runtime as before, and with it emulator_hooks.cpp
 //   for ASan and UBSan  everything with -DLPD_EMULATOR_ASAN -fsanitize=address,undefined
@@ -53,11 +53,11 @@ struct Settings {
   size_t shared_limit = 227 * 1024;  // bytes per block, static and dynamic
 };
 
-// Of all launches that start afterwards.
+// Settings of all launches that start afterwards.
 Settings& settings();
 
-// Of the running CUDA thread and its device. By value: what kernels read through a reference would count as their
-// memory traffic.
+// Of the running CUDA thread and its device. By value: reads through a reference would count as the kernel's memory
+// traffic.
 uint3 thread_index();
 uint3 block_index();
 dim3 block_size();
@@ -109,6 +109,25 @@ int block_barrier(int predicate, Place place);
 // that a warp does together.
 void cluster_arrive(bool orders_memory, Place place);
 void cluster_wait(Place place);
+
+// mbarrier of the running block: initialised for so many arrivals, and shown to the cluster; an arrival that says how
+// many bytes the phase expects besides; and waiting for the end of the phase of this parity.
+void mbarrier_init(void* barrier, unsigned arrivals);
+void show_mbarriers();
+void mbarrier_arrive(void* barrier, unsigned bytes);
+bool mbarrier_passed(void* barrier, unsigned parity);
+void mbarrier_wait(void* barrier, unsigned parity, Place place);
+
+// st.async of 16 bytes to a block of the cluster. Between `begin`, which checks it, and `end` the target is spoilt;
+// true from `end`: somebody waits for it. Each one that `pop` gives out is written, and then has arrived.
+struct ClusterStore {
+  void* to;
+  uint64_t words[2];
+};
+void begin_cluster_store(void* to, void* barrier);
+bool end_cluster_store(const ClusterStore& store, void* barrier);
+bool pop_cluster_store(void* barrier, ClusterStore* store);  // false if there is none
+void cluster_store_has_arrived(void* barrier);
 
 // __threadfence, and what an atomic operation at `address` does to the order of other accesses.
 void fence();
@@ -189,6 +208,7 @@ void launch(const char* name, void (*kernel)(Parameters...), Grid grid, dim3 blo
 }
 
 inline int multiprocessor_count() { return emulator::settings().multiprocessors; }
+inline size_t shared_memory_limit() { return emulator::settings().shared_limit; }
 
 template <class... Parameters>
 bool can_form_clusters(void (*)(Parameters...)) {

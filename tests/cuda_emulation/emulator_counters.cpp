@@ -6,12 +6,12 @@
 #include <unordered_set>
 #include <utility>
 
-#include "emulator.h"
+#include "emulator_state.h"
 
 namespace lpd::emulator {
 namespace {
 
-constexpr unsigned kLanes = 32, kWarps = 40;  // of a cluster
+constexpr unsigned kLanes = 32;
 constexpr uint64_t kSector = 32;
 
 struct Request {
@@ -50,7 +50,7 @@ struct Counting {
   std::vector<LaunchCounts> launches;
   std::vector<CountedRange> touched;  // by the launch under way
   std::unordered_set<uint64_t> copying_blocks;
-  std::array<std::unordered_map<Instruction, Requests, HashInstruction>, kWarps> pending;
+  std::array<std::unordered_map<Instruction, Requests, HashInstruction>, kMaxWarps> pending;
 };
 
 thread_local bool counting_is_on = false;
@@ -175,13 +175,13 @@ std::vector<LaunchCounts> stop_counting() {
   return std::exchange(counting.launches, {});
 }
 
-void begin_counted_grid(const char* name, dim3 grid, dim3 cluster, dim3 block) {
+void begin_counted_grid(const char* name, dim3 grid_dim, dim3 cluster_dim, dim3 block_dim) {
   if (!counting_is_on) return;
   LaunchCounts launch{};
   launch.kernel = name;
-  launch.grid = grid;
-  launch.cluster = cluster;
-  launch.block = block;
+  launch.grid = grid_dim;
+  launch.cluster = cluster_dim;
+  launch.block = block_dim;
   counting.touched.clear();
   counting.copying_blocks.clear();
   for (const Range& range : counting.ranges) {

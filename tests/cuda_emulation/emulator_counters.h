@@ -65,7 +65,7 @@ void start_counting(std::vector<Range> ranges);
 std::vector<LaunchCounts> stop_counting();
 
 // ---- For the runtime ----
-void begin_counted_grid(const char* name, dim3 grid, dim3 cluster, dim3 block);
+void begin_counted_grid(const char* name, dim3 grid_dim, dim3 cluster_dim, dim3 block_dim);
 void end_counted_grid(size_t shared_bytes);
 void converged(unsigned warp);  // the lanes of this warp have met: what requests they made are complete
 

@@ -1,6 +1,6 @@
-// What a compiler calls before every plain access when it is asked for -fsanitize=thread: here, instead of TSan's
-// library, the counters. Atomic operations are counted by update_atomically(); those that come this way are of the C++
-// library in host code, and are just done.
+// The hooks that -fsanitize=thread calls before every plain access: here the counters, instead of TSan's library.
+// Atomic operations of kernels are counted by update_atomically(); those that come this way are the C++ library's in
+// host code, and are simply executed.
 #include <cstddef>
 #include <cstdint>
 

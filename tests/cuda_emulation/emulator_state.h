@@ -1,5 +1,5 @@
-// What the runtime keeps about the grid under way, for the parts of it that are in several files: emulator.cpp runs
-// blocks and threads, emulator_synchronization.cpp lets them wait for each other.
+// State of the running grid, shared by the runtime's files: emulator.cpp runs blocks and threads,
+// emulator_synchronization.cpp lets them wait for each other.
 #pragma once
 
 #include <array>
@@ -30,7 +30,9 @@ inline void release(const void*) {}
 inline void acquire(const void*) {}
 #endif
 
-enum class State { kReady, kInWarpOperation, kAtBarrier, kAtClusterBarrier, kExited };
+enum class State { kReady, kInWarpOperation, kAtBarrier, kAtClusterBarrier, kAtMbarrier, kExited };
+
+struct Mbarrier;  // emulator_mbarrier.cpp
 
 struct Block {
   uint3 index;
@@ -62,6 +64,7 @@ struct Thread {
 
   int barrier_result;
   unsigned arrivals, waits;  // halves of the cluster's barriers that it has come to
+  const Mbarrier* barrier;   // that it waits for
 
   // Ring of copies in flight. Fixed storage, as is all of this: one fiber must not free what another allocated.
   static constexpr unsigned kMaxCopies = 512;
@@ -127,6 +130,19 @@ void maybe_yield();  // the thread that lets others go on need not go on first
 // ---- Waiting for each other (emulator_synchronization.cpp) ----
 void release_barrier_if_all_arrived(Block& block);
 void converge_warps_of(const Block& block);
+
+// ---- mbarriers (emulator_mbarrier.cpp) ----
+void forget_mbarriers();                           // of the cluster before
+void check_mbarriers_at_exit(const Block& block);  // whose last thread exits
+struct Missing {
+  unsigned arrivals;
+  long long bytes;
+};
+Missing missing_at(const Mbarrier& barrier);
+
+// Rank of the block that owns an address in the cluster's shared memory, and the check that this block runs.
+unsigned shared_rank(const void* address);
+Block& check_runs(const void* address, size_t bytes);
 
 // "in __shfl_sync (file.cu:12), mask 0xffffffff". No std::string: nothing frees what an abandoned fiber holds.
 struct Text {

@@ -1,5 +1,5 @@
-// How threads wait for each other: barriers of a block and of a cluster, operations of a warp, and what fences and
-// atomics promise. To TSan an order exists only where release() and acquire() stand here.
+// Synchronisation of threads: barriers of a block and of a cluster, operations of a warp, and the guarantees of fences
+// and atomics (emulator_mbarrier.cpp has mbarriers). TSan knows of an order only through release() and acquire() here.
 #include <cstdio>
 #include <cstring>
 
@@ -54,6 +54,10 @@ Text whereabouts(const Thread& thread) {
   if (thread.state == State::kInWarpOperation) {
     std::snprintf(result.text, sizeof(result.text), "in %s (%s:%d), mask 0x%08x", thread.operation->name, file,
                   thread.place.line, thread.mask);
+  } else if (thread.state == State::kAtMbarrier) {
+    const Missing missing = missing_at(*thread.barrier);
+    std::snprintf(result.text, sizeof(result.text), "in mbarrier.try_wait (%s:%d), for %u arrivals and %lld bytes",
+                  file, thread.place.line, missing.arrivals, missing.bytes);
   } else {
     const char* const barrier = thread.state == State::kAtBarrier ? "__syncthreads" : "barrier.cluster.wait";
     std::snprintf(result.text, sizeof(result.text), "in %s (%s:%d)", barrier, file, thread.place.line);
@@ -122,7 +126,10 @@ void cluster_arrive(bool orders_memory, Place place) {
     fail("divergent cluster barrier: threads of the block arrive in lines %d and %d", block.arrived_from.line,
          place.line);
   }
-  if (orders_memory) release(&cluster.tokens->cluster[thread.arrivals % 2]);
+  if (orders_memory) {
+    release(&cluster.tokens->cluster[thread.arrivals % 2]);
+    show_mbarriers();
+  }
   ++thread.arrivals;
   if (++cluster.arrived == cluster.threads) release_cluster_barrier();
 }
@@ -168,9 +175,9 @@ void rendezvous(const WarpOperation& operation, uint32_t mask, const void* in, v
   if (operation.orders_memory) acquire(token);
 }
 
-// What precedes a fence, an atomic in global memory, another block's atomic at the same address and a fence there come
-// in this order. Fences and atomics count for the whole block, as the threads of a block meet at barriers between them;
-// one that relies on a fence of another thread without a barrier is not found out.
+// Accesses before a fence, an atomic in global memory, another block's atomic at the same address and a fence there are
+// ordered. Fences and atomics count for the whole block, as its threads meet at barriers in between; a thread that
+// relies on another thread's fence without a barrier is not detected.
 void fence() {
   Block& block = *self->block;
   block.fenced = true;

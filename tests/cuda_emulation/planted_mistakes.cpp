@@ -223,6 +223,53 @@ __global__ void write_other_block_kernel(const float* in, float* out) {
   if (!kBarrier) ptx::cluster_sync();
 }
 
+// Each of two blocks stores to the other one, which waits for the bytes; two phases of one barrier.
+enum class Push {
+  kClean,
+  kBeforeStart,
+  kNoWait,
+  kTooManyBytes,
+  kTooFewBytes,
+  kNoInit,
+  kNoFence,
+  kSameTargetAtOnce,
+  kMisaligned,
+  kNoBarrierBetweenRounds,
+};
+
+template <Push kMistake>
+__global__ void push_to_other_block_kernel(const float* in, float* out) {
+  SMEM_ARRAY(float4, values, 33);
+  SMEM_ARRAY(uint64_t, barrier, 1);
+  const int i = thread_of_block(), block = static_cast<int>(blockIdx.x);
+  const unsigned other = static_cast<unsigned>(1 - block);
+  constexpr unsigned kBytes = kMistake == Push::kTooManyBytes ? 272 : kMistake == Push::kTooFewBytes ? 240 : 256;
+  if (i == 0 && kMistake != Push::kNoInit) {
+    ptx::mbarrier_init(barrier, 1);
+    if (kMistake != Push::kNoFence) ptx::fence_mbarrier_init();
+  }
+  if (kMistake != Push::kBeforeStart) {
+    ptx::cluster_arrive_relaxed();
+    ptx::cluster_wait();
+  }
+  float sum = 0.0f;
+  for (unsigned round = 0; round < 2; ++round) {
+    if (i == 0 && kMistake != Push::kNoInit) ptx::mbarrier_arrive(barrier, kBytes);
+    // The buffer of a round is the other half of that before it, so nobody stores over what is still read.
+    float4* const to = values + (kMistake == Push::kSameTargetAtOnce ? i % 15 : i % 16 + 16 * static_cast<int>(round));
+    const float x = in[i] + static_cast<float>(round);
+    if (i < 16) {
+      float4* const target = kMistake == Push::kMisaligned ? reinterpret_cast<float4*>(&to->y) : to;
+      ptx::store_in_block_of_cluster(target, other, float4{x, x + 1.0f, x + 2.0f, x + 3.0f}, barrier);
+    }
+    if (kMistake != Push::kNoWait && kMistake != Push::kNoInit) ptx::mbarrier_wait(barrier, round);
+    if (i < 32) sum += values[i % 16 + 16 * static_cast<int>(round)].w;
+    // A thread that is two phases late cannot tell the one it waits for from the next.
+    if (kMistake != Push::kNoBarrierBetweenRounds) __syncthreads();
+  }
+  if (i < 32) out[32 * block + i] = sum;
+}
+
 // ---- Running them ----
 using Kernel = void (*)(const float*, float*);
 
@@ -322,6 +369,17 @@ const std::map<std::string, Run> kKernels = {
     {"peer_out_of_bounds", in_cluster(read_other_block_kernel<InCluster::kOutOfBounds>)},
     {"clean_peer_write", in_cluster(write_other_block_kernel<true>)},
     {"peer_write_without_barrier", in_cluster(write_other_block_kernel<false>)},
+    {"clean_push", in_cluster(push_to_other_block_kernel<Push::kClean>)},
+    {"push_before_peer_runs", in_cluster(push_to_other_block_kernel<Push::kBeforeStart>)},
+    {"push_without_wait", in_cluster(push_to_other_block_kernel<Push::kNoWait>)},
+    {"push_of_fewer_bytes_than_expected", in_cluster(push_to_other_block_kernel<Push::kTooManyBytes>)},
+    {"push_of_more_bytes_than_expected", in_cluster(push_to_other_block_kernel<Push::kTooFewBytes>)},
+    {"push_without_barrier", in_cluster(push_to_other_block_kernel<Push::kNoInit>)},
+    {"push_to_barrier_not_shown", in_cluster(push_to_other_block_kernel<Push::kNoFence>)},
+    {"pushes_to_one_place", in_cluster(push_to_other_block_kernel<Push::kSameTargetAtOnce>)},
+    {"push_rounds_without_barrier", in_cluster(push_to_other_block_kernel<Push::kNoBarrierBetweenRounds>)},
+    {"misaligned_push", in_cluster(push_to_other_block_kernel<Push::kMisaligned>)},
+    {"push_on_an_old_device", in_cluster(push_to_other_block_kernel<Push::kClean>, 1, 1, 89)},
     {"part_of_a_cluster", in_cluster(read_other_block_kernel<InCluster::kClean>, 3)},
     {"cluster_too_large", in_cluster(read_other_block_kernel<InCluster::kClean>, 9, 9)},
     {"cluster_on_an_old_device", in_cluster(read_other_block_kernel<InCluster::kClean>, 2, 2, 89)},

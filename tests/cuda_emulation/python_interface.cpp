@@ -1,4 +1,4 @@
-// What the tests call through ctypes: settings of the emulator, and its counts as JSON.
+// The interface of the tests through ctypes: settings of the emulator, and its counts as JSON.
 #include <sstream>
 #include <string>
 #include <vector>

@@ -6,7 +6,7 @@
 
 namespace lpd::emulator {
 
-constexpr unsigned kMaxThreads = 1024;  // of a block and, in the emulator, of a cluster of blocks
+constexpr unsigned kMaxThreads = 2048;  // of a cluster of blocks, in the emulator; a block has 1024 at most
 
 class ReadySet {
  public:

@@ -1,4 +1,4 @@
-// What a warp computes together, given what each lane brought.
+// Operations of a whole warp, from the operands of each lane.
 #include "emulated_intrinsics.h"
 #include "emulated_ptx.h"
 

@@ -47,7 +47,7 @@ def test_an_image_depends_on_its_seed_alone(pipe: LPDPipeline) -> None:
 
 
 def resident_megabytes() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from lpd_ext import content
 from lpd_ext.content import content_of, read_json
 
 
@@ -61,10 +60,9 @@ def test_json_that_is_none_is_refused(text: bytes, reason: str, tmp_path: Path) 
         read_json(tmp_path / "a.json")
 
 
-def test_no_more_of_a_file_is_read_than_one_of_ours_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(content, "_LARGEST_TEXT", 8)
+def test_no_more_of_a_file_is_read_than_one_of_its_kind_can_have(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"[1, 2]  ")
-    assert read_json(tmp_path / "a.json") == [1, 2]
+    assert read_json(tmp_path / "a.json", largest=8) == [1, 2]
     (tmp_path / "a.json").write_bytes(b"[1, 2]   ")
     with pytest.raises(ValueError, match=r"a\.json' is larger than 0 MB"):
-        read_json(tmp_path / "a.json")
+        read_json(tmp_path / "a.json", largest=8)

@@ -25,12 +25,13 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lpd_ext import cuda_graphs
-from lpd_ext.cuda_graphs import DecodeGraphs, weights_of
+from lpd_ext.cuda_graphs import DecodeGraphs
 from lpd_ext.decode_state import DecodeState, Layout
-from lpd_ext.model import LPDModel
+from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.plan import Places, _plan_decoding
 from lpd_ext.request import DecodeRequest
 from lpd_ext.sampler import generate
+from lpd_ext.weights_key import weights_of
 
 
 @pytest.fixture
@@ -129,7 +130,7 @@ def test_many_steps_are_captured_one_by_one(model: LPDModel, monkeypatch: pytest
 
 def tensors_of(state: DecodeState) -> dict[str, int]:
     """Where each tensor lies that a graph of this decode would go on reading and writing."""
-    found = {name: value for name, value in vars(state).items() if isinstance(value, Tensor)}
+    found = {name: value for name, value in vars(state).items() if isinstance(value, Tensor) and name[0] != "_"}
     for i, layer in enumerate(state.parts.layers):
         found |= {f"k_cache {i}": layer.k_cache, f"v_cache {i}": layer.v_cache}
     assert len(found) == 11 + 2 * len(state.parts.layers)
@@ -271,6 +272,52 @@ def test_rounded_weights_that_others_are_computed_from(model: LPDModel) -> None:
     before = weights_of(model)
     model.bfloat16().float()
     assert weights_of(model) != before
+
+
+@pytest.mark.parametrize("computed", [False, True])
+def test_the_key_follows_modules_and_tensors_that_come_and_go(model: LPDModel, computed: bool) -> None:
+    """The model's modules are walked through once, and again when they are others."""
+    block, keys = model.blocks[0], [weights_of(model)]
+
+    def changed() -> None:
+        keys.append(weights_of(model))
+        assert weights_of(model) == keys[-1]
+        assert keys[-1] not in keys[:-1]
+
+    fc1 = block.mlp.fc1
+    block.mlp.fc1 = torch.nn.Linear(fc1.in_features, fc1.out_features)
+    changed()
+    block.mlp.fc1.weight = torch.nn.Parameter(block.mlp.fc1.weight.clone())
+    changed()
+    block.mlp.fc1.weight.data = block.mlp.fc1.weight.clone()
+    changed()
+    block.mlp.fc1.bias = None
+    changed()
+    block.attn.qkv = adapter = Adapter(block.attn.qkv)
+    changed()
+    if computed:
+        parametrize.register_parametrization(block.mlp.fc1, "weight", adapter := Adapter(torch.nn.Identity()))
+        changed()
+    adapter.register_buffer("mask", torch.ones(3))
+    changed()
+    adapter.register_parameter("gain", torch.nn.Parameter(torch.ones(3)))
+    changed()
+    del adapter.mask
+    changed()
+    block.mlp.fc1 = fc1
+    changed()
+
+
+def test_a_model_that_was_looked_at_is_freed() -> None:
+    class Own(LPDModel):
+        """Of a type whose attributes are looked at."""
+
+    looked_at = Own(LPDConfig(grid=(2, 2), vocab_size=4, num_classes=2, dim=8, depth=1, heads=1))
+    weights_of(looked_at)
+    gone = weakref.ref(looked_at)
+    del looked_at
+    gc.collect()
+    assert gone() is None
 
 
 class Adapter(torch.nn.Module):

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def flags_at(address: int) -> list[str]:
     """The kernel's flags of the mapping that holds an address."""
     inside = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
         name, _, rest = line.partition(" ")
         if "-" in name and not name.endswith(":"):
             first, last = (int(end, 16) for end in name.split("-"))

@@ -1,6 +1,6 @@
 """The CUDA kernels on the CPU: loads torch.ops.lpd_emulated, chooses how threads run, and counts what kernels move.
 
-`make emulated` builds the library; LPD_EMULATED_LIBRARY names another one. See cuda_emulation/README.md.
+`make emulated` builds the library; LPD_EMULATED_LIBRARY names another one. See docs/design/emulator.md.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ class Device:
 
 
 SM_80, SM_90 = Device(), Device(90, 132)
+# Operators whose kernels are for devices with clusters of blocks alone.
+NEED_CLUSTERS = ("residual_linear", "normed_linear")
 
 
 @contextmanager

@@ -29,7 +29,8 @@ from lpd_tools.data.token_cache import load_token_cache
 from lpd_tools.data.token_shards import Shard, ShardEntry, file_hash, write_index, write_shard
 from lpd_tools.evaluation.images import open_images, read_manifest
 from lpd_tools.settings import make_config, read_config
-from lpd_tools.study.points import Measured, Point, append_point, read_points
+from lpd_tools.study.points import Measured, Point
+from lpd_tools.study.results import append_result, read_results
 from lpd_tools.training.checkpoints import CheckpointFolder, DamagedCheckpointError, write_pickle
 from lpd_tools.training.curves import read_log
 from lpd_tools.training.failure import read_failure
@@ -195,7 +196,7 @@ def make_files(folder: Path) -> list[Kind]:
         Kind("recipe", "recipe.toml", read_recipe),
         Kind("log", "log.csv", read_log),
         Kind("log that is gone on with", "log.csv", lambda path: drop_rows_after(path, 2)),
-        Kind("study", "study.csv", read_points),
+        Kind("study", "study.csv", lambda path: read_results(path, Measured)),
         Kind("manifest", "manifest.json", lambda path: read_manifest(path.parent)),
         Kind("picture", "pictures/a.png", lambda path: open_images(str(path.parent)).read([0])),
         Kind("sample batch", "samples.npz", lambda path: open_images(str(path)).read([0, 1])),
@@ -239,7 +240,7 @@ def _write_data(folder: Path) -> None:
     (folder / "recipe.toml").write_text(recipe)
     (folder / "log.csv").write_text("step,loss\n1,0.5\n2,0.25\n3,0.125\n")
     point = Point("mutual", "mutual", "locality", 10, 4.0, 1.0, 2, 0)
-    append_point(folder / "study.csv", Measured(point, 100, 0.9, 1.5, 2.0, 2.5))
+    append_result(folder / "study.csv", Measured(point, 100, 0.9, 1.5, 2.0, 2.5))
     (folder / "manifest.json").write_text(json.dumps({"settings": {"steps": 3}, "images": 2, "class_names": ["a"]}))
     (folder / "pictures").mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(

@@ -71,7 +71,7 @@ def main(result: Path) -> None:
         saw["load"] = [future.result()[0] for future in load]
     saw["again"] = [ask(seed) for seed in range(4)]
     saw["victim"] = victim
-    result.write_text(json.dumps(saw))
+    result.write_text(json.dumps(saw), encoding="utf-8")
     serve.shutdown()
     ray.shutdown()
 

@@ -99,7 +99,7 @@ def finish(process: subprocess.Popen[str], code: int = 0, timeout: float = 300) 
 
 def column(path: Path, name: str) -> list[str]:
     """A column of a CSV file as it is written, for comparisons bit for bit."""
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return [row[name] for row in csv.DictReader(file)]
 
 

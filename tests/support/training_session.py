@@ -57,7 +57,7 @@ def run(kind: str, settings: dict[str, Any], fault: dict[str, Any] | None) -> No
 
 def run_all() -> None:
     dist.init_process_group("gloo")
-    for training in json.loads(Path(sys.argv[1]).read_text()):
+    for training in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         run(training["kind"], training["settings"], training["fault"])
     dist.destroy_process_group()
 

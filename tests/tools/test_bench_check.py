@@ -82,14 +82,14 @@ def test_a_first_file_is_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"here": 3}', '{"here": {"decode": "fast"}}', '{"here": {"decode": []}}'])
 def test_a_corrupted_file_is_named(committed: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    committed.write_text(text)
+    committed.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"ratios\.json' must hold ratios by name for each processor"):
         check_with(monkeypatch, committed)
 
 
 @pytest.mark.parametrize("value", ["NaN", "0", "-1", "Infinity"])
 def test_a_ratio_that_is_none_is_named(committed: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    committed.write_text(f'{{"here": {{"decode": {value}}}}}')
+    committed.write_text(f'{{"here": {{"decode": {value}}}}}', encoding="utf-8")
     with pytest.raises(ValueError, match="ratio 'decode' of 'here' must be above 0"):
         check_with(monkeypatch, committed)
 

@@ -25,7 +25,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     options = [text for name, value in small.items() for text in (f"--{name}", str(value))]
     result = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, ["bench-serve", *options])
     assert result.exit_code == 0, result.output
-    figures: dict[str, Any] = json.loads(Path(output).read_text())
+    figures: dict[str, Any] = json.loads(Path(output).read_text(encoding="utf-8"))
     assert set(figures) == {"machine", "throughput", "preview", "overload", "malformed"}
     return figures
 

@@ -1,4 +1,4 @@
-"""The README's tables say what the files of benchmark results say."""
+"""The Markdown tables say what the files of benchmark results say."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ COMMANDS = [
     *("sample", "inpaint", "outpaint", "class-edit", "edit-gallery", "orders", "demo", "serve", "info", "fetch"),
     *("prepare-icons", "cache-tokens", "check-tokens"),
     *("train-judge", "train-tokenizer", "train", "training-cost", "curves", "replay", "export", "bundle"),
-    *("generate", "measure", "evaluate", "int8-quality", "study"),
+    *("generate", "measure", "evaluate", "int8-quality", "study", "study-editing"),
     *("bench", "bench-serve", "bench-tables", "bench-check", "growth"),
 ]
 
@@ -249,8 +249,8 @@ def test_no_module_makes_a_console_of_its_own() -> None:
 
 def test_a_path_that_cannot_be_encoded_is_shown_escaped(tmp_path: Path) -> None:
     output = os.fsencode(tmp_path) + b"/\xff.png"
-    command = [LPD.encode(), *b"orders raster --height 2 --width 2 --steps 2 -n 1 --output".split(), output]
-    for encoding in ("ascii:strict", "utf-8:strict"):
+    command = [LPD.encode(), *b"orders raster --height 2 --width 2 --steps 2 -n 1 --force --output".split(), output]
+    for encoding in ("ascii:strict", "ascii:surrogateescape", "utf-8:strict"):
         result = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding})
         assert result.returncode == 0, result.stderr
         assert b"/\\udcff.png" in result.stdout
@@ -313,9 +313,10 @@ def test_info_describes_build_and_model() -> None:
 def test_bench_prints_and_writes_figures() -> None:
     result = lpd("bench", "--repeats", 3, "--output", "figures.json")
     assert result.exit_code == 0, result.output
-    figures = json.loads(Path("figures.json").read_text())
+    figures = json.loads(Path("figures.json").read_text(encoding="utf-8"))
     names = [row["operator"] for row in figures["results"]]
-    assert set(ops.OPERATORS) <= set(names)
+    few_rows = {"residual_linear", "normed_linear", "fold_layer_norm"}  # in 16 bits, on GPUs
+    assert set(ops.OPERATORS) - few_rows <= set(names)
     assert all(len(row["seconds"]) == 3 and min(row["seconds"]) > 0 for row in figures["results"])
     assert all(name.strip() in result.output for name in names)
     assert figures["machine"]["lpd_ext"].startswith(__version__)

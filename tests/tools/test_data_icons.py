@@ -136,7 +136,7 @@ def test_classes_sides_and_variants(config: IconFolder, tmp_path: Path) -> None:
 
 
 def test_icons_are_a_data_set(config: IconFolder, tmp_path: Path) -> None:
-    Path(config.classes).write_text('[fruit]\nsubgroups = ["food-fruit"]\n')
+    Path(config.classes).write_text('[fruit]\nsubgroups = ["food-fruit"]\n', encoding="utf-8")
     prepare_icons(config)
     data = open_data(f"folder:{tmp_path / 'out'}")
     assert data.class_names == ("fruit",)

@@ -69,7 +69,7 @@ def test_command_writes_a_picture(tmp_path: Path) -> None:
 
 def test_command_takes_group_sizes_and_refuses_bad_ones(tmp_path: Path) -> None:
     path = str(tmp_path / "orders.png")
-    run("raster", "--height", "2", "--width", "2", "--group-sizes", "[1, 3]", "--output", path)
+    run("raster", "--height", "2", "--width", "2", "--group-sizes", "[1, 3]", "--output", str(tmp_path / "good.png"))
     with pytest.raises(ValueError, match="group_sizes must sum to 4"):
         run("raster", "--height", "2", "--width", "2", "--group-sizes", "1,1", "--output", path)
     with pytest.raises(ValueError, match="order must be a permutation of the free cells or one of locality"):
@@ -78,7 +78,7 @@ def test_command_takes_group_sizes_and_refuses_bad_ones(tmp_path: Path) -> None:
 
 def test_last_seed(tmp_path: Path) -> None:
     path = tmp_path / "orders.png"
-    options = ("random", "--height", "2", "--width", "2", "--steps", "2", "-n", "2", "--output", str(path))
+    options = ("random", "--height", "2", "--width", "2", "--steps", "2", "-n", "2", "--force", "--output", str(path))
     run(*options, "--seed", str(2**63 - 2))
     assert path.exists()
     with pytest.raises(ValueError, match=r"seed must be in .* for 2 images, got 9223372036854775807"):

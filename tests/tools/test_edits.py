@@ -134,7 +134,7 @@ def test_the_gallery_has_a_row_for_each_edit() -> None:
     rows = [columns[row * 68 + 4 : row * 68 + 68] for row in range(4)]
     for row in rows:  # what was given and two results, all different
         assert len({row[:, column, :64].tobytes() for column in range(3)}) == 3
-    assert "output 'editing.png' exists" in refused(*arguments)
+    assert "output 'editing.png' exists" in refused(*arguments, "--output", "editing.png")
     assert "was made by lpd edit-gallery" in refused("sample", "--like", "editing.png")
 
 
@@ -162,6 +162,34 @@ def test_nothing_is_overwritten_without_force() -> None:
     assert not Path("many_1.png").exists()
     done(*again, "out.png", "--force")
     assert Path("out.png").read_bytes() != before
+    for taken in (
+        ("sample", "--output", "boot.png"),
+        ("orders", "--output", "boot.png"),
+        ("sample", "--animate", "a.gif"),
+    ):
+        Path("a.gif").touch()
+        assert f"{taken[1][2:]} '{taken[2]}' exists: --force overwrites it" in refused(*taken)
+    assert Path("boot.png").read_bytes() == boot
+    done("orders", "--steps", 2, "-n", 1, "--output", "boot.png", "--force")
+    assert read_settings(Path("boot.png"))[1]["command"] == "orders"
+
+
+def test_without_a_name_a_new_file_is_taken() -> None:
+    """As often as a command runs; several images go together; --force takes the first name again."""
+    for seed, name in enumerate(("grid.png", "grid-2.png", "grid-3.png")):
+        assert str(Path(name).resolve()) in done("sample", "bag", "-n", 1, "--steps", 1, "--seed", seed).output
+    first, second = (Path(name).read_bytes() for name in ("grid.png", "grid-2.png"))
+    assert first != second
+    done("sample", "bag", "-n", 1, "--steps", 1, "--seed", 1, "--force")
+    assert Path("grid.png").read_bytes() == second
+    Path("inpainted_2.png").touch()
+    done("inpaint", "boot.png", "hole.png", "9", "-n", 2, "--steps", 1)
+    assert sorted(path.name for path in Path().glob("inpainted*")) == [
+        "inpainted-2_1.png", "inpainted-2_2.png", "inpainted_2.png"
+    ]  # fmt: skip
+    for _ in range(2):
+        done("orders", "--height", 2, "--width", 2, "--steps", 1, "-n", 1)
+    assert Path("orders-2.png").exists()
 
 
 @pytest.mark.parametrize(

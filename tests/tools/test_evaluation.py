@@ -62,6 +62,8 @@ def test_evaluate_measures_a_model(tmp_path: Path) -> None:
     assert results["sampling"]["guidance_scale"] == 2.0
     with Image.open(tmp_path / "out" / "grid.png") as picture:
         assert picture.height == 10 * 68 + 4
+        assert picture.text["lpd:command"] == '"evaluate"'
+        assert '"guidance_scale": 2.0' in picture.text["lpd:sampling"]
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("seed_*/*/*.png")}
     assert len(files) == 40
     config = Evaluation(str(tmp_path / "out"), str(model), images_per_class=2, repeats=2, reference=FASHION,

@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("torchmetrics")
 
 from evaluation_models import save_small_model
+from lpd_tools.bench.plain_decode import decode_plain
 from lpd_tools.evaluation.likelihood import SCORING_SEED, dependency_loss, self_consistency
 
 from lpd_ext.orders import random_order
@@ -38,6 +39,20 @@ def test_dependency_loss_by_hand(tmp_path: Path) -> None:
     assert nats.dtype == torch.float64
     assert torch.allclose(nats, wanted, rtol=1e-5)
     assert len(dependency_loss(pipe.model, tokens[:0], labels[:0], orders[:0], sizes)) == 0
+
+
+def test_what_is_known_costs_nothing(tmp_path: Path) -> None:
+    """Of an edit, against a decode that is fed the true tokens group by group, by plain torch with a cache."""
+    pipe = LPDPipeline.from_pretrained(save_small_model(tmp_path / "model"))
+    tokens = torch.randint(0, 40, (3, 16), generator=torch.Generator().manual_seed(1))
+    labels, blocks, groups = torch.tensor([2, -1, 0]), [4, 3], [2, 7]
+    orders = random_order((4, 4), torch.arange(3))
+    found = dependency_loss(pipe.model, tokens, labels, orders, [*blocks, *groups], num_known=7)
+    logits: list[torch.Tensor] = []
+    decode_plain(pipe.model, labels, [*blocks, *groups], orders, 1.0, given=tokens, logits_out=logits)
+    of_hole = torch.cat(logits, 1)[:, 7:].double().log_softmax(2)
+    wanted = -of_hole.gather(2, tokens.gather(1, orders[:, 7:])[..., None]).sum((1, 2))
+    assert torch.allclose(found, wanted, rtol=1e-5)
 
 
 def test_self_consistency_scores_in_fixed_random_orders(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_the_recipe_of_own_pictures_is_whole_and_tests_often() -> None:
     assert train.steps % train.evaluate_every == 0
     few = 300  # pictures: the best weights are looked for at least every six times that all were seen
     assert train.evaluate_every * train.batch_size <= 6 * few
-    page = (ROOT / "docs" / "own_pictures.md").read_text()
+    page = (ROOT / "docs/guide/own_pictures.md").read_text()
     for name in OWN_COMMANDS:
         assert f"lpd {name} --config recipes/own_pictures.toml" in " ".join(page.split()), name
 
@@ -136,8 +136,8 @@ def test_cost_counts_the_operations_of_a_forward_pass() -> None:
 
 
 def test_the_page_has_the_table_of_costs() -> None:
-    """docs/full_scale.md shows what `lpd training-cost` prints."""
-    page = (ROOT / "docs" / "full_scale.md").read_text()
+    """docs/guide/full_scale.md shows what `lpd training-cost` prints."""
+    page = (ROOT / "docs/guide/full_scale.md").read_text()
     for path in RECIPES:
         row = cost_row(path, vocab_size=16384, classes=1000, stride=16, flops_per_second=989e12 * 0.4)
         assert f"| {' | '.join(row)} |" in page

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("typer")
 pytest.importorskip("rich")
@@ -22,8 +23,9 @@ from lpd_tools.evaluation.likelihood import dependency_loss, orders_for
 from lpd_tools.study import study as study_module
 from lpd_tools.study import times
 from lpd_tools.study.measure import Instruments
-from lpd_tools.study.points import Measured, Point, Sweeps, append_point, read_points
+from lpd_tools.study.points import Measured, Point, Sweeps
 from lpd_tools.study.report import INSTRUMENTS, summarise, tables
+from lpd_tools.study.results import append_result, read_results
 from lpd_tools.study.study import Study, run_study
 from lpd_tools.study.times import read_times
 from lpd_tools.training.judge import load_judge
@@ -66,14 +68,14 @@ def test_results_are_read_back(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "study.csv"
     written = [result(dataclasses.replace(BASE, seed=seed, guidance_scale=7.5), 0.123456) for seed in (0, 1)]
     for one in written:
-        append_point(path, one)
-    assert read_points(path) == {one.point: one for one in written}
+        append_result(path, one)
+    assert read_results(path, Measured) == {one.point: one for one in written}
     path.write_text(path.read_text()[:-20])
     with pytest.raises(ValueError, match=r"line 3 of .* is no whole row"):
-        read_points(path)
+        read_results(path, Measured)
     path.write_text("step,loss\n1,2\n")
     with pytest.raises(ValueError, match="its columns must be trained, drawn, order"):
-        read_points(path)
+        read_results(path, Measured)
 
 
 def test_summaries_are_over_the_seeds_of_a_point() -> None:
@@ -150,15 +152,18 @@ def test_a_study_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(study_module, "Instruments", Counting)
     with pytest.raises(KeyboardInterrupt):
         run_study(quick(tmp_path))
-    assert list(read_points(tmp_path / "study.csv")) == measured
+    assert list(read_results(tmp_path / "study.csv", Measured)) == measured
     monkeypatch.setattr(study_module, "Instruments", Instruments)
-    points = read_points(run_study(quick(tmp_path)))
+    points = read_results(run_study(quick(tmp_path)), Measured)
     assert list(points)[:3] == measured
     # T is 4, 10 and the number of tokens: orders 6, drawn blind 3, the second seed of the default for the thresholds,
     # guidance 1 with two seeds.
     assert len(points) == 6 + 3 + 1 + 2
     for name in ("orders", "visibility", "knobs"):
-        assert (tmp_path / f"study_{name}.png").stat().st_size > 10_000
+        with Image.open(tmp_path / f"study_{name}.png") as image:
+            assert image.width == 1760
+            assert json.loads(image.text["lpd:command"]) == "study"
+            assert json.loads(image.text["lpd:steps"]) == [4, 10]
     text = (tmp_path / "study_tables.md").read_text()
     assert "| raster, T = 4 |" in text
     assert not (tmp_path / "study_times.json").exists()
@@ -205,9 +210,9 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
             run_study(config)
     assert (tmp_path / "study.json").read_text() == noted
     (tmp_path / "study.csv").touch()
-    assert read_points(tmp_path / "study.csv") == {}
-    append_point(tmp_path / "study.csv", result(BASE, 1.0))
-    assert read_points(tmp_path / "study.csv") == {BASE: result(BASE, 1.0)}
+    assert read_results(tmp_path / "study.csv", Measured) == {}
+    append_result(tmp_path / "study.csv", result(BASE, 1.0))
+    assert read_results(tmp_path / "study.csv", Measured) == {BASE: result(BASE, 1.0)}
 
 
 def test_impossible_studies_are_refused(tmp_path: Path) -> None:

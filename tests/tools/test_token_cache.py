@@ -134,7 +134,7 @@ def test_tokens_are_stored_narrow_and_come_back_whole(vocab_size: int, dtype: to
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's count of resident pages")
 def test_loading_reads_no_tokens(copied: Path) -> None:
     def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     settings, names, entries = read_index(copied)
     path = copied / "train-00000.safetensors"

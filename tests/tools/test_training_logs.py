@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import io
+import json
 import math
 import re
 from pathlib import Path
@@ -91,6 +92,8 @@ def test_tensorboard_shows_what_the_tables_hold(cache_path: Path, tmp_path: Path
     with Image.open(tmp_path / "samples" / "step_000000008.png") as image:
         assert image.size == (3 * 32, 2 * 32)
         assert np.asarray(image).std() > 0
+        said = {name: json.loads(image.text[f"lpd:{name}"]) for name in ("command", "step", "sample_guidance", "dim")}
+    assert said == {"command": "train", "step": 8, "sample_guidance": config.sample_guidance, "dim": 32}
 
 
 def test_another_tokenizer_draws_no_pictures(cache_path: Path, tmp_path: Path) -> None:
@@ -127,6 +130,10 @@ def test_curves_are_drawn(cache_path: Path, tmp_path: Path) -> None:
     picture = draw_curves(Curves(str(tmp_path / "tokenizer.csv"), str(tmp_path / "log.csv"), str(tmp_path / "x.png")))
     with Image.open(picture) as image:
         assert image.size == (1320, 432)
+        assert json.loads(image.text["lpd:command"]) == "curves"
+        assert json.loads(image.text["lpd:tokenizer_log"]) == str(tmp_path / "tokenizer.csv")
+    drawing = draw_curves(Curves(str(tmp_path / "tokenizer.csv"), str(tmp_path / "log.csv"), str(tmp_path / "x.svg")))
+    assert drawing.read_text().startswith("<?xml")
 
 
 class Clock:

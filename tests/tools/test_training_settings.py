@@ -208,7 +208,7 @@ def test_learning_rate_of_the_published_recipe() -> None:
 
 
 def test_the_recipe_on_the_training_page_is_one() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/guide/training.md").read_text(encoding="utf-8")
     toml = page.split("```toml\n")[1].split("```")[0]
     values = tomllib.loads(toml)["train"]
     recipe = make_config(LPDTraining, values, {}, "the page", "train")

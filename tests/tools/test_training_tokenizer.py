@@ -96,7 +96,8 @@ def test_tokenizer_learns_and_reports_its_codebook(tmp_path: Path) -> None:
     steps = read_log(tmp_path / "steps.csv")
     weighted = [m + 0.025 * c for m, c in zip(steps["mse"], steps["commitment"], strict=True)]
     assert steps["loss"] == pytest.approx(weighted, rel=1e-5)
-    assert (tmp_path / "samples" / "step_000000060.png").exists()
+    with Image.open(tmp_path / "samples" / "step_000000060.png") as image:
+        assert (image.text["lpd:command"], image.text["lpd:step"]) == ('"train-tokenizer"', "60")
 
 
 def folder_of_pictures(root: Path, count: int = 12) -> str:

@@ -33,7 +33,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from lpd_ext.engine import EngineFullError
-from lpd_ext.pipeline import LPDPipeline
+from lpd_ext.pipeline import LPDPipeline, bundled_model
 
 BAG = Choice(label=8, steps=12, guidance=4.0, temperature=1.0, order="locality", seed=3)
 OPTIONS = {"num_inference_steps": 12, "guidance_scale": 4.0, "temperature": 1.0}
@@ -92,14 +92,16 @@ def test_pictures_in_the_gallery_carry_their_settings(studio: Studio) -> None:
     visit = Visit()
     asyncio.run(watch(studio.draw(visit, replace(BAG, seed=None, label=None, steps=1))))
     (kept,) = visit.entries
-    from gradio.processing_utils import encode_pil_to_bytes  # by which Gradio writes what a gallery shows
-
-    png = encode_pil_to_bytes(kept.picture, "png")
-    texts = {name: json.loads(text) for name, text in Image.open(io.BytesIO(png)).text.items()}
+    texts = {
+        name: json.loads(text) for name, text in Image.open(io.BytesIO(as_gradio_writes(kept.picture))).text.items()
+    }
     assert texts.pop("lpd:seed") == kept.choice.seed
+    of_defaults = ("top_k", "top_p", "guidance_schedule", "proximity", "repulsion")
+    assert {name: texts.pop(f"lpd:{name}") for name in of_defaults} == {
+        "top_k": 0, "top_p": 1.0, "guidance_schedule": "linear", "proximity": 1.0, "repulsion": 2
+    }  # fmt: skip
     assert texts == {
         "lpd:command": "demo draw",
-        "lpd:model": "small",
         "lpd:class": "any class",
         "lpd:label": None,
         "lpd:steps": 1,
@@ -108,6 +110,35 @@ def test_pictures_in_the_gallery_carry_their_settings(studio: Studio) -> None:
         "lpd:order": "locality",
     }
     assert kept.caption == f"any class, 1 step, guidance 4, temperature 1, locality, seed {kept.choice.seed}"
+
+
+def as_gradio_writes(picture: Image.Image) -> bytes:
+    """The file of what a gallery or a picture shows."""
+    from gradio.processing_utils import encode_pil_to_bytes
+
+    return encode_pil_to_bytes(picture, "png")
+
+
+def test_pictures_saved_from_the_page_are_drawn_again(pipe: LPDPipeline, tmp_path: Path) -> None:
+    """By `lpd sample --like`, equal to the pixel: drawn ones, large as they are shown too, and inpainted ones."""
+    visit = Visit()
+    with Studio(pipe, "small", of_model={"model": str(bundled_model()), "dtype": None}) as studio:
+        shown = asyncio.run(watch(studio.compare(visit, replace(BAG, temperature=0.8), ["random", "outward"])))
+        asyncio.run(watch(studio.inpaint(visit, BAG, painting(enlarged(visit.entries[0].picture), (64, 64, 200, 160)))))
+    saved = {"inpainted": visit.entries[0].picture, "random": visit.entries[1].picture}
+    saved |= {"outward": visit.entries[2].picture, "large": shown[-1].pictures[1]}
+    drawn = saved | {"large": visit.entries[2].picture}
+    assert saved["large"].size == (256, 256)
+    for name, picture in saved.items():
+        (tmp_path / f"{name}.png").write_bytes(as_gradio_writes(picture))
+        again = tmp_path / f"{name}_again.png"
+        ended = CliRunner().invoke(app, ["sample", "--like", str(tmp_path / f"{name}.png"), "--output", str(again)])
+        assert ended.exit_code == 0, ended.output
+        assert differing(Image.open(again), drawn[name]) == 0, name
+    large = tmp_path / "larger.png"
+    large.write_bytes(as_gradio_writes(enlarged(visit.entries[0].picture)))
+    ended = CliRunner(env={"COLUMNS": "300"}).invoke(app, ["sample", "--like", str(large), "--output", "x.png"])
+    assert "the file has 256 x 256 pixels, but the model draws 32 x 32" in ended.stderr
 
 
 def test_orders_are_compared_with_one_seed(studio: Studio, pipe: LPDPipeline) -> None:

@@ -1,4 +1,4 @@
-// What a .cu file is written against, beside ptx.cuh. nvcc compiles it as CUDA; with LPD_CUDA_EMULATED defined a C++
+// The header of every .cu file, with ptx.cuh. nvcc compiles it as CUDA; with LPD_CUDA_EMULATED defined a C++
 // compiler runs the same source on the CPU, one fiber per CUDA thread (tests/cuda_emulation). So kernels declare shared
 // memory by SMEM_ARRAY or SMEM_DYN, start by launch(), and move 8 or 16 bytes at once by load_vector and store_vector.
 #pragma once
@@ -75,8 +75,9 @@ void launch(const char* name, void (*kernel)(Parameters...), Grid grid, dim3 blo
   check_cuda(cudaLaunchKernelEx(&config, kernel, arguments...), name, shared_bytes);
 }
 
-// Of the current device.
+// Multiprocessors of the current device.
 int multiprocessor_count();
+size_t shared_memory_limit();  // that a block may ask for
 
 // Whether the current device may run the kernel in clusters of blocks: its code there must be made for 9.0 or newer, as
 // PTX for 8.0 compiled for a newer device is not. Looked up once per kernel and device.

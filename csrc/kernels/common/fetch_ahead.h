@@ -1,4 +1,4 @@
-// What a product (register_product.h) fetches from memory into L2 while it multiplies. A block of it calls
+// Prefetches from memory into L2 while a product (register_product.h) multiplies. A block of the product calls
 // begin_block(), and next() of the result for every run of steps; a run knows how many it has, and each calls step().
 #pragma once
 

@@ -72,7 +72,7 @@ struct RowStatistics {
   float mean, rest_mean, inverse_deviation;
 };
 
-// Of the row x, whose sum is `total`; fetches `next` into L1 meanwhile.
+// Statistics of the row x, whose sum is `total`; fetches `next` into L1 meanwhile.
 template <class Next>
 RowStatistics row_statistics(const float* x, float total, int width, float eps, const Next& next) {
   const int full = width / Vec::kWidth * Vec::kWidth;

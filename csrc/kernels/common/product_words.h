@@ -1,6 +1,6 @@
-// How a word of a row meets the words of a vector of columns: one product of floats, two of bfloat16 or four of bytes.
-// add(sum, row(w), columns(w)) for all words, then value(sum). Sums that have sum(value) may be taken up again; those
-// of bytes are total(value).
+// Multiplies a word of a row by the words of a vector of columns: one product of floats, two of bfloat16, four of
+// bytes. add(sum, row(w), columns(w)) for all words, then value(sum). Sums that have sum(value) may be taken up again;
+// those of bytes are total(value).
 #pragma once
 
 #include <cstdint>

@@ -89,6 +89,70 @@ __device__ __forceinline__ T* in_block_of_cluster(T* own, unsigned rank) {
 #endif
 }
 
+// An mbarrier, 8 bytes of shared memory from 9.0 on: each of its phases ends once the arrivals that it is made for have
+// come, and all bytes that these have announced. One thread makes it, and then shows that to the cluster by the fence
+// and a barrier of the cluster, which may be arrived at relaxed.
+__device__ __forceinline__ void mbarrier_init(uint64_t* barrier, unsigned arrivals) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+#else
+  __trap();
+#endif
+}
+
+__device__ __forceinline__ void fence_mbarrier_init() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+#else
+  __trap();
+#endif
+}
+
+// Arrives, and announces bytes, which may have come already.
+__device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier, unsigned bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+#else
+  __trap();
+#endif
+}
+
+// Waits for the end of the phase of this parity, the first being 0, after which all that was stored is seen. Nobody may
+// come so late that the next phase has ended too.
+__device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, unsigned parity) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  unsigned ended;
+  do {
+    asm volatile(
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}\n"
+        : "=r"(ended)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+  } while (!ended);
+#else
+  __trap();
+#endif
+}
+
+// Stores 16 bytes behind the thread's back to where a block of the cluster has what lies at `own` in this one; its
+// mbarrier, named alike, counts them.
+__device__ __forceinline__ void store_in_block_of_cluster(float4* own, unsigned rank, float4 value,
+                                                          uint64_t* own_barrier) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  uint32_t to, barrier;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(to) : "r"(shared_address(own)), "r"(rank));
+  asm("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(barrier) : "r"(shared_address(own_barrier)), "r"(rank));
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];\n" ::"r"(to),
+      "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w), "r"(barrier)
+      : "memory");
+#else
+  __trap();
+#endif
+}
+
 // Four 8x8 matrices of 16-bit elements from shared memory; lane 8i + j gives the address of row j of matrix i.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"

@@ -1,4 +1,4 @@
-// What the scores of a row are counted from in an online softmax: one source for CPU and CUDA.
+// The reference that is subtracted from a row's scores in an online softmax: one source for CPU and CUDA.
 #pragma once
 
 #include "common/host_device.h"

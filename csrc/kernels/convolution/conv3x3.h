@@ -16,7 +16,7 @@ constexpr int kConvMaxColumns = 16;  // tiles of a block side by side
 constexpr int kConvMaxTiles = 64;    // tiles of a block: enough that transformed weights are read seldom
 constexpr int kConvPad = 16;         // floats that keep rows and matrices off the same sets of L1
 
-// How the work is cut. Tile rows are numbered through all images, so that small images share a block; a block is
+// Division of the work. Tile rows are numbered through all images, so that small images share a block; a block is
 // `rows` tile rows by `columns` tiles.
 struct Conv3x3Plan {
   int32_t tile_rows, tile_columns;  // of one image

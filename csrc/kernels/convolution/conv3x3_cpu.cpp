@@ -17,7 +17,7 @@ namespace {
 constexpr int kWidth = Vec::kWidth;
 static_assert(kConvPanel % (kBlockVecs * kWidth) == 0 && kConvPad % kWidth == 0);
 
-// What the operands of the matrix products are: rounded to bfloat16 in fp32 where there are no instructions for it.
+// Operands of the matrix products; kRounded is bfloat16 held in fp32, where there are no instructions for it.
 enum class Operands { kFloat32, kRounded, kBFloat16 };
 
 template <Operands>

@@ -1,4 +1,4 @@
-// What one block of group_attention computes. Rows and keys are laid out so that context rows never share a matrix
+// The work of one block of group_attention. Rows and keys are laid out so that context rows never share a matrix
 // product with keys they do not see, whatever those hold (0 * NaN is NaN).
 //
 //   rows:  context rows, 16 to a slab | query rows, 16 to a slab          four slabs make a tile
@@ -41,7 +41,7 @@ __device__ __forceinline__ int round_up(int value, int multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-// How keys are split over blocks. blockIdx.x counts (segment, head); blockIdx.y splits of tiles of rows, tile by tile,
+// Splits keys over blocks. blockIdx.x counts (segment, head); blockIdx.y splits of tiles of rows, tile by tile,
 // for as many tiles as max_rows fill, and last one that both classes' partly empty slabs may need. If the blocks that
 // share a tile form a cluster, all of them take part, be there keys for them or not, and the last tile is split too.
 // Otherwise they meet in global memory, no more of them than there are tiles of keys, and the last tile is not split.
@@ -111,7 +111,7 @@ struct BlockWork {
             min((is_context ? context.count : query.count) - skipped, kSlabRows), is_context ? shared_keys : key_end};
   }
 
-  // How many keys of the group that begins at `group` exist, for rows that see the first one.
+  // Number of keys in the group that begins at `group`, for rows that see the first one.
   __device__ __forceinline__ int keys_in_group(int group) const {
     return (group < query_keys ? shared_keys : key_end) - group;
   }

@@ -170,7 +170,7 @@ class KeyRing {
     }
   }
 
-  // Of the 16 bytes that this thread moves; in steps of kRowStep rows.
+  // Row and chunk of the 16 bytes that this thread moves, in steps of kRowStep rows.
   static constexpr int kRowStep = kThreads / Shape::kChunks;
   const int row_ = threadIdx.x / Shape::kChunks;
   const int chunk_ = threadIdx.x % Shape::kChunks;

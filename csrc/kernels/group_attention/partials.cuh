@@ -8,7 +8,7 @@
 namespace lpd {
 namespace {
 
-// Of one block: a slab of [16, D] sums per warp, then a pair of row_max and row_sum per row.
+// Partial results of one block: a slab of [16, D] sums per warp, then a pair of row_max and row_sum per row.
 template <int kHeadDim>
 struct Partial {
   static constexpr int kSums = kTileRows * kHeadDim;

@@ -43,7 +43,7 @@ struct RowSoftmax {
     }
   }
 
-  // Of the whole row.
+  // Sum of the whole row.
   __device__ __forceinline__ float row_sum(int row) const {
     float sum = lane_sum[row];
 #pragma unroll

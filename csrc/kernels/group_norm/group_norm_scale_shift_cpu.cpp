@@ -33,7 +33,7 @@ void chunk_moments(const float* x, int64_t pixels, int64_t channels, float* mean
     }
   }
   for (int v = 0; v < Vecs; ++v) {
-    // What rounding left in the mean would dominate the error where values lie far from 0.
+    // The rounding error of the mean would dominate where values lie far from 0.
     const Vec left = rest[v] * share;
     store(mean + v * kWidth, centre[v] + left);
     store(squares + v * kWidth, square[v] - left * rest[v]);

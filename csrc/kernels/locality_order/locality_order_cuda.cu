@@ -27,7 +27,7 @@ constexpr uint32_t kFirstNearScore = uint32_t{kProximityRanks + 1} << kListTieBi
 constexpr uint32_t kRefusal = uint32_t{kProximityRanks} << kListTieBits;
 constexpr uint32_t kStartFlag = 0x80000000u;
 
-// What the cell taken last does to the scores of the others.
+// The effect of the cell taken last on the scores of the others.
 enum class Rule { kNothing, kRefuse, kSpread };
 
 struct Pick {
@@ -273,7 +273,7 @@ class OrderBuilder {
     last_ = place_of(cell);
   }
 
-  // Of all cells with this score, the one of the largest exact key.
+  // Returns the cell with the largest exact key among those with this score.
   __device__ uint32_t first_of_tied(uint32_t score) {
     __syncwarp();  // other lanes wrote the scores that are read here; other warps, before the barrier of best()
     uint64_t key = 0;

@@ -58,7 +58,7 @@ inline int64_t linear_words(const PackedLinearParams& p) {
   return (int64_t{p.in_features} + elements - 1) / elements;
 }
 
-// Of packed_rows, for calls of `words` words each. Kernels that multiply bytes as 16 bits make two words of one.
+// Size of packed_rows, for calls of `words` words each. Kernels that multiply bytes as 16 bits make two words of one.
 inline int64_t linear_scratch_words(const PackedLinearParams& p, int64_t words) {
   return p.planes * p.num_rows * words * (p.operands == LinearOperands::kInt8 ? 2 : 1);
 }
@@ -73,13 +73,13 @@ inline int64_t linear_block_rows(const PackedLinearParams& p) {
   return (p.num_rows + blocks - 1) / blocks;
 }
 
-// What pack_linear_rows works off. R > 0.
+// Number of work items of pack_linear_rows. R > 0.
 inline int64_t linear_blocks(const PackedLinearParams& p) {
   const int64_t rows = linear_block_rows(p);
   return (p.num_rows + rows - 1) / rows;
 }
 
-// What workers of packed_linear, which follows it, take from next_item.
+// Number of work items that the workers of packed_linear, which follows, take from next_item.
 inline int64_t linear_items(const PackedLinearParams& p) {
   return (linear_panels(p) + p.group_panels - 1) / p.group_panels * p.row_parts;
 }

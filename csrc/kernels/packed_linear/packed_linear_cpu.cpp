@@ -41,7 +41,7 @@ struct Pass<ByteWords> {
 };
 #endif
 
-// What packed_rows holds of a word: itself, or its even and its odd bytes as pairs of 16 bits.
+// Words of packed_rows per word: the word itself, or its even and its odd bytes as pairs of 16 bits.
 int row_words(const PackedLinearParams& p) { return p.operands == LinearOperands::kInt8 ? Pass<ByteWords>::kSteps : 1; }
 
 // Rows [first, first + count) of x: `rows` of them in the block, those of the second plane behind those of the first.
@@ -93,7 +93,7 @@ class PassColumns<ByteWords> {
 };
 #endif
 
-// Of how many blocks multiply_panel makes the product of some rows.
+// Number of blocks in which multiply_panel computes the product of some rows.
 int product_blocks(int rows) { return (rows + kBlockRows - 1) / kBlockRows * (kLinearPanel / (kBlockVecs * kWidth)); }
 
 // products[block.rows, kLinearPanel] = `steps` words of the block's rows, at `packed`, times those of `columns`, added
@@ -112,7 +112,7 @@ Vec load_lanes(const T* values, int lanes) {
   return lanes == kWidth ? load(values) : load_partial(values, lanes);
 }
 
-// What sums of products mean: for channels [channel, channel + lanes), and then for each row of a block.
+// Converts sums of products to results: for channels [channel, channel + lanes), and then for each row of a block.
 struct OfFloats {
   using Out = float;
   OfFloats(const PackedLinearParams&, int, int) {}

@@ -99,7 +99,7 @@ void quantize_row(const T* x, int width, const RowBytes& out, int64_t row, float
   };
   out.rotate ? for_each_rotated_vector(x, width, take) : for_each_vector(x, width, take);
   const float top = reduce_max(high), bottom = -reduce_max(zero - low), levels = static_cast<float>(out.levels);
-  // What the first plane leaves of a value is half a step at most, either way.
+  // The rounding error of the first plane is at most half a step, either way.
   const RowQuantization first = with_step((top - bottom) / levels, -bottom);
   const RowQuantization second = with_step(first.scale / levels, first.scale / 2);
   const Plane coarse(first, out.levels), fine(second, out.levels);

@@ -63,7 +63,7 @@ __device__ __forceinline__ float get(const uint32_t* words, int i) {
   }
 }
 
-// Of one row, -inf past its end.
+// Loads a chunk of one row, -inf past its end.
 template <class T>
 __device__ __forceinline__ void load_chunk(const T* row, const Rows<T>& rows, int chunk, uint32_t* words) {
   constexpr int kWidth = Rows<T>::kWidth;

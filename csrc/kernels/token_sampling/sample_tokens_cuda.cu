@@ -73,7 +73,7 @@ __device__ __forceinline__ float weigh(float x, float top, float scale) {
   return x == top ? 1.0f : ptx::exp2_approx((x - top) * scale);
 }
 
-// What a block knows of its chunks, in dynamic shared memory.
+// A block's chunks, in dynamic shared memory.
 struct Chunks {
   float* resident;  // [resident_chunks, kChunk], mixed logits
   uint32_t* key;    // [chunks], of the largest logit

@@ -27,7 +27,7 @@ constexpr int kTailSums = 2 * kPivots;  // the number of logits from each pivot 
 constexpr int kEvenPasses = 6;
 constexpr uint32_t kTwoPasses = (kPivots + 1) * (kPivots + 1);  // keys that two passes tell apart
 
-// What the warps of a block tell each other in one pass.
+// Data that the warps of a block exchange in one pass.
 union Exchange {
   float sums[kMaxWarps * kTailSums];
   uint32_t keys[2 * kMaxWarps];  // least, then largest

@@ -1,1 +1,1 @@
-"""Benchmarks: what is timed, against what, and how the tables and plots are made."""
+"""Benchmarks, their baselines in plain torch, and their tables and plots."""

@@ -1,4 +1,4 @@
-"""The operators at the shapes of a named model and step, each with what a user of plain torch would write instead."""
+"""The operators at the shapes of a named model and step, each with its baseline in plain torch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SHAPES = {"L-256-20": Shape((16, 16), 20, 15, 4.8, 2), "L-512-48": Shape((32, 32
 
 @dataclass(frozen=True)
 class Case:
-    """One operator at one shape: ours, its plain-torch twin, and what a call has to move and to compute."""
+    """One operator at one shape: our kernel, its baseline, and the bytes and operations that a call needs."""
 
     name: str
     ours: Callable[[], Any]
@@ -50,7 +50,7 @@ class Case:
 
 
 def cases(shape: Shape, step_index: int, batch: int, device: torch.device, dtype: torch.dtype) -> list[Case]:
-    """Every operator, on random data, for B images with guidance."""
+    """Returns every operator on random data for B images with guidance."""
     torch.manual_seed(0)
     config = shape.config
     width, heads, head_dim, vocab, num_tokens = (
@@ -150,7 +150,7 @@ def cases(shape: Shape, step_index: int, batch: int, device: torch.device, dtype
 
 
 def append_by_index(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, num_context: int, cached: int) -> None:
-    """Write the context rows' K and V of equal segments to the cache."""
+    """Writes the context rows' K and V of equal segments to the cache."""
     sequences = len(k_cache)
     context = qkv[: sequences * num_context].unflatten(0, (sequences, num_context))
     _, k, v = context.permute(2, 0, 3, 1, 4)
@@ -158,7 +158,7 @@ def append_by_index(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, num_context: 
 
 
 def two_calls(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, num_context: int, num_query: int, cached: int) -> Tensor:
-    """What a user of plain torch would write for equal segments: write the cache, then one SDPA call per row class."""
+    """Baseline of a careful user: for equal segments, writes the cache, then one SDPA call per kind of row."""
     sequences = len(k_cache)
     context, query = qkv.split([sequences * num_context, sequences * num_query])
     q1, k1, v1 = context.unflatten(0, (sequences, num_context)).permute(2, 0, 3, 1, 4)
@@ -172,7 +172,7 @@ def two_calls(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, num_context: int, n
 
 
 def masked_call(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, at: Tensor, seen: Tensor) -> Tensor:
-    """What published code does: write all rows' K and V by index, then one SDPA call with a dense mask."""
+    """Baseline of the published code: writes all rows' K and V by index, then one SDPA call with a dense mask."""
     sequences, keys = len(k_cache), seen.shape[1]
     q, k, v = qkv.unflatten(0, (sequences, len(at))).permute(2, 0, 3, 1, 4)
     k_cache[:, :, at], v_cache[:, :, at] = k, v
@@ -183,7 +183,7 @@ def masked_call(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, at: Tensor, seen:
 def sort_based(
     logits: Tensor, c_row: Tensor, u_row: Tensor, guidance: Tensor, temperature: Tensor, k: int | None, p: float | None
 ) -> Tensor:
-    """The usual chain: mix, temperature, topk threshold, sorted cumulative softmax, draw."""
+    """Baseline of sampling: mix, temperature, topk threshold, sorted cumulative softmax, draw."""
     c, u = logits[c_row].float(), logits[u_row].float()
     x = (u + guidance[:, None] * (c - u)) / temperature[:, None]
     if k is not None:

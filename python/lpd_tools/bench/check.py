@@ -1,4 +1,4 @@
-"""A guard against lost speed: a short run of the benchmarks' ratios, compared with those that are committed.
+"""Guards against lost speed: compares the ratios of a short benchmark run with the committed ones.
 
 A ratio is plain torch's time over ours, of medians of interleaved repeats. One that lies a quarter below the committed
 one is measured again; the check fails if it does so twice in a row. Ratios differ between processors, so each has an
@@ -45,7 +45,7 @@ _REPEAT_SECONDS = 0.03  # a repeat calls a short operator until it has taken abo
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio that can be measured: `prepare` makes our function and the plain one, on the same data."""
+    """A ratio to measure: `prepare` returns our function and the plain one, on the same data."""
 
     name: str
     prepare: Callable[[], tuple[Function, Function]]
@@ -54,7 +54,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was measured of one ratio: a second time only where the first was too low."""
+    """The measurements of one ratio, the second only if the first was too low."""
 
     name: str
     committed: float | None
@@ -66,12 +66,12 @@ class Verdict:
 
 
 def is_low(measured: float, committed: float | None) -> bool:
-    """Whether a ratio lies more than a quarter below the committed one, if there is one."""
+    """Whether a ratio is more than a quarter below the committed one, if there is one."""
     return committed is not None and not measured >= ALLOWED * committed
 
 
 def all_ratios() -> list[Ratio]:
-    """Operators at the shape's own step, decodes of two blocks of lpd_l, and tokens to pixels."""
+    """Returns the ratios: operators at the shape's step, decodes of two blocks of lpd_l, and tokens to pixels."""
     ratios = []
     for batch in (1, 4):
         names = [case.name for case in cases(SHAPES[_SHAPE], SHAPES[_SHAPE].step, 1, _CPU, torch.float32)]
@@ -122,7 +122,7 @@ def _tokenizer_pair() -> tuple[Function, Function]:
 
 
 def measure(ratio: Ratio) -> float:
-    """Plain torch's time over ours: medians of interleaved repeats, each of as many calls as a clock can tell apart."""
+    """Returns plain torch's time over ours: medians of interleaved repeats, each of enough calls for the clock."""
     with torch.inference_mode(False), torch.no_grad():
         pair = ratio.prepare()
         calls = [_calls_per_repeat(function) for function in pair]
@@ -148,7 +148,7 @@ def _repeated(function: Function, times: int) -> Function:
 
 
 def judge(ratios: Iterable[Ratio], committed: Mapping[str, float], measure: Callable[[Ratio], float]) -> list[Verdict]:
-    """Measure every ratio, and those that are too low once more, after all others."""
+    """Measures every ratio, then those that are too low once more."""
     ratios = list(ratios)
     first = {ratio.name: measure(ratio) for ratio in track(ratios, "Measuring ratios")}
     low = [ratio for ratio in ratios if is_low(first[ratio.name], committed.get(ratio.name))]
@@ -160,7 +160,7 @@ def judge(ratios: Iterable[Ratio], committed: Mapping[str, float], measure: Call
 
 
 def read_ratios(path: Path) -> dict[str, dict[str, float]]:
-    """The committed ratios: processor -> name -> ratio; ValueError if the file holds anything else."""
+    """Reads the committed ratios: processor -> name -> ratio; ValueError if the file holds anything else."""
     if not path.exists():
         return {}
     with content_of(path, "must hold ratios by name for each processor"):
@@ -176,22 +176,23 @@ def read_ratios(path: Path) -> dict[str, dict[str, float]]:
 
 
 def write_ratios(path: Path, processor: str, verdicts: Iterable[Verdict]) -> None:
-    """Write a processor's entry, the others kept."""
+    """Writes a processor's entry and keeps the others."""
     entries = read_ratios(path) | {processor: {v.name: float(f"{v.measured[-1]:.3g}") for v in verdicts}}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(dict(sorted(entries.items())), indent=1) + "\n")
 
 
 def processor_name() -> str:
-    """The processor and the number of threads: what an entry holds for."""
+    """Returns the processor and the number of threads, the key of an entry."""
     described = machine(_CPU)
     return f"{described['processor']}, {described['threads']} threads, {described['isa']}"
 
 
 def check(config: BenchCheck) -> None:
-    """Compare this processor's ratios with the committed ones, or write them.
+    """Compares this processor's ratios with the committed ones, or writes them.
 
-    RuntimeError names those that are too low twice in a row; ValueError if nothing is committed for this processor.
+    Raises RuntimeError with those that are too low twice in a row, and ValueError if nothing is committed for this
+    processor.
     """
     path, processor = Path(config.ratios), processor_name()
     committed = read_ratios(path).get(processor)

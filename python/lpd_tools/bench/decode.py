@@ -38,7 +38,7 @@ BASELINES = (PUBLISHED, TWO_CALLS, COMPILED, NEXT_TOKEN)
 
 @dataclass(frozen=True)
 class Decode:
-    """B images of a shape, with guidance: the same weights, labels, orders and schedule for everyone."""
+    """B images of a shape, with guidance, and the weights, labels, orders and schedule that all decoders share."""
 
     shape: Shape
     model: LPDModel
@@ -48,7 +48,7 @@ class Decode:
     def at_random(
         cls, shape: Shape, batch: int, device: torch.device, dtype: torch.dtype, depth: int | None = None
     ) -> Decode:
-        """depth: of the model, where another than the shape's own is wanted."""
+        """Makes a decode with random weights; depth: of the model, if not the shape's own."""
         torch.manual_seed(0)
         config = shape.config if depth is None else replace(shape.config, depth=depth)
         with torch.device(device):
@@ -85,7 +85,7 @@ class Decode:
 
 
 def baselines(decode: Decode) -> dict[str, Callable[[], Tensor]]:
-    """Plain torch: published style, two SDPA calls per step, the published style compiled, one token per step."""
+    """Returns the baselines: published style, two SDPA calls per step, published style compiled, one token per step."""
     compiled = torch.compile(call_block, dynamic=True)
     one_by_one = [1] * decode.model.config.num_tokens
     return {
@@ -97,7 +97,7 @@ def baselines(decode: Decode) -> dict[str, Callable[[], Tensor]]:
 
 
 def ours_on_cpu(decode: Decode) -> dict[str, LPDModel]:
-    """Our ways to decode on a CPU: float32 and int8, of the same weights."""
+    """Returns our decoders on a CPU: float32 and int8, from the same weights."""
     packed, rounded = (copy.deepcopy(decode.model) for _ in range(2))
     pack(packed)
     quantize(rounded)
@@ -105,7 +105,7 @@ def ours_on_cpu(decode: Decode) -> dict[str, LPDModel]:
 
 
 def drop_in(decode: Decode) -> Callable[[], Tensor]:
-    """`sample_tokens` of a model object of the published layout, accelerated; it shares the weights of decode.model."""
+    """Returns the accelerated `sample_tokens` of a published model object that shares decode.model's weights."""
     published = nn.Module()
     for name, tensor in decode.model.state_dict().items():
         module = published
@@ -128,7 +128,7 @@ def drop_in(decode: Decode) -> Callable[[], Tensor]:
 
 
 def ours_on_cuda(decode: Decode) -> dict[str, Callable[[], Tensor]]:
-    """As one CUDA graph, and eagerly."""
+    """Returns our decoders on CUDA: as one CUDA graph, and eagerly."""
     graphs, request = DecodeGraphs(), decode.request()
     return {
         "decode": lambda: generate(decode.model, request, graphs),
@@ -137,7 +137,7 @@ def ours_on_cuda(decode: Decode) -> dict[str, Callable[[], Tensor]]:
 
 
 def decode_logits(model: LPDModel, request: DecodeRequest, tokens: Tensor) -> list[Tensor]:
-    """Logits of each step [rows, V] as the decoding steps compute them, fed with tokens int64 [B, N], raster order."""
+    """Returns the logits [rows, V] of each decoding step, teacher-forced with tokens int64 [B, N] in raster order."""
     layout = Layout.of(request)
     plan = layout.plan(model.config.num_tokens, model.pos_embed.device)
     state = DecodeState(model, plan.capacity, layout.filters)
@@ -147,10 +147,10 @@ def decode_logits(model: LPDModel, request: DecodeRequest, tokens: Tensor) -> li
 
 
 def check_equal(decode: Decode, model: LPDModel) -> float:
-    """Raise RuntimeError unless `model` computes what the published style does; returns the logits' largest difference.
+    """Raises RuntimeError unless `model` computes what the published style does; returns the largest difference.
 
-    Teacher-forced logits agree within 2e-5 of the largest one. With top_k = 1 the tokens are the same, up to the first
-    step where one has a rival so close that rounding decides.
+    Teacher-forced logits must agree within 2e-5 of the largest one. With top_k = 1 the tokens must be the same, up to
+    the first step where the two best logits are so close that rounding decides.
     """
     expected: list[Tensor] = []
     tokens = decode.plain(top_k=1)
@@ -181,10 +181,10 @@ def check_equal(decode: Decode, model: LPDModel) -> float:
 
 
 def distance(decode: Decode, model: LPDModel) -> dict[str, Any]:
-    """How far a rounded model is from decode.model, on tokens that the latter drew.
+    """Measures how far a rounded model is from decode.model, on tokens that the latter drew.
 
-    cosine: of each block's output rows, teacher-forced, one per block; kl: mean divergence of the logits in nats;
-    agreement: of their argmax.
+    cosine: of the teacher-forced output rows, one per block; kl: mean divergence of the logits in nats; agreement: of
+    their argmax.
     """
     request = decode.request()
     tokens = decode.plain(top_k=1)
@@ -209,7 +209,7 @@ def distance(decode: Decode, model: LPDModel) -> dict[str, Any]:
 
 
 def products_alone(model: LPDModel, request: DecodeRequest) -> Callable[[], None]:
-    """A function that multiplies what a decode multiplies by the model's weights, and does nothing else."""
+    """Returns a function that computes a decode's matrix products and nothing else."""
     config = model.config
     plan = plan_decoding(request.group_sizes, [True] * len(request.labels), config.num_tokens, torch.device("cpu"))
     widths = (config.dim, config.mlp_ratio * config.dim)
@@ -249,7 +249,7 @@ def products_alone(model: LPDModel, request: DecodeRequest) -> Callable[[], None
 
 
 def time_on_cpu(decode: Decode, repeats: int, chosen: Sequence[str] = BASELINES) -> list[Result]:
-    """Results of our decodes and of the chosen baselines, in one interleaved run; next-token decoding is timed once.
+    """Times our decoders and the chosen baselines in one interleaved run; next-token decoding is timed once.
 
     Raises RuntimeError if float32 does not compute what the published style does.
     """
@@ -284,7 +284,7 @@ def time_on_cpu(decode: Decode, repeats: int, chosen: Sequence[str] = BASELINES)
 
 
 def time_on_cuda(decode: Decode, repeats: int, chosen: Sequence[str] = (PUBLISHED,)) -> list[Result]:
-    """Results of our decodes, as one graph and eagerly, and of the published style, the one baseline there."""
+    """Times our decoders, as one graph and eagerly, and the published style, the only baseline on CUDA."""
     if PUBLISHED not in chosen:
         raise ValueError(f"baseline must be {PUBLISHED!r} on device cuda, got {list(chosen)}")
     runs = ours_on_cuda(decode) | {PUBLISHED: decode.plain}

@@ -1,4 +1,4 @@
-"""What a decode has to move and to compute, counted from its plan, and the least time a machine needs for that."""
+"""Counts the bytes and operations of a decode from its plan, and the least time a machine needs for them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PER_STEP = (
 
 @dataclass(frozen=True)
 class StepWork:
-    """One step. Weights are those of the linear layers, read once; keys and values are read once per sequence."""
+    """The work of one step: linear weights are read once, keys and values once per sequence."""
 
     weight_bytes: int
     key_value_bytes: int
@@ -31,7 +31,7 @@ class StepWork:
 
 @dataclass(frozen=True)
 class DecodeWork:
-    """All steps, and what has to lie in memory: the model, the KV cache, the activations of the largest step."""
+    """The work of all steps, and the memory: the model, the KV cache, the activations of the largest step."""
 
     steps: tuple[StepWork, ...]
     parameters: int
@@ -40,7 +40,7 @@ class DecodeWork:
     activation_bytes: int
 
     def total(self, name: str) -> int:
-        """The sum of a field of StepWork over the steps."""
+        """Sums a field of StepWork over the steps."""
         return sum(getattr(step, name) for step in self.steps)
 
     @property
@@ -50,7 +50,7 @@ class DecodeWork:
 
 @dataclass(frozen=True)
 class Peaks:
-    """A machine: bytes and operations per second, and the seconds that each launch costs beyond its work."""
+    """The peaks of a machine: bytes and operations per second, and the seconds that each launch adds."""
 
     name: str
     bytes_per_second: float
@@ -60,12 +60,12 @@ class Peaks:
 
 
 def linear_parameters(config: LPDConfig) -> int:
-    """Weights of the blocks' linear layers and of the head, without biases."""
+    """Counts the weights of the blocks' linear layers and of the head, without biases."""
     return config.depth * (4 + 2 * config.mlp_ratio) * config.dim**2 + config.dim * config.vocab_size
 
 
 def other_parameters(config: LPDConfig) -> int:
-    """Biases, LayerNorms, contents and positions: always float32 (bfloat16 in a bfloat16 model)."""
+    """Counts biases, LayerNorms, contents and positions, always float32 (bfloat16 in a bfloat16 model)."""
     biases = config.depth * (3 + 1 + config.mlp_ratio + 1) * config.dim
     norms = 2 * config.dim * (2 * config.depth + 2)
     tables = (config.vocab_size + config.num_classes + 2 + 1 + config.num_tokens) * config.dim
@@ -73,9 +73,9 @@ def other_parameters(config: LPDConfig) -> int:
 
 
 def count(config: LPDConfig, batch: int, group_sizes: Sequence[int], dtype: str = FLOAT32) -> DecodeWork:
-    """The work of drawing `batch` images with guidance; dtype: of the linear layers' weights, float32, int8, bfloat16.
+    """Counts the work of drawing `batch` images with guidance; dtype of the linear weights: float32, int8 or bfloat16.
 
-    With int8 weights all else is float32. A multiplication and an addition are two operations.
+    With int8 weights everything else is float32. A multiplication and an addition are two operations.
     """
     plan = plan_decoding([group_sizes] * batch, [True] * batch, config.num_tokens, torch.device("cpu"))
     element = _BYTES[BFLOAT16 if dtype == BFLOAT16 else FLOAT32]
@@ -117,14 +117,14 @@ def _count_step(config: LPDConfig, step: Step, weight_bytes: int, element: int) 
 
 
 def _activations(config: LPDConfig, step: Step) -> int:
-    """Elements alive at once: residual stream, norm and MLP or attention, or the logits."""
+    """Counts the elements alive at once: residual stream, norm and MLP or attention, or the logits."""
     rows = (step.num_context_rows + step.num_query_rows) * config.dim
     block = rows * (2 + max(4, config.mlp_ratio + 1))  # qkv and attended; or hidden and result
     return max(block, step.num_query_rows * (config.vocab_size + 2 * config.dim))
 
 
 def least_seconds(work: DecodeWork, peaks: Peaks) -> float:
-    """A bound from below: per step, weights stream while they are multiplied; then the same for attention."""
+    """Returns a lower bound: per step, weights stream while they are multiplied; then the same for attention."""
     return sum(
         max(step.weight_bytes / peaks.bytes_per_second, step.linear_flops / peaks.linear_flops)
         + max(step.key_value_bytes / peaks.bytes_per_second, step.attention_flops / peaks.attention_flops)
@@ -134,7 +134,7 @@ def least_seconds(work: DecodeWork, peaks: Peaks) -> float:
 
 
 def bound_by_bytes(work: DecodeWork, peaks: Peaks) -> float:
-    """Share of the steps whose weights take longer to stream than to multiply."""
+    """Returns the share of the steps whose weights take longer to stream than to multiply."""
     streamed = [
         step.weight_bytes / peaks.bytes_per_second > step.linear_flops / peaks.linear_flops for step in work.steps
     ]

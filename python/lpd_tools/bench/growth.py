@@ -1,4 +1,4 @@
-"""How the time and the memory of a decode grow with the batch, the steps, the tokens and the model: `lpd growth`.
+"""`lpd growth`: measures how time and memory of a decode grow with the batch, the steps, the tokens and the model.
 
 Every point is measured in a process of its own and appended to a CSV file at once, so the program can be stopped and
 started again. Weights are drawn at random, guidance is on.
@@ -33,7 +33,7 @@ _CPU = torch.device("cpu")
 
 
 def read_points(path: Path) -> dict[Point, Measured]:
-    """What the CSV file holds; a last line that a stopped program left unfinished is dropped."""
+    """Reads the CSV file, dropping a last line that a stopped program left unfinished."""
     if not path.exists():
         return {}
     measured = {}
@@ -54,9 +54,9 @@ def _columns() -> list[str]:
 
 
 def append_point(path: Path, measured: Measured) -> None:
-    """Add a row to the CSV file, with the header if it is new."""
-    text = path.read_text() if path.exists() else ""
-    with path.open("a", newline="") as file:
+    """Appends a row to the CSV file, with the header if it is new."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         if not text:
             writer.writerow(_columns())
@@ -68,7 +68,7 @@ def append_point(path: Path, measured: Measured) -> None:
 def measure_points(
     path: Path, points: Iterable[Point], measure: Callable[[Point], Measured], minutes: float = 1e9
 ) -> dict[Point, Measured]:
-    """Measure what the CSV file lacks and append it; returns all that the file then holds."""
+    """Measures the points missing from the CSV file and appends them; returns all points of the file."""
     done = read_points(path)
     start = time.monotonic()
     for point in track([p for p in points if p not in done], "Measuring"):
@@ -80,7 +80,7 @@ def measure_points(
 
 
 def measure_in_a_process(point: Point, threads: int) -> Measured:
-    """The point, measured in a process of its own; RuntimeError with its last words if it fails."""
+    """Measures a point in a process of its own; RuntimeError with the last lines of its output if it fails."""
     argument = json.dumps(asdict(point) | {"threads": threads})
     environment = os.environ | {"GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "lpd_tools.bench.growth_point", argument]
@@ -92,7 +92,7 @@ def measure_in_a_process(point: Point, threads: int) -> Measured:
 
 
 def machine_peaks(threads: int) -> dict[str, Any]:
-    """This machine, with operations per second of large products in either format and bytes per second of reading."""
+    """Describes this machine, with operations per second of large products per format and bytes read per second."""
     torch.set_num_threads(threads)
     described = machine(_CPU) | {"cores": os.cpu_count()}
     x = torch.randn(2048, 2048)
@@ -107,7 +107,7 @@ def machine_peaks(threads: int) -> dict[str, Any]:
 
 
 def measure_growth(config: Growth) -> Path:
-    """Measures what is missing, then draws the picture and writes the page's tables; returns the folder."""
+    """Measures the missing points, then draws the picture and writes the tables; returns the folder."""
     from lpd_tools.bench.growth_report import draw, tables  # matplotlib only where it is needed
 
     folder = Path(config.out)
@@ -119,6 +119,6 @@ def measure_growth(config: Growth) -> Path:
         folder / "growth.csv", all_points(), lambda p: measure_in_a_process(p, config.threads), config.minutes
     )
     peaks = read_json(described)
-    draw(measured, peaks, folder / "growth.png")
+    draw(measured, peaks, folder / "growth.png", {"command": "growth", "machine": peaks, **asdict(config)})
     write_text(folder / "growth_tables.md", tables(measured, peaks) + "\n")
     return folder

@@ -17,9 +17,9 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def measure(
     dim: int, depth: int, heads: int, dtype: str, batch: int, steps: int, num_tokens: int, threads: int
 ) -> dict[str, Any]:
-    """Seconds of a decode (median), their number, and the peak of resident megabytes beyond `import torch`.
+    """Returns the median seconds of a decode, the number of runs, and the peak of resident MB beyond `import torch`.
 
-    The peak is that of decoding: making the weights, at random, needs more for a moment.
+    The peak is that of decoding alone: making the random weights needs more for a moment.
     """
     import torch  # here, so that what has been imported before the first reading of memory is known
 
@@ -51,8 +51,8 @@ def measure(
         guidance_scale=4.8,
         seeds=0,
     )
-    ctypes.CDLL(None).malloc_trim(0)  # what packing freed goes back to the system
-    _CLEAR.write_text("5")  # and the peak starts anew
+    ctypes.CDLL(None).malloc_trim(0)  # memory freed by packing returns to the system
+    _CLEAR.write_text("5", encoding="utf-8")  # and the peak starts anew
 
     def clocked() -> float:
         start = time.perf_counter()
@@ -67,8 +67,8 @@ def measure(
 
 
 def _resident(field: str) -> int:
-    """Bytes resident now (VmRSS) or at most (VmHWM)."""
-    for line in _STATUS.read_text().splitlines():
+    """Returns the bytes resident now (VmRSS) or at their peak (VmHWM)."""
+    for line in _STATUS.read_text(encoding="utf-8").splitlines():
         if line.startswith(field + ":"):
             return 1024 * int(line.split()[1])
     raise RuntimeError(f"{_STATUS} has no {field}")

@@ -1,10 +1,9 @@
-"""The picture and the tables of docs/growth.md, from what `lpd growth` measured and what decode_work counts."""
+"""The picture and the tables of docs/results/growth, from what `lpd growth` measured and what decode_work counts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from lpd_ext.schedule import group_sizes
 from lpd_tools.bench.decode_work import BFLOAT16, FLOAT32, INT8, Peaks, bound_by_bytes, count, least_seconds
 from lpd_tools.bench.growth_series import DTYPES, Measured, Point, Series, all_series
 from lpd_tools.markdown import markdown_table
-from lpd_tools.pictures import write_png
+from lpd_tools.png_settings import save_figure
 
 _COLOURS = {FLOAT32: "tab:blue", INT8: "tab:orange"}
 _AXES = ("B", "T", "N", "parameters")
@@ -30,12 +29,12 @@ _H100 = Peaks("H100 SXM, bfloat16", 3.35e12, 989e12, 989e12, seconds_per_launch=
 
 
 def peaks_of(machine: Mapping[str, Any], dtype: str) -> Peaks:
-    """The machine measured, for linear layers of dtype; attention is in float32."""
+    """Returns the peaks of the measured machine for linear layers of dtype; attention is in float32."""
     return Peaks("measured", machine["bytes"], machine[dtype], machine[FLOAT32])
 
 
 def measured_series(measured: Mapping[Point, Measured], dtype: str) -> list[Series]:
-    """The series of one format, without the points that are not measured yet; none of fewer than two."""
+    """Returns the series of one format with at least two measured points, without the unmeasured ones."""
     kept = [
         replace(series, points=tuple(point for point in series.points if point in measured))
         for series in all_series(dtype)
@@ -43,8 +42,10 @@ def measured_series(measured: Mapping[Point, Measured], dtype: str) -> list[Seri
     return [series for series in kept if len(series.points) > 1]
 
 
-def draw(measured: Mapping[Point, Measured], machine: Mapping[str, Any], path: Path) -> None:
-    """A picture of two rows, seconds and memory, and a column for each of B, T, N and the parameters."""
+def draw(
+    measured: Mapping[Point, Measured], machine: Mapping[str, Any], path: Path, settings: Mapping[str, Any]
+) -> None:
+    """Draws two rows, seconds and memory, a column for each of B, T, N and the parameters, and says the settings."""
     figure = Figure(figsize=(14, 6.4), layout="constrained")
     rows = figure.subplots(2, len(_AXES), sharex="col", sharey="row")
     for dtype in DTYPES:
@@ -84,7 +85,7 @@ def draw(measured: Mapping[Point, Measured], machine: Mapping[str, Any], path: P
     figure.suptitle(
         "Solid: measured. Dotted: counted (least time at this machine's peaks; bytes that must lie in memory)"
     )
-    write_png(path, partial(figure.savefig, dpi=110))
+    save_figure(figure, path, settings)
 
 
 def _short(value: float, _: object) -> str:
@@ -92,19 +93,23 @@ def _short(value: float, _: object) -> str:
 
 
 def tables(measured: Mapping[Point, Measured], machine: Mapping[str, Any]) -> str:
-    """All tables of the page in Markdown, in its order, with an empty line between them."""
-    parts = (exponents_table(measured, machine), work_table(measured, machine), estimate_table(measured, machine))
-    return "\n\n".join(parts)
+    """Returns the page of all tables, in Markdown."""
+    parts = {
+        "Exponents": exponents_table(measured, machine),
+        "What is counted, and what was measured": work_table(measured, machine),
+        "Estimate for other machines": estimate_table(measured, machine),
+    }
+    return "\n\n".join(["# Growth: the tables", *(f"## {title}\n\n{table}" for title, table in parts.items())])
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:
-    """The power of x that y follows: least squares on logarithms."""
+    """Fits the power of x that y follows, by least squares on logarithms."""
     slope, _ = np.polyfit(np.log(np.asarray(x)), np.log(np.asarray(y)), 1)
     return float(slope)
 
 
 def exponents_table(measured: Mapping[Point, Measured], machine: Mapping[str, Any]) -> str:
-    """Each series' exponents at its last points, measured and counted."""
+    """Returns each series' exponents at its last points, measured and counted."""
     rows = []
     for dtype in DTYPES:
         for series in measured_series(measured, dtype):
@@ -124,7 +129,7 @@ def exponents_table(measured: Mapping[Point, Measured], machine: Mapping[str, An
 
 
 def work_table(measured: Mapping[Point, Measured], machine: Mapping[str, Any]) -> str:
-    """What lpd_l has to do in the decodes measured, and how near to the least time they came."""
+    """Returns the counted work of lpd_l in the measured decodes, and their times over the least time."""
     rows = []
     done = set()
     for series in measured_series(measured, FLOAT32):
@@ -153,7 +158,7 @@ def work_table(measured: Mapping[Point, Measured], machine: Mapping[str, Any]) -
 
 
 def estimate_table(measured: Mapping[Point, Measured], machine: Mapping[str, Any]) -> str:
-    """The least time of lpd_l, 256 px, 20 steps on machines that were not measured, and on the one that was."""
+    """Estimates the least time of lpd_l, 256 px, 20 steps, on the measured machine and on others."""
     config, sizes = LPDConfig.preset("lpd_l"), group_sizes(256, 20)
     rows = []
     for dtype in DTYPES:

@@ -60,7 +60,7 @@ def _lpd_l(dtype: str, batch: int = 1, steps: int = 20, num_tokens: int = 256, d
 
 
 def all_series(dtype: str) -> list[Series]:
-    """The curves of one number format."""
+    """Returns the curves of one number format."""
     sizes = ((256, 24), (512, 24), (1024, 24), (1280, 36))
     return [
         Series(
@@ -85,5 +85,5 @@ def all_series(dtype: str) -> list[Series]:
 
 
 def all_points() -> list[Point]:
-    """Every point once, short ones of a series first."""
+    """Returns every point once, the short ones of a series first."""
     return list(dict.fromkeys(p for dtype in DTYPES for series in all_series(dtype) for p in series.points))

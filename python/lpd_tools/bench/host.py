@@ -1,4 +1,4 @@
-"""What the host does before the first step of a decode, while a GPU would wait: the request, its key, its tables."""
+"""Times the host's work before the first step of a decode, in which a GPU waits: request, graph key, tables."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from lpd_ext.cuda_graphs import weights_of
 from lpd_ext.decode_state import DecodeState, Layout
 from lpd_ext.model import LPDModel
 from lpd_ext.orders import make_orders
 from lpd_ext.request import DecodeRequest, OrderPolicy, make_request
+from lpd_ext.weights_key import weights_of
 from lpd_tools.bench.cases import Shape
 from lpd_tools.bench.result import Result
 from lpd_tools.bench.timing import interleaved
@@ -22,7 +22,7 @@ _CPU = torch.device("cpu")
 
 
 def time_host(shape: Shape, batch: int, repeats: int) -> list[Result]:
-    """Times of a guided batch's request, which makes its orders, of the key of its graph, and of its loading."""
+    """Times a guided batch's request, which makes its orders, the key of its graph, and its loading."""
     torch.manual_seed(0)
     model = LPDModel(replace(shape.config, dim=64, heads=1)).eval()  # widths do not matter to the host
     num_tokens, labels = model.config.num_tokens, list(range(batch))

@@ -39,7 +39,7 @@ pipe(1, seeds=0).images[0].save(sys.argv[1])
 
 
 def time_decoders(batch: int, repeats: int) -> list[Result]:
-    """Results of the tokenizer's decoder: ours and the plain one, with the PSNR to it."""
+    """Times our pixel decoder and the plain one, with the PSNR between them."""
     decoded = bench_tokenizer.decode_results(batch, repeats)
     baselines = {PLAIN: decoded[0].plain_times}
     results = [Result.against(one.operator, one.times, baselines, note=f"{one.decibels:.1f} dB") for one in decoded]
@@ -47,7 +47,7 @@ def time_decoders(batch: int, repeats: int) -> list[Result]:
 
 
 def time_images(batch: int, repeats: int) -> list[Result]:
-    """Results of whole calls, from labels to PNG files in memory, and of cold processes that draw one image."""
+    """Times whole calls, from labels to PNG files in memory, and cold processes that draw one image."""
     decode = Decode.at_random(SHAPES["L-256-20"], batch, _CPU, torch.float32)
     tokenizer = VQTokenizer(TokenizerConfig()).eval().requires_grad_(False)
     plain_tokenizer = copy.deepcopy(tokenizer)  # the pipelines lay theirs out anew
@@ -80,7 +80,7 @@ def time_images(batch: int, repeats: int) -> list[Result]:
 
 
 def _cold_processes(model: Any, tokenizer: VQTokenizer, defaults: SamplingDefaults, repeats: int) -> list[Result]:
-    """A process that starts, imports torch, loads (files in the page cache), draws one image and ends."""
+    """Times processes that start, import torch, load (files in the page cache), draw one image and end."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         LPDPipeline(model, tokenizer, defaults).save_pretrained(folder / "int8")

@@ -1,4 +1,4 @@
-"""LPD decoding as research code writes it in plain torch: the baselines of the end-to-end benchmark.
+"""LPD decoding in plain torch, written like research code: the baselines of the end-to-end benchmark.
 
 `decode_plain` does, operation for operation, what published implementations do: one dense float mask over all
 positions, indexed anew in each step; a KV cache zeroed per call and written by index; SDPA with that mask; sort-based
@@ -23,7 +23,7 @@ attend = F.scaled_dot_product_attention
 
 @dataclass(frozen=True)
 class PlainStep:
-    """What a step's attention goes by: each sequence has a context rows, then query rows."""
+    """The input of a step's attention: each sequence has a context rows, then query rows."""
 
     at: Tensor  # cache positions of the rows
     seen: Tensor  # float [rows, keys]: 0, or -inf where a row does not see a key
@@ -38,14 +38,14 @@ BlockCall = Callable[[Block, Tensor, Tensor, Tensor, PlainStep, Attention], Tens
 
 
 def attend_with_mask(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, step: PlainStep) -> Tensor:
-    """As published: K and V of all rows are written by index, and one call masks who does not see whom."""
+    """Attends as the published code does: writes K and V of all rows by index, then one call with a mask."""
     k_cache[:, :, step.at], v_cache[:, :, step.at] = k, v
     keys = step.seen.shape[1]
     return attend(q, k_cache[:, :, :keys], v_cache[:, :, :keys], attn_mask=step.seen)
 
 
 def attend_in_two_calls(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, step: PlainStep) -> Tensor:
-    """One call per row class, which needs no mask but for queries that are blind to each other."""
+    """Attends with one call per kind of row, which needs a mask only for queries blind to each other."""
     context, query = slice(0, step.num_context), slice(step.num_context, None)
     end = step.cached + step.num_context
     k_cache[:, :, step.cached : end], v_cache[:, :, step.cached : end] = k[:, :, context], v[:, :, context]
@@ -59,7 +59,7 @@ def attend_in_two_calls(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cach
 def call_block(
     block: Block, x: Tensor, k_cache: Tensor, v_cache: Tensor, step: PlainStep, attention: Attention
 ) -> Tensor:
-    """One transformer block on x [S, rows, E]."""
+    """Runs one transformer block on x [S, rows, E]."""
     q, k, v = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, block.heads, -1)).permute(2, 0, 3, 1, 4)
     attended = attention(q, k, v, k_cache, v_cache, step)
     x = x + block.attn.proj(attended.transpose(1, 2).flatten(2))
@@ -84,7 +84,7 @@ def decode_plain(
     given: Tensor | None = None,
     logits_out: list[Tensor] | None = None,
 ) -> Tensor:
-    """Tokens int64 [B, N] in raster order with linear guidance; labels int64 [B], orders int64 [B, N].
+    """Decodes tokens int64 [B, N] in raster order with linear guidance; labels int64 [B], orders int64 [B, N].
 
     mutual_visibility: whether the queries of a step see each other; default as the model was trained.
     given: tokens to feed instead of those drawn. logits_out: receives each step's logits [S, m, V].
@@ -144,7 +144,7 @@ def decode_plain(
 
 
 def guidance_of(done: int, size: int, num_tokens: int, scale: float, device: torch.device) -> Tensor:
-    """The linear schedule's scale [size] of the tokens after the first `done`."""
+    """Returns the linear schedule's scale [size] of the tokens after the first `done`."""
     return 1 + (scale - 1) * torch.arange(done, done + size, device=device) / num_tokens
 
 

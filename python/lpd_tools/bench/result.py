@@ -15,7 +15,7 @@ _ALWAYS = ("shape", "batch", "operator", "seconds")
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What was timed, at which shape, and how it compares; what is None does not apply and is not in the file."""
+    """A timed function, its shape and its comparison; fields that are None do not apply and are not in the file."""
 
     shape: str | None = None
     step: int | None = None  # of the decoding, for an operator
@@ -36,28 +36,28 @@ class Result:
 
     @classmethod
     def against_plain(cls, operator: str, ours: Times, plain: Times, **more: Any) -> Result:
-        """A result beside that of the same in plain torch."""
+        """Makes a result with a plain-torch baseline."""
         ratio = plain.median / ours.median
         return cls(operator=operator, seconds=ours.seconds, plain_seconds=plain.seconds, ratio=ratio, **more)
 
     @classmethod
     def against(cls, operator: str, times: Times, baselines: Mapping[str, Times], **more: Any) -> Result:
-        """A result beside those of several baselines, or of none."""
+        """Makes a result with several baselines, or none."""
         ratios = {name: baseline.median / times.median for name, baseline in baselines.items()}
         return cls(operator=operator, seconds=times.seconds, ratios=ratios, **more)
 
     @property
     def times(self) -> Times:
-        """Its seconds."""
+        """Times of the function."""
         return Times(self.seconds)
 
     @property
     def plain_times(self) -> Times:
-        """Those of the same in plain torch; of no use where there are none."""
+        """Times of the plain-torch baseline; meaningless without one."""
         return Times(self.plain_seconds or [])
 
     def at(self, shape: str, batch: int, step: int | None = None, depth: int | None = None) -> Result:
-        """The same, named by where it was measured."""
+        """Returns the result with the shape, step and batch of its measurement."""
         return replace(self, shape=shape, step=step, batch=batch, depth=depth)
 
     def to_json(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class Result:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Result:
-        """What a row of a file says; KeyError for one that lacks what every row has. Keys of others are passed over."""
+        """Parses a row of a file, ignoring unknown keys; KeyError for a row that lacks a required one."""
         if missing := [key for key in _ALWAYS if key not in row]:
             raise KeyError(missing[0])
         keys = {item.name: _KEYS.get(item.name, item.name) for item in fields(cls)}
@@ -75,5 +75,5 @@ class Result:
 
 
 def cell(value: float | None, form: str) -> str:
-    """A number in a table; empty where there is none."""
+    """Formats a number for a table; empty for None."""
     return "" if value is None else format(value, form)

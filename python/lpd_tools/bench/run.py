@@ -1,4 +1,4 @@
-"""Times what `lpd bench` is asked for, part by part, at named shapes; prints tables and writes a JSON file."""
+"""`lpd bench`: times the chosen parts at named shapes, prints tables and writes a JSON file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TRAINING_BATCH = 4
 
 
 def run_bench(chosen: Bench) -> None:
-    """Times, prints and writes; ValueError naming what cannot be chosen, before anything is timed."""
+    """Times, prints and writes; ValueError with the name of a wrong choice before anything is timed."""
     if chosen.output is not None:
         check_output(chosen.output, ".json")
     run = _Run.of(chosen)
@@ -68,7 +68,7 @@ def run_bench(chosen: Bench) -> None:
 
 @dataclass(frozen=True)
 class _Run:
-    """What was chosen, checked and with its defaults, and each part of it."""
+    """The checked choices, with defaults, and the timing of each part."""
 
     chosen: Bench
     parts: set[Part]
@@ -149,7 +149,7 @@ class _Run:
         return [result.at("256 px", images) for result in results]
 
     def shown(self, title: str, measure: Callable[[], list[Result]]) -> list[Result]:
-        """What `measure` finds, printed as a table."""
+        """Returns the results of `measure` after printing them as a table."""
         with self.console.status(f"Timing: {title}"):
             results = measure()
         _print_ratios(self.console, title, results)
@@ -172,7 +172,7 @@ def _time_case(case: Case, repeats: int, device: torch.device, bandwidth: float)
 
 
 def _print_ratios(console: Console, title: str, results: Sequence[Result]) -> None:
-    """Results with their times, and how many times as long each of the baselines among them takes."""
+    """Prints results with their times, and how many times as long each baseline takes."""
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     baselines = list(dict.fromkeys(name for result in results for name in result.ratios or {}))
     for column in ("", "time", "spread", *(f"{name} /" for name in baselines)):

@@ -1,4 +1,4 @@
-"""What the programs that time can be told. No library of theirs is imported here: `lpd --help` must be quick."""
+"""Settings of the benchmarks. Imports no heavy library: `lpd --help` must be quick."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lpd_tools.settings import ANY_AMOUNT, AT_LEAST_ONE, Settings, setting
 
 @dataclass(frozen=True)
 class Growth(Settings):
-    """What `lpd growth` writes, and how long it may measure."""
+    """Settings of `lpd growth`."""
 
-    out: str = setting("docs", "folder of growth.csv, growth_machine.json and growth.png")
+    out: str = setting("docs/results/growth", "folder of growth.csv, growth_machine.json and growth.png")
     threads: int = setting(2, "threads of each decode", range=AT_LEAST_ONE)
     minutes: float = setting(
         1e9, "start no further point after this time; run the command again to go on", range=ANY_AMOUNT
@@ -22,14 +22,14 @@ class Growth(Settings):
 
 @dataclass(frozen=True)
 class BenchCheck(Settings):
-    """Which ratios to compare with, or to write."""
+    """Settings of `lpd bench-check`."""
 
-    ratios: str = setting("docs/bench_ratios.json", "JSON file of the committed ratios, by processor")
+    ratios: str = setting("docs/results/bench_ratios.json", "JSON file of the committed ratios, by processor")
     write: bool = setting(False, "write this processor's ratios instead of comparing with them")
 
 
 class Part(str, Enum):
-    """What `lpd bench` can time."""
+    """The parts of `lpd bench`."""
 
     operators = "operators"
     decode = "decode"
@@ -41,7 +41,7 @@ class Part(str, Enum):
 
 @dataclass(frozen=True)
 class Bench:
-    """What `lpd bench` times, as its options say it; None: the default."""
+    """Settings of `lpd bench`; None means the default."""
 
     parts: list[Part] | None = None
     device: str = "cpu"

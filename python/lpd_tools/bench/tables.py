@@ -1,4 +1,4 @@
-"""The JSON files of `lpd bench` and of the C++ microbenchmarks as the README's tables."""
+"""Turns the JSON files of `lpd bench` and of the C++ microbenchmarks into Markdown tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FIRST_SHAPE = "L-256-20 step 15"
 
 
 def tables_of(file: Path) -> list[str]:
-    """Lines of the tables of one file; FileNotFoundError, or ValueError if it is no file of benchmark results."""
+    """Returns the lines of a file's tables; FileNotFoundError, or ValueError if it holds no benchmark results."""
     with content_of(file, "is no file of benchmark results"):
         content = read_json(file, "is no file of benchmark results")
         if "benchmarks" in content:

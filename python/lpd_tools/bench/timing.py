@@ -1,4 +1,4 @@
-"""Timing for benchmarks: two functions interleaved in one run, on a CPU by the clock, on a GPU by events."""
+"""Timing for benchmarks: functions interleaved in one run, on a CPU by the clock, on a GPU by events."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Times:
 def interleaved(
     functions: list[Function], repeats: int, device: torch.device, in_graph: bool = True, warm_up: int = 2
 ) -> list[Times]:
-    """Time the functions in turn, `repeats` times each after `warm_up` rounds.
+    """Times the functions in turn, `repeats` times each after `warm_up` rounds.
 
-    On CUDA several calls are recorded in a graph, so that short kernels are not hidden by the host; in_graph=False: one
-    call, for functions that cannot be recorded.
+    On CUDA several calls are captured in a graph, so that the host does not hide short kernels; in_graph=False times
+    single calls, for functions that cannot be captured.
     """
     measure = _gpu_timer(functions, in_graph) if device.type == "cuda" else [_clocked(run) for run in functions]
     seconds: list[list[float]] = [[] for _ in functions]
@@ -95,7 +95,7 @@ def _recorded(run: Function) -> Function:
 
 
 def time_text(seconds: float) -> str:
-    """Three digits in the unit that suits: 35.2 µs, 4.81 ms, 4.04 s."""
+    """Formats a time with three digits in a suitable unit: 35.2 µs, 4.81 ms, 4.04 s."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if seconds >= size or unit == "µs":
             break
@@ -105,7 +105,7 @@ def time_text(seconds: float) -> str:
 
 
 def copy_bandwidth(device: torch.device, repeats: int) -> float:
-    """Bytes per second, read and written, of a copy too large for any cache."""
+    """Measures the bytes per second, read and written, of a copy too large for any cache."""
     source = torch.zeros((1 << 30) if device.type == "cuda" else (1 << 27), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     (times,) = interleaved([lambda: target.copy_(source)], repeats, device, in_graph=False)

@@ -1,6 +1,6 @@
 """Tokens to pixels on the CPU: the fast decoder and its convolutions against plain torch in the same run.
 
-`python -m lpd_tools.bench.tokenizer [B]` prints the figures that docs/performance_tokenizer.md shows.
+`python -m lpd_tools.bench.tokenizer [B]` prints the figures that docs/results/tokens_to_pixels.md shows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CONVOLUTIONS = (
 
 
 def decode_results(batch: int, repeats: int, config: TokenizerConfig | None = None) -> list[Result]:
-    """Whole decodes of 16 x 16 tokens, weights drawn at random, against the plain decoder; `decibels`: PSNR to it."""
+    """Times decodes of 16 x 16 tokens with random weights against the plain decoder; `decibels`: PSNR to it."""
     torch.manual_seed(0)
     tokenizer = VQTokenizer(config or TokenizerConfig()).eval().requires_grad_(False)
     tokens = torch.randint(tokenizer.config.codebook_size, (batch, 16, 16))
@@ -61,7 +61,7 @@ def decode_results(batch: int, repeats: int, config: TokenizerConfig | None = No
 
 
 def convolution_results(batch: int, repeats: int) -> list[Result]:
-    """GroupNorm, swish, 3x3 and residual addition, or nearest x2 and 3x3, against the same in plain torch.
+    """Times GroupNorm, swish, 3x3 and residual addition, or nearest x2 and 3x3, against the same in plain torch.
 
     GFLOP/s counts the operations of a direct convolution.
     """
@@ -111,11 +111,12 @@ def convolution_results(batch: int, repeats: int) -> list[Result]:
 
 
 def _decibels(images: Tensor, expected: Tensor) -> float:
-    """Peak signal-to-noise ratio of images in [-1, 1]."""
+    """Returns the peak signal-to-noise ratio of images in [-1, 1]."""
     return psnr(images.clamp(-1, 1), expected.clamp(-1, 1), peak=2)
 
 
 def main() -> None:
+    """Times convolutions and decodes, and prints them as tables."""
     batch = int(sys.argv[1]) if len(sys.argv) > 1 else 1
     results = convolution_results(batch, 7) if batch == 1 else []
     for result in results + decode_results(batch, 7 if batch == 1 else 3):

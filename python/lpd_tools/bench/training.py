@@ -1,4 +1,4 @@
-"""The attention of the teacher-forced pass, forward and backward, against plain torch; and a whole block of it.
+"""Times attention of the teacher-forced pass, forward and backward, against plain torch, and a whole block of it.
 
 FLOPs are counted as 4 D per pair of a row and a key that it sees, and 10 D for the gradient: what an implementation
 that keeps no probabilities needs.
@@ -23,12 +23,12 @@ from lpd_tools.bench.training_slices import SlicedAttention, slices
 
 CPU = torch.device("cpu")
 OURS, DENSE, SLICED, PRODUCTS = "training_attention", "SDPA mask", "SDPA slices", "products"
-_PEAK_SIDE = 2048  # of the matrices whose product tells what the processor does at best
+_PEAK_SIDE = 2048  # of the matrices whose product shows the processor's pace
 Attention = Callable[[Tensor], Tensor]
 
 
 def attentions(group_sizes: list[int]) -> dict[str, Attention]:
-    """Every way to compute it: qkv [B, rows, 3, H, D] -> [B, rows, H * D]."""
+    """Returns every way to compute the attention: qkv [B, rows, 3, H, D] -> [B, rows, H * D]."""
     mask = training_mask(group_sizes)
     like = torch.empty(0)
     parts = slices(group_sizes)
@@ -52,7 +52,7 @@ def attentions(group_sizes: list[int]) -> dict[str, Attention]:
 
 
 def time_training(shape: Shape, batch: int, repeats: int) -> list[Result]:
-    """Results of every attention, and of a block with each."""
+    """Times every attention, and a block with each."""
     config, sizes = shape.config, shape.group_sizes
     mask = training_mask(sizes)
     torch.manual_seed(0)
@@ -89,7 +89,7 @@ def time_training(shape: Shape, batch: int, repeats: int) -> list[Result]:
 
 
 def call_block(block: Block, x: Tensor, attention: Attention) -> Tensor:
-    """Block.forward in training, with another attention."""
+    """Runs Block.forward in training with another attention."""
     attended = attention(block.attn.qkv(block.norm1(x)).unflatten(-1, (3, block.heads, -1)))
     x = x + block.attn.proj(attended)
     hidden: Tensor = x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x))))
@@ -97,7 +97,7 @@ def call_block(block: Block, x: Tensor, attention: Attention) -> Tensor:
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """The most bytes of tensors that a run holds at a time beyond those there before, workspaces of operators too."""
+    """Returns the peak of tensor bytes that a run allocates, including the operators' workspaces."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     assert profiler.profiler is not None

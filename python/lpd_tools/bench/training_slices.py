@@ -1,8 +1,8 @@
-"""The attention of the teacher-forced pass in slices of torch's SDPA: the best that plain torch was seen to do.
+"""Attention of the teacher-forced pass in slices of torch's SDPA, the fastest way found in plain torch.
 
 A slice is all rows of some consecutive steps, against the context keys they can see and the query keys of their own
-groups, with the mask that this leaves. Calling the operators behind SDPA keeps what a slice saves small and lets the
-gradients of the shared context keys be added in place, where autograd would pad each slice's to the whole sequence.
+groups, with the remaining mask. Calling the operators behind SDPA saves little per slice and adds the gradients of the
+shared context keys in place, where autograd would pad each slice's gradient to the whole sequence.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Slice:
 
 
 def slices(group_sizes: Sequence[int], slice_rows: int = SLICE_ROWS) -> list[Slice]:
-    """As many steps in a slice as have slice_rows rows together, at least one."""
+    """Cuts the steps into slices of about slice_rows rows, at least one step each."""
     mask = training_mask(group_sizes)
     unseen = torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))
     context_sizes = [1, *group_sizes[:-1]]

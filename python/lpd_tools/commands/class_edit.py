@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -36,7 +35,7 @@ def class_edit(
     image: Image,
     mask: Mask,
     new_label: Annotated[str, typer.Argument(help="Class name, else index.")],
-    output: Output = Path("class_edit.png"),
+    output: Output = None,
     images: Images = 1,
     model: Model = None,
     tokenizer: Tokenizer = None,

@@ -25,11 +25,15 @@ TopP = Annotated[float | None, typer.Option(help="1 switches it off.")]
 # Of the commands that edit pictures.
 Image = Annotated[Path, typer.Argument(help="Picture to edit: any file that Pillow reads.")]
 Mask = Annotated[Path, typer.Argument(help="Picture of the same size, white where to paint.")]
-Output = Annotated[Path, typer.Option(help="PNG file to write; with several images: numbered ones beside it.")]
+OUTPUT_HELP = "PNG file to write; default: {name}.png, or {name}-2.png and so on if that is there."
+Output = Annotated[
+    Path | None,
+    typer.Option(help="PNG file to write, several images to numbered ones; default: a name that is not taken yet."),
+]
 Images = Annotated[int, typer.Option("--images", "-n", min=1, help="How many to draw, each by the next seed.")]
 Seed = Annotated[int, typer.Option(help="Seed of the first image; the next ones count up.")]
 Dilate = Annotated[int, typer.Option(min=0, help="Cells around those to paint that are painted too.")]
 Feather = Annotated[int, typer.Option(min=0, help="Pixels over which the new fades into the old.")]
 Paste = Annotated[bool, typer.Option(help="Put the pixels that are not painted back as they were.")]
 Resize = Annotated[str | None, typer.Option(help="Of pictures of another size than the model's: stretch or crop.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite files.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lpd_tools.commands.draw_options import (
+    OUTPUT_HELP,
     Device,
     DType,
     Force,
@@ -33,7 +34,7 @@ def edit_gallery(
         str, typer.Option(help="Pixels that are cut off and painted anew: one number, or left,top,right,bottom.")
     ] = "8,0,8,0",
     keep: Annotated[float, typer.Option(help="Share of the cells that variations keep.")] = 0.25,
-    output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("editing.png"),
+    output: Annotated[Path | None, typer.Option(help=OUTPUT_HELP.format(name="editing"))] = None,
     images: Annotated[int, typer.Option("--images", "-n", min=1, help="Results in each row.")] = 6,
     model: Model = None,
     tokenizer: Tokenizer = None,

@@ -9,7 +9,7 @@ from lpd_tools.console import say
 def growth(config: Growth) -> None:
     """Measure how time and memory grow with batch, steps, tokens and model.
 
-    Example: lpd growth --out docs --minutes 60
+    Example: lpd growth --out docs/results/growth --minutes 60
     """
     from lpd_tools.bench.growth import measure_growth
 

@@ -1,4 +1,4 @@
-"""`lpd info`: what this build, this machine and a model are."""
+"""`lpd info`: shows this build, this machine and a model."""
 
 from __future__ import annotations
 

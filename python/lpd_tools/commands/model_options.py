@@ -1,4 +1,4 @@
-"""What the options say by which commands are told a model."""
+"""Help texts of the options that select a model."""
 
 from __future__ import annotations
 

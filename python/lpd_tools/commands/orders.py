@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lpd_tools.commands.draw_options import OUTPUT_HELP, Force
 from lpd_tools.console import new_console
 
 
@@ -32,17 +33,19 @@ def orders(
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="Of an edit: only the cells under its white are drawn.")] = None,
     side_by_side: Annotated[bool, typer.Option("--side-by-side", help="A column for each policy, not a row.")] = False,
-    output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("orders.png"),
+    output: Annotated[Path | None, typer.Option(help=OUTPUT_HELP.format(name="orders"))] = None,
+    force: Force = False,
 ) -> None:
     """Draw orders, cells coloured by the step that draws them; of several policies, say how they differ.
 
     Example: lpd orders locality outward --steps 10 --side-by-side --output orders.png
     """
-    from lpd_tools.checks import check_output, check_seeds
+    from lpd_tools.checks import check_seeds
     from lpd_tools.compare_orders import Orders, compare_orders
+    from lpd_tools.outputs import picture_files
 
-    check_output(output, ".png")
+    (file,) = picture_files(output, "orders.png", force=force)
     seeds = check_seeds(seed, images)
     wanted = Orders(policies or ["locality"], (height, width), steps, sizes, seeds, proximity, repulsion, mask)
-    compare_orders(wanted, side_by_side, output)
-    new_console().print(str(output.resolve()), style="bold", soft_wrap=True)
+    compare_orders(wanted, side_by_side, file)
+    new_console().print(str(file.resolve()), style="bold", soft_wrap=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -35,7 +34,7 @@ def outpaint(
     image: Image,
     margins: Annotated[str, typer.Argument(help="Pixels to add: one number, or left,top,right,bottom.")],
     label: Annotated[str, typer.Argument(help="Class name, else index, or 'none' for unconditional.")],
-    output: Output = Path("outpainted.png"),
+    output: Output = None,
     images: Images = 1,
     model: Model = None,
     tokenizer: Tokenizer = None,

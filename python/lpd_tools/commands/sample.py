@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from lpd_tools.commands.draw_options import (
+    OUTPUT_HELP,
     Device,
     DType,
+    Force,
     Guidance,
     Model,
     Order,
@@ -31,7 +33,7 @@ def sample(
     model: Model = None,
     tokenizer: Tokenizer = None,
     dtype: DType = "",
-    output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("grid.png"),
+    output: Annotated[Path | None, typer.Option(help=OUTPUT_HELP.format(name="grid"))] = None,
     images_per_label: Annotated[
         int | None, typer.Option("--images", "-n", min=1, help="Images per label; default: 8.")
     ] = None,
@@ -55,6 +57,7 @@ def sample(
         typer.Option(help="With --animate: orders side by side on one clock, as 'locality,raster:256' (:steps)."),
     ] = None,
     device: Device = "",
+    force: Force = False,
 ) -> None:
     """Draw images and write them as one labelled grid.
 
@@ -70,8 +73,8 @@ def sample(
             raise ValueError("animate and like exclude each other")
         from lpd_tools.animation import animate_sample
 
-        animate_sample(labels, of_model, sampling, animate, compare or [], images_per_label, seed or 0, device)
+        animate_sample(labels, of_model, sampling, animate, compare or [], images_per_label, seed or 0, device, force)
         return
     if compare:
         raise ValueError("compare needs animate, the file to write")
-    draw_sample(labels, of_model, sampling, output, images_per_label, seed, like, device)
+    draw_sample(labels, of_model, sampling, output, images_per_label, seed, like, device, force)

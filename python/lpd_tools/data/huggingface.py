@@ -150,7 +150,7 @@ def _classes(table: Any, label: str) -> tuple[tuple[str, ...], dict[Any, int]]:
 
 
 def _has_labels(table: Any, label: str) -> bool:
-    """Whether any row has one; -1 is how the library writes that there is none."""
+    """Whether any row has a label; the library writes -1 for none."""
     return label in table.features and not set(table.select_columns([label])[:][label]) <= {None, -1}
 
 

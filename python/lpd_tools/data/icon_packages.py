@@ -1,4 +1,4 @@
-"""Reads pictures of emoji from unpacked npm packages: which emoji there are, and each one's picture in each package."""
+"""Reads unpacked npm packages of emoji: the list of emoji, and the picture of each in each package."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ PERSON = "1f9d1"
 _SELECTOR = "fe0f"  # asks for a coloured picture; packages differ in where they write it
 # What makes a variant of an emoji: joiners, skin tones, the signs for woman and man.
 _VARIANT = frozenset({"200d", "1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff", "2640", "2642"})
+_LARGEST_SET = 256 << 20  # bytes of an icons.json; @iconify-json/fluent-emoji has 99 MiB
 _SVG_SIZE = 256  # pixels of a drawing's longer side; it is made smaller later
 
 Pictures = dict[str, Callable[[], Image.Image]]  # by code points; read when they are asked for
@@ -126,7 +127,7 @@ def _datasource(folder: Path, emoji: list[Emoji]) -> Pictures:
 def _iconify(listing: Path, names: dict[str, str]) -> Pictures:
     """Drawings of an Iconify set whose names are those of an emoji."""
     with content_of(listing, "is no set of Iconify"):
-        content = read_json(listing, "is no set of Iconify")
+        content = read_json(listing, "is no set of Iconify", largest=_LARGEST_SET)
         icons, aliases = content["icons"], content.get("aliases", {})
         found: Pictures = {}
         for name in [*icons, *aliases]:

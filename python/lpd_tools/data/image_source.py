@@ -1,4 +1,4 @@
-"""What a data set is to the programs: labelled pictures, read one at a time."""
+"""The interface of data sets: labelled pictures, read one at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """What picture `index` is called in lists and messages: a path below the data set, or split and row."""
+        """Returns the name of picture `index` in lists and messages: a path below the data set, or split and row."""
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -67,14 +67,14 @@ def digest(*parts: str | bytes) -> str:
 
 
 def held_out(name: str, share: float) -> bool:
-    """Whether the picture of that name belongs to the test split: as its hash says, whatever else there is."""
+    """Whether the picture of that name belongs to the test split; depends on the hash of its name alone."""
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") < share * 2**64
 
 
 def evenly_spaced(count: int, total: int) -> Tensor:
-    """Indices int64 [count], or of all if there are fewer, of images of `total` at equal distances.
+    """Returns the indices int64 of `count` images, or all, at equal distances among `total`.
 
-    The first ones would be of a few classes alone where the images of a class lie together.
+    The first `count` would be of a few classes only, since the images of a class lie together.
     """
     count = min(count, total)
     return torch.arange(count) * total // max(count, 1)
@@ -107,6 +107,6 @@ def check_splits(kind: str, where: str, train: Tensor, test: Tensor, class_names
 
 
 def few(names: list[str], shown: int = 5) -> str:
-    """The first names of a list, quoted, and how many more there are."""
+    """Returns the first names of a list, quoted, and the number of the others."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(repr(name) for name in names[:shown]) + more

@@ -1,4 +1,4 @@
-"""Names of files and folders in data: which of them are no data, and which are numbers."""
+"""Names of files and folders in data: hidden ones, and numbers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _NUMBERS_BELOW = 2**31  # a longer row of digits is a date or a serial number
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of that name is never data: `.ipynb_checkpoints`, `.git`, `__MACOSX`, ..."""
+    """Whether a file or folder of that name is never data, such as `.ipynb_checkpoints`, `.git` and `__MACOSX`."""
     return name.startswith(".") or name in _LEFT_BY_OTHERS
 
 
 def visible(folder: Path) -> list[Path]:
-    """What a folder holds, without what is hidden, by name."""
+    """Returns the content of a folder without hidden names, sorted by name."""
     return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
 
 
@@ -42,7 +42,7 @@ def _raise(error: OSError) -> None:
 
 
 def whole_numbers(names: Iterable[str]) -> list[int] | None:
-    """The numbers that the names are, if every one is a whole number and no two are the same; else None."""
+    """Converts names to numbers if all are distinct whole numbers; else returns None."""
     names = list(names)
     if not all(name.isascii() and name.isdecimal() for name in names):
         return None

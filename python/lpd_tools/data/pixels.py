@@ -1,4 +1,4 @@
-"""From a picture as it lies on disk to the tokenizer's input: decoded, RGB, cropped to a square, in [-1, 1]."""
+"""Turns a picture on disk into the tokenizer's input: decoded, RGB, cropped to a square, in [-1, 1]."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def background_colour(text: str) -> tuple[int, int, int]:
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """The central square of a picture, size x size, as the evaluation of ADM (guided-diffusion) crops ImageNet.
+    """Returns the central square of a picture, size x size, like ADM's evaluation (guided-diffusion) crops ImageNet.
 
-    Halved by box averaging while the shorter side is at least 2·size, then resized bicubically so that it is `size`,
-    then cropped; an odd rest is cut at the right and at the bottom.
+    Halves the picture by box averaging while the shorter side is at least 2·size, resizes it bicubically so that the
+    shorter side is `size`, and crops; an odd rest is cut at the right and at the bottom.
     """
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise UnreadableImageError(f"{image.width}x{image.height}: one side is over {MAX_ASPECT} times the other")

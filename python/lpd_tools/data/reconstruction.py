@@ -1,4 +1,4 @@
-"""Images as the tokenizer gives them back."""
+"""Reconstructs images by the tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the programs for data can be told. No library of theirs is imported here: `lpd --help` must be quick."""
+"""Settings of the data programs. Imports no heavy library: `lpd --help` must be quick."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DATA_HELP = (
 
 @dataclass(frozen=True)
 class IconFolder(Settings):
-    """Which packages become which folder."""
+    """Settings of `lpd prepare-icons`."""
 
     package: tuple[str, ...] = setting(
         ..., "unpacked npm package of icons: emoji-datasource-*, an Iconify set, or one with assets/<code points>.*"
@@ -42,9 +42,9 @@ class IconFolder(Settings):
 
 @dataclass(frozen=True)
 class TokenCaching(Settings):
-    """Which tokenizer encodes which data set, and the folder that the tokens go to.
+    """Settings of `lpd cache-tokens`.
 
-    On going on with a folder, only `workers`, `strict` and paths may change.
+    When a folder is continued, only `workers`, `strict` and paths may change.
     """
 
     tokenizer: str = setting(..., "tokenizer weights")
@@ -64,7 +64,7 @@ class TokenCaching(Settings):
 
 @dataclass(frozen=True)
 class TokenCheck(Settings):
-    """Which token cache to read."""
+    """Settings of `lpd check-tokens`."""
 
     tokens: str = setting(..., "token cache")
     tokenizer: str = setting("", "tokenizer weights that must have made it")

@@ -83,12 +83,12 @@ class TokenCache:
         return len(self.class_names)
 
     def content_hash(self) -> str:
-        """SHA-256 that stands for training tokens and labels: of the shards' checksums, which the index holds."""
+        """Returns a SHA-256 of the training tokens and labels, made from the shards' checksums in the index."""
         return hashlib.sha256("\n".join(self.checksums).encode()).hexdigest()
 
 
 def check_tokenizer(model: str | Path, tokenizer: str | Path) -> None:
-    """ValueError if config.json of the folder `model` names another tokenizer than the file `tokenizer`."""
+    """Raises ValueError if config.json of the folder `model` names another tokenizer than the file `tokenizer`."""
     check_trained_with(read_config(Path(model)), tokenizer, str(Path(model) / CONFIG_FILE))
 
 
@@ -103,10 +103,10 @@ def check_trained_with(config: Mapping[str, Any], tokenizer: str | Path, where: 
 
 
 def load_token_cache(path: str | Path, tokenizer: str | Path | None = None) -> TokenCache:
-    """The token cache in the folder `path`; only labels are read at once, tokens when they are used.
+    """Opens the token cache in the folder `path`; reads labels at once and tokens when they are used.
 
-    Raises FileNotFoundError if there is none, ValueError for files that are damaged, foreign or missing by their sizes
-    and headers (`lpd check-tokens` reads all of them), and for tokens of another tokenizer than the file `tokenizer`.
+    Raises FileNotFoundError if there is none, ValueError for files whose sizes or headers are wrong or that are missing
+    (`lpd check-tokens` reads their content), and for tokens of another tokenizer than the file `tokenizer`.
     """
     folder = Path(path)
     if folder.is_file():

@@ -1,4 +1,4 @@
-"""Encodes a data set once, shard by shard: stopped at any time it goes on, and the result is the same."""
+"""Encodes a data set once, shard by shard; an interrupted run continues, with the same result."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from lpd_tools.data.token_shards import (
 from lpd_tools.launch import place
 from lpd_tools.progress import track
 
-# Files of a token cache, and what stays of them where a process dies while it writes.
+# Files of a token cache, and what a process that dies while writing leaves of them.
 _OURS = re.compile(r"(index\.json|skipped\.csv|(train|test)-\d{5,}\.safetensors)$|\.(index|skipped|train|test)[.-]")
 
 
@@ -59,7 +59,7 @@ class Pixels:
 
 
 class PixelBatches(Dataset[Pixels]):
-    """Reads one batch per item; what cannot be read is left out and listed."""
+    """Reads one batch per item, leaving out and listing unreadable pictures."""
 
     def __init__(self, data: DataSet, size: int, background: tuple[int, int, int], strict: bool) -> None:
         self.data, self.size, self.background, self.strict = data, size, background, strict
@@ -81,7 +81,7 @@ class PixelBatches(Dataset[Pixels]):
 
 @dataclass(frozen=True)
 class CachingResult:
-    """The folder, whether the cache is complete (else other processes still work on it), and what was left out."""
+    """The folder, whether the cache is complete (or other processes still work on it), and the skipped pictures."""
 
     path: Path
     complete: bool
@@ -96,8 +96,8 @@ def cache_tokens(config: TokenCaching) -> Path:
 def run_caching(config: TokenCaching) -> CachingResult:
     """Writes train images, their mirror images and test images as tokens; under torchrun each process does its share.
 
-    The last process to finish writes the index. Raises ValueError for impossible settings, a folder begun with others,
-    damaged shards and, with `strict`, unreadable images; nothing that was written before is lost.
+    The last process to finish writes the index. Raises ValueError for wrong settings, a folder begun with other
+    settings, damaged shards and, with `strict`, unreadable images; nothing written before is lost.
     """
     here = place()
     device = check_device(config.device)
@@ -142,7 +142,7 @@ def check_settings(path: Path, settings: dict[str, Any], strict: bool) -> None:
 def _settings(
     config: TokenCaching, tokenizer: VQTokenizer, data: DataSet, background: tuple[int, int, int], device: torch.device
 ) -> dict[str, Any]:
-    """All that decides the bytes of the shards."""
+    """Returns everything that determines the bytes of the shards."""
     size, stride = config.image_size or data.default_image_size, tokenizer.config.stride
     if size % stride:
         raise ValueError(f"image_size must be a multiple of {stride}, the stride of the tokenizer, got {size}")
@@ -236,7 +236,7 @@ def _finish(out: Path, shards: list[tuple[Path, Stretch]], settings: dict[str, A
             )
     write_index(out, settings, data.class_names, entries)
     for path, _ in shards:
-        for leftover in out.glob(f".{path.name}.*"):  # of processes that were killed while they wrote
+        for leftover in out.glob(f".{path.name}.*"):  # left by killed processes
             leftover.unlink(missing_ok=True)
     return skipped
 

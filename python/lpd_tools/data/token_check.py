@@ -1,4 +1,4 @@
-"""Reads a whole token cache, which loading it does not."""
+"""Checks a whole token cache, of which loading reads only the headers."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """What the index says of a shard."""
+    """A shard's entry in the index."""
 
     file: str
     rows: int

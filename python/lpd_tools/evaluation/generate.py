@@ -1,4 +1,4 @@
-"""`lpd generate`: images with balanced labels and seeds that count up, by any number of processes, resumable."""
+"""`lpd generate`: draws images with balanced labels and consecutive seeds, in any number of processes, resumable."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def load_pipeline(files: ModelFiles, dtype: str = "", device: torch.device | str
 
 
 def sampling_options(config: Any) -> dict[str, Any]:
-    """Those of SAMPLING that a config sets, as options of a pipeline's call."""
+    """Returns the settings of SAMPLING that a config sets, as options of a pipeline's call."""
     return {name: value for name in SAMPLING if (value := getattr(config, name)) is not None}
 
 
 def sampling_of(pipe: LPDPipeline, options: dict[str, Any]) -> dict[str, Any]:
-    """Every sampling setting as it will be used: the options, else the model's defaults."""
+    """Returns every sampling setting that will be used: the options, else the model's defaults."""
     used = asdict(pipe.defaults) | options
     if used["repulsion_threshold"] is None:
         used["repulsion_threshold"] = default_repulsion_threshold(pipe.model.config.grid)
@@ -84,9 +84,9 @@ def drawing_processes(device: str) -> AbstractContextManager[Processes]:
 
 
 def generate(config: Generation) -> Path:
-    """Draws what is missing of a run and returns its folder, with all processes of a `torchrun` or alone.
+    """Draws the missing images of a run and returns its folder, alone or with all processes of a `torchrun`.
 
-    Raises ValueError for impossible settings and for others than the folder was begun with, before anything is drawn.
+    Raises ValueError for wrong settings, and for other settings than the folder's, before anything is drawn.
     """
     with drawing_processes(config.device) as group:
         return _generate(config, group)
@@ -150,7 +150,7 @@ def _begin(folder: Path, settings: dict[str, Any], count: int, pipe: LPDPipeline
 def run_settings(
     config: Generation, files: ModelFiles, sampling: dict[str, Any], device: torch.device
 ) -> dict[str, Any]:
-    """All that decides the images of a run, by name, as JSON keeps it."""
+    """Returns everything that determines the images of a run, by name, as JSON stores it."""
     used = (files.weights, files.tokenizer)
     hashes = {f"sha256 of {path.name}": file_hash(path) for path in used if path is not None}
     own = {name: getattr(config, name) for name in ("images_per_class", "seed", "batch_size", "format", "dtype")}

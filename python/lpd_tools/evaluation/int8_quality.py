@@ -1,4 +1,4 @@
-"""How far int8 weights move a model from float32: argmaxes, divergence, what a judge reads, Fréchet distance."""
+"""Measures how far int8 weights move a model from float32: argmaxes, divergence, recognition, Fréchet distance."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def forced_by_order(pipes: dict[str, LPDPipeline], config: Int8Quality) -> dict[
 
 
 def drawn_by_seed(pipes: dict[str, LPDPipeline], config: Int8Quality) -> dict[str, dict[str, dict[str, float]]]:
-    """Of each seed, in float32 and in int8: share of images recognised, and Fréchet distance to the real test set."""
+    """Returns, per seed and for float32 and int8, the share recognised and the Fréchet distance to the test set."""
     judge = load_judge(config.judge)
     real = judge_features(judge, grey(load_fashion_mnist("test", config.data_dir)))
     labels = torch.arange(config.images) % pipes[FLOAT32].model.config.num_classes
@@ -97,7 +97,7 @@ def lpd_l_at_random(depth: int) -> dict[str, Any]:
 
 
 def int8_quality(config: Int8Quality) -> dict[str, Any]:
-    """All measures as a nested dict; also written to `config.out` (JSON) if that is given."""
+    """Returns all measures as a nested dict; also writes them to `config.out` (JSON) if given."""
     files = model_files(config.model)
     pipes = {name: load_pipeline(files, name) for name in (FLOAT32, INT8)}
     results: dict[str, Any] = {"teacher_forced": forced_by_order(pipes, config)}

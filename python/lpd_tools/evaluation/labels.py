@@ -1,4 +1,4 @@
-"""Which class of a model, or of the judge, each image of a set shows: by its name first, then by its number."""
+"""Maps the labels of a set of images to the classes of a model or judge, by name first, then by number."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lpd_tools.evaluation.images import ImageSet
 
 
 def labels_among(images: ImageSet, class_names: Sequence[str], num_classes: int) -> Tensor | None:
-    """Labels int64 [n] of the images in the numbering of `num_classes` classes of these names (empty: without names).
+    """Returns labels int64 [n] of the images in the numbering of `num_classes` classes with these names, if any.
 
-    By name where a class of the images is called as one of those; then all of them must be, else ValueError. Names that
-    are numbers, and labels without names, are labels already; and as many names as there are classes, or more, are
-    taken in their order. None where nothing of that holds.
+    Maps by name if a class of the images has one of the names; then all must, else ValueError. Names that are numbers,
+    and labels without names, are used as labels; at least as many names as classes are taken in their order. Returns
+    None if none of this applies.
     """
     labels, names = images.labels, images.class_names
     if labels is None:

@@ -1,4 +1,4 @@
-"""What a model says about tokens: the nats that parallel drawing costs, and how its own images look to it."""
+"""Likelihoods under a model: the nats that parallel drawing costs, and those of the model's own images."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ def dependency_loss(
     group_sizes: Sequence[int],
     batch_size: int = 125,
     mutual_visibility: bool | None = None,
+    num_known: int = 0,
 ) -> Tensor:
-    """Teacher-forced nats of each image, float64 [B]: Σ -log p(token | groups before), unguided.
+    """Returns the teacher-forced nats of each image, float64 [B]: Σ -log p(token | groups before), unguided.
 
     tokens int64 [B, N] in raster order; labels int64 [B], -1 for unconditional; orders int64 [B, N]; group_sizes sum to
-    N; mutual_visibility as in `LPDModel.forward`. On the same images the rise over N groups of one token is what
-    drawing tokens in parallel ignores. Raises ValueError for a shape or value that is out of range.
+    N; mutual_visibility as in `LPDModel.forward`. num_known: the first so many cells of each order are given, as the
+    known ones of an edit are, and cost nothing. On the same images the rise over N groups of one token is what drawing
+    tokens in parallel ignores. Raises ValueError for a shape or value that is out of range.
     """
     model.eval()
     parts = []
@@ -39,7 +41,7 @@ def dependency_loss(
         logits = model(*batch, mutual_visibility=mutual_visibility)
         in_order = tokens[part].gather(1, orders[part])
         nats = F.cross_entropy(logits.float().transpose(1, 2), in_order, reduction="none")
-        parts.append(nats.double().sum(1).cpu())
+        parts.append(nats[:, num_known:].double().sum(1).cpu())
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
 
 
@@ -51,11 +53,11 @@ SCORING_SEED = 2**62
 def self_consistency(
     model: LPDModel, tokens: Tensor, labels: Tensor, order_seed: int = SCORING_SEED, batch_size: int = 125
 ) -> Tensor:
-    """Nats of each drawn image, float64 [B], under the model that drew it, one token at a time in a random order.
+    """Returns the nats of each drawn image, float64 [B], under its own model, one token at a time in a random order.
 
-    tokens int64 [B, N], drawn without guidance; labels int64 [B]. The order of image i is that of seed order_seed + i,
-    whatever order it was drawn in, so that figures of several ways to draw compare: the more, the less its tokens fit
-    each other. A group of one token sees none beside itself: mutual visibility makes no difference here.
+    tokens int64 [B, N], drawn without guidance; labels int64 [B]. Image i is scored in the order of seed order_seed +
+    i, whatever order it was drawn in, so that different ways of drawing compare; more nats mean that its tokens fit
+    each other less. Groups have one token, so mutual visibility makes no difference.
     """
     seeds = torch.arange(order_seed, order_seed + len(tokens), device=tokens.device)
     orders = random_order(model.config.grid, seeds)

@@ -1,4 +1,4 @@
-"""`lpd measure`: generated images against real ones, by features that can be chosen."""
+"""`lpd measure`: compares generated images with real ones by the chosen features."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ GENERATED, FLOOR, RECONSTRUCTED = "generated", "real (the floor)", "reconstructe
 
 
 def measure(config: Measurement) -> dict[str, Any]:
-    """All measures as a nested dict; also written to `config.out` (JSON) if that is given.
+    """Returns all measures as a nested dict; also writes them to `config.out` (JSON) if given.
 
-    Raises ValueError or FileNotFoundError naming what cannot be read, before anything is written.
+    Raises ValueError or FileNotFoundError with the name of what cannot be read, before anything is written.
     """
     wanted = (config.size, config.size) if config.size else None
     generated = [open_images(source, wanted) for source in config.images]
@@ -84,10 +84,10 @@ def compare(
     others: Mapping[str, ImageSet] | None = None,
     shown_to_judge: Mapping[str, ImageSet] | None = None,
 ) -> dict[str, Any]:
-    """Measures of repeats of generated images, of the floor, and of `others` (by name), with what they were made with.
+    """Measures repeats of generated images, the floor, and `others` (by name), and records their provenance.
 
-    shown_to_judge: images that are only recognised, such as the reference's own in another form: their distance to it
-    means nothing. config: `Measurement`, or what has its fields `batch_size`, `device`, `seed` and `k`.
+    shown_to_judge: images that are only recognised, such as the reference's own in another form, whose distance to it
+    means nothing. config: a `Measurement`, or an object with its fields `batch_size`, `device`, `seed` and `k`.
     """
     count = len(generated[0])
     measures: dict[str, dict[str, Any]] = {}
@@ -215,7 +215,7 @@ def recognition_of(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[s
 
 
 def warnings_for(count: int, repeats: int, reference: Reference) -> list[str]:
-    """What makes the figures less than they seem."""
+    """Returns caveats about the figures."""
     found = []
     if count < ENOUGH_IMAGES:
         found.append(

@@ -1,4 +1,4 @@
-"""What a figure was made with."""
+"""Provenance of figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LIBRARIES = ("numpy", "pillow", "torchmetrics", "efficientnet-lite0-pytorch-mod
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Machine, threads and versions, of lpd_ext with its commit where there is one."""
+    """Returns machine, threads and versions, with the commit of lpd_ext if known."""
     versions = {}
     for name in _LIBRARIES:
         try:

@@ -1,4 +1,4 @@
-"""Leaves out the images of a set that cannot be read, before anything is drawn or measured."""
+"""Leaves out unreadable images of a set before anything is drawn or measured."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def readable_reference(reference: Reference, num_sampled: int, seed: int) -> Ref
 
 
 def without_unreadable(images: ImageSet, used: Callable[[ImageSet], Sequence[int]]) -> tuple[ImageSet, list[str]]:
-    """The set without images that cannot be read, and why not, where `used` says which of a set will be read.
+    """Returns the set without its unreadable images, and the reasons; `used` returns the images that will be read.
 
-    Other images come to be used where some are left out, so this goes on until all that are used can be read; the set
-    itself if they can at once. ValueError if nothing is left.
+    Leaving out images brings others into use, so this repeats until all used images can be read; returns the set itself
+    if they can at once. Raises ValueError if nothing is left.
     """
     if not images.from_files:
         return images, []
@@ -58,7 +58,7 @@ def check_readable(images: ImageSet) -> None:
 
 
 def unreadable(images: ImageSet, index: Iterable[int]) -> dict[int, str]:
-    """Those of the images at `index` that cannot be read, with why not."""
+    """Returns the images at `index` that cannot be read, with the reasons."""
     index = list(index)
 
     def error_of(i: int) -> str | None:

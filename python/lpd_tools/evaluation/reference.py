@@ -33,7 +33,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class ReferenceFeatures:
-    """Features of real images as one extractor sees them; statistics instead of, or beside, features.
+    """Features of real images by one extractor; statistics instead of, or beside, features.
 
     floor and floor_target: two disjoint sets of real features, their distance being the floor, if there are enough.
     """
@@ -66,7 +66,7 @@ def open_reference(source: str, more: str, size: tuple[int, int]) -> Reference:
 
 
 def is_data_set(source: str) -> bool:
-    """Whether the name is that of a data set, as `open_data` takes it, and not a path."""
+    """Whether the name is a data set of `open_data`, rather than a path."""
     return source.partition(":")[0] in DATA_SETS
 
 
@@ -113,7 +113,7 @@ def _statistics_for(extractor: Extractor, reference: Reference) -> Statistics | 
 def reference_features(
     reference: Reference, extractor: Extractor, count: int, batch_size: int, seed: int = 0
 ) -> ReferenceFeatures:
-    """What `extractor` sees in the real images; the floor is that of `count` images, or as many as there are."""
+    """Extracts the features of the real images; the floor is that of `count` images, or as many as there are."""
     statistics = _statistics_for(extractor, reference)
     seen = extract(extractor, reference.images, batch_size) if reference.images is not None else None
     values = None if seen is None else seen.values

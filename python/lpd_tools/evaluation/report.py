@@ -17,7 +17,7 @@ PICTURE_CLASSES, PICTURE_IMAGES = 10, 8
 
 
 def show_results(results: Mapping[str, Any], out: str) -> None:
-    """Prints the tables, what makes their figures less than they seem, and where they were written."""
+    """Prints the tables, the caveats, and where the results were written."""
     console = new_console()
     for table in result_tables(results):
         console.print(table)
@@ -89,7 +89,7 @@ def number(value: float) -> str:
 
 
 def int8_tables(results: Mapping[str, Any]) -> list[Table]:
-    """What `lpd int8-quality` found, of int8 against float32."""
+    """Returns the tables of `lpd int8-quality`: int8 against float32."""
     forced = Table("order", "same argmax (%)", "nats", title="int8 against float32, teacher-forced")
     for order, row in results["teacher_forced"].items():
         share = f"{100 * row['agreement']:.2f} ± {100 * row['standard_error']:.2f}"

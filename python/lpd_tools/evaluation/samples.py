@@ -23,7 +23,7 @@ _PARTS = "parts"
 
 
 class Samples(Protocol):
-    """Where a run's images go; `batch` is a range of the run's image numbers."""
+    """The destination of a run's images; `batch` is a range of the run's image numbers."""
 
     def has(self, batch: range) -> bool:
         """Whether every image of the batch is there, whole."""
@@ -103,7 +103,7 @@ class NpzFile:
 def open_samples(
     folder: Path, kind: str, count: int, num_classes: int, settings: Mapping[str, Any], seed: int
 ) -> Samples:
-    """Where `count` images of `num_classes` classes go, by one of FORMATS; image i has the seed `seed` + i."""
+    """Opens the destination of `count` images of `num_classes` classes in one of FORMATS; image i has `seed` + i."""
     if kind != "png":
         return NpzFile(folder, num_classes)
     return PngFolder(folder, count, num_classes, settings, seed)

@@ -1,4 +1,4 @@
-"""What the programs that draw and measure can be told. No library of theirs is imported here: `lpd --help` is quick."""
+"""Settings of drawing and measuring. Imports no heavy library: `lpd --help` must be quick."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _IMAGES = Range(0, 10**6)
 
 @dataclass(frozen=True)
 class Generation(Settings):
-    """What is drawn and where it goes; image i of the run has label i mod C and seed `seed` + i.
+    """Settings of `lpd generate`; image i of the run has label i mod C and seed `seed` + i.
 
-    Images are drawn in batches of `batch_size` that do not depend on who draws them, so that the result is the same bit
-    for bit for any number of processes and after any interruption.
+    Images are drawn in batches of `batch_size` that do not depend on the process, so that the result is the same, bit
+    for bit, for any number of processes and after any interruption.
     """
 
     out: str = setting(..., "folder to write; one that was begun with the same settings is gone on with")
@@ -46,7 +46,7 @@ class Generation(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Settings):
-    """How images are compared with real ones."""
+    """Settings of the comparison with real images."""
 
     floor: str = setting(
         "", "further real images for the floor (without: a data set's training split, else two halves)"
@@ -61,7 +61,7 @@ class Comparison(Settings):
 
 @dataclass(frozen=True)
 class Measurement(Comparison):
-    """What is compared with what."""
+    """Settings of `lpd measure`."""
 
     images: tuple[str, ...] = setting(..., "folder or .npz file of generated images; several are repeats")
     reference: str = setting(..., REFERENCE_HELP)
@@ -74,7 +74,7 @@ class Measurement(Comparison):
 
 @dataclass(frozen=True)
 class Evaluation(Comparison, Generation):
-    """A generation, repeated with other seeds, and what is measured of it; `out` also gets the results.
+    """Settings of `lpd evaluate`: a generation, repeated with other seeds, and its measures; `out` gets the results.
 
     Repeat r draws seeds `seed` + r·n to `seed` + (r + 1)·n - 1 of n = images_per_class · C images.
     """
@@ -92,7 +92,7 @@ class Evaluation(Comparison, Generation):
 
 @dataclass(frozen=True)
 class Int8Quality(Settings):
-    """What `lpd int8-quality` measures, of the same images, seeds and orders in float32 and in int8."""
+    """Settings of `lpd int8-quality`, which uses the same images, seeds and orders in float32 and in int8."""
 
     judge: str = setting(..., "a trained judge that was not used for tuning")
     model: str = setting("", "published model, hub id, folder or file of float weights (the bundled model if empty)")

@@ -1,15 +1,9 @@
-"""What the study measures: points, the sweeps that they belong to, and the CSV file that holds the results."""
+"""The points of the study and the sweeps that they belong to."""
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields, replace
-from pathlib import Path
-from typing import get_type_hints
-
-from lpd_ext.content import content_of, read_text
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -28,7 +22,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Measured:
-    """The four instruments at a point."""
+    """The four measurements at a point."""
 
     point: Point
     images: int
@@ -40,7 +34,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Sweeps:
-    """The values that the study takes; `base` gives those that a sweep leaves alone, and the default T."""
+    """The values of the sweeps; `base` has those that a sweep leaves alone, and the default T."""
 
     base: Point
     steps: Sequence[int]
@@ -80,7 +74,7 @@ class Sweeps:
         return self._seeds((replace(self.base, guidance_scale=scale) for scale in self.guidance_scales), 2)
 
     def all_points(self) -> list[Point]:
-        """Every point once; all orders, steps and sweeps of seed 0 first, so that a broken-off study is even."""
+        """Returns every point once, those of seed 0 first, so that an interrupted study covers all sweeps."""
         sweeps = (self.order_points(), self.visibility_points(), self.threshold_points(), self.guidance_points())
         unique = dict.fromkeys(point for sweep in sweeps for point in sweep)
         return sorted(unique, key=lambda point: point.seed)
@@ -88,46 +82,3 @@ class Sweeps:
     @staticmethod
     def _seeds(points: Iterable[Point], seeds: int) -> list[Point]:
         return [replace(point, seed=seed) for point in points for seed in range(seeds)]
-
-
-def read_points(path: Path) -> dict[Point, Measured]:
-    """The points of a CSV file (none if it is missing or empty); ValueError for other columns or a broken row."""
-    if not path.exists() or path.stat().st_size == 0:
-        return {}
-    with content_of(path, "is no CSV file"):
-        rows = list(csv.reader(read_text(path).splitlines()))
-    if not rows or rows[0] != _columns():
-        raise ValueError(f"out: {str(path)!r} is no file of `lpd study`: its columns must be {', '.join(_columns())}")
-    measured = {}
-    point_types, types = get_type_hints(Point), get_type_hints(Measured)
-    for number, row in enumerate(rows[1:], start=2):
-        try:
-            cells = dict(zip(_columns(), row, strict=True))
-            point = Point(**{field.name: point_types[field.name](cells[field.name]) for field in fields(Point)})
-            values = {name: types[name](cells[name]) for name in _values()}
-        except ValueError as error:
-            raise ValueError(f"out: line {number} of {str(path)!r} is no whole row: {error}") from error
-        measured[point] = Measured(point, **values)
-    return measured
-
-
-def append_point(path: Path, measured: Measured) -> None:
-    """Adds a row, the header before the first, and has it on the disk when it returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists() or path.stat().st_size == 0
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(_columns())
-        values = [getattr(measured, name) for name in _values()]
-        writer.writerow([*astuple(measured.point), *(f"{v:.6g}" if isinstance(v, float) else v for v in values)])
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _values() -> list[str]:
-    return [field.name for field in fields(Measured) if field.name != "point"]
-
-
-def _columns() -> list[str]:
-    return [field.name for field in fields(Point)] + _values()

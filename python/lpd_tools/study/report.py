@@ -1,4 +1,4 @@
-"""The pictures and the tables of docs/quality.md, from the CSV file that `lpd study` writes."""
+"""The pictures and the tables of docs/results/quality.md, from the CSV file that `lpd study` writes."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from lpd_tools.markdown import markdown_table
-from lpd_tools.pictures import write_png
+from lpd_tools.png_settings import save_figure
 from lpd_tools.study.points import Measured, Point, Sweeps
 from lpd_tools.study.times import kind_of
 
@@ -109,22 +109,24 @@ def _tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw_orders(measured: Mapping[Point, Measured], sweeps: Sweeps, path: Path) -> None:
+def draw_orders(measured: Mapping[Point, Measured], sweeps: Sweeps, path: Path, settings: Mapping[str, Any]) -> None:
     """Each instrument over the steps, a curve for each order."""
     figure = Figure(figsize=(16, 3.6), layout="constrained")
     _over_steps(figure, measured, sweeps, {order: replace(sweeps.base, order=order) for order in sweeps.orders})
-    write_png(path, partial(figure.savefig, dpi=110))
+    save_figure(figure, path, settings)
 
 
-def draw_visibility(measured: Mapping[Point, Measured], sweeps: Sweeps, path: Path) -> None:
+def draw_visibility(
+    measured: Mapping[Point, Measured], sweeps: Sweeps, path: Path, settings: Mapping[str, Any]
+) -> None:
     """Each instrument over the steps, a curve for each way to show or hide the queries of a group."""
     figure = Figure(figsize=(16, 3.6), layout="constrained")
     kinds = {title: replace(sweeps.base, trained=t, drawn=d) for (t, d), title in _VISIBILITY_TITLES.items()}
     _over_steps(figure, measured, sweeps, kinds)
-    write_png(path, partial(figure.savefig, dpi=110))
+    save_figure(figure, path, settings)
 
 
-def draw_knobs(measured: Mapping[Point, Measured], sweeps: Sweeps, path: Path) -> None:
+def draw_knobs(measured: Mapping[Point, Measured], sweeps: Sweeps, path: Path, settings: Mapping[str, Any]) -> None:
     """Upper row: each instrument over the repulsion threshold, by proximity threshold; lower row: over guidance, those
     that depend on it."""
     figure = Figure(figsize=(16, 6.4), layout="constrained")
@@ -144,7 +146,7 @@ def draw_knobs(measured: Mapping[Point, Measured], sweeps: Sweeps, path: Path) -
         lower[column].set(xlabel="guidance scale")
         _tidy(lower[column])
     upper[0].legend(fontsize=8, frameon=False)
-    write_png(path, partial(figure.savefig, dpi=110))
+    save_figure(figure, path, settings)
 
 
 def tables(measured: Mapping[Point, Measured], sweeps: Sweeps, times: Mapping[str, float]) -> str:

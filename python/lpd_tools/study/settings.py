@@ -1,4 +1,4 @@
-"""What the study can be told. No library of its own is imported here: `lpd --help` must be quick."""
+"""Settings of the studies. Imports no heavy library: `lpd --help` must be quick."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lpd_tools.settings import ANY_AMOUNT, AT_LEAST_ONE, Range, Settings, settin
 
 @dataclass(frozen=True)
 class Study(Settings):
-    """What is measured, and where it goes: `out` with `.csv`, `.json`, `_times.json`, `_*.png` and `_tables.md`.
+    """Settings of `lpd study`, which writes `out` with `.csv`, `.json`, `_times.json`, `_*.png` and `_tables.md`.
 
-    A study that is broken off goes on where it was.
+    An interrupted study continues where it was.
     """
 
-    out: str = setting(..., "path of the results, without suffix (docs/quality/8x8)")
+    out: str = setting(..., "path of the results, without suffix (docs/results/quality/8x8)")
     judge: str = setting(..., "a trained judge that was not used for tuning")
     model: str = setting("", "published model, hub id, folder or weight file (the bundled model if empty)")
     tokenizer: str = setting("", "tokenizer of a model that brings none: weight file, folder or hub id")
@@ -37,3 +37,26 @@ class Study(Settings):
     device: str = setting("", "cpu, cuda or cuda:<index> (empty: cuda if there is one)")
     minutes: float = setting(math.inf, "begin no further point after this time", range=ANY_AMOUNT)
     times: bool = setting(False, "measure the time per image too, on a machine that does nothing else")
+
+
+@dataclass(frozen=True)
+class EditingStudy(Settings):
+    """Settings of `lpd study-editing`, which writes `out` with `.csv`, `.json`, `_*.png` and `_tables.md`.
+
+    An interrupted study continues where it was.
+    """
+
+    out: str = setting(..., "path of the results, without suffix (docs/results/editing)")
+    judge: str = setting(..., "a trained judge that was not used for tuning")
+    model: str = setting("", "published model, hub id, folder or weight file (the bundled model if empty)")
+    tokenizer: str = setting("", "tokenizer of a model that brings none: weight file, folder or hub id")
+    data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
+    masks: tuple[str, ...] = setting(("half", "quarter", "centre"), "what is hidden: half, quarter or centre")
+    steps: tuple[int, ...] = setting((2, 4, 8), "numbers of steps T", range=AT_LEAST_ONE)
+    orders: tuple[str, ...] = setting(("locality", "random", "outward"), "orders of what is hidden")
+    prefill_blocks: tuple[int, ...] = setting(
+        (4, 8, 16), "known cells at once, where several blocks are compared with one", range=AT_LEAST_ONE
+    )
+    images: int = setting(1000, "test images to edit; distances are to the others", range=Range(4))
+    device: str = setting("", "cpu, cuda or cuda:<index> (empty: cuda if there is one)")
+    minutes: float = setting(math.inf, "begin no further point after this time", range=ANY_AMOUNT)

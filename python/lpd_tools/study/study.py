@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from lpd_ext.content import read_json
 from lpd_ext.orders import ORDER_POLICIES, default_repulsion_threshold
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.state_files import write_text
@@ -18,7 +18,8 @@ from lpd_tools.data.token_cache import file_hash
 from lpd_tools.progress import track
 from lpd_tools.settings import Range, check_ranges
 from lpd_tools.study.measure import Instruments
-from lpd_tools.study.points import Measured, Point, Sweeps, append_point, read_points
+from lpd_tools.study.points import Measured, Point, Sweeps
+from lpd_tools.study.results import append_result, note_beginning, read_results
 from lpd_tools.study.settings import Study
 from lpd_tools.study.times import read_times, time_points
 from lpd_tools.training.judge import load_judge
@@ -58,7 +59,7 @@ def run_study(config: Study) -> Path:
     files = model_files(config.model, config.tokenizer)
     device = check_device(config.device)
     pipe = LPDPipeline.from_pretrained(files.model, tokenizer=files.tokenizer, device=device)
-    _check_model(pipe)
+    check_model(pipe)
     check_ranges(
         config,
         steps=Range(1, pipe.model.config.num_tokens),
@@ -80,35 +81,39 @@ def run_study(config: Study) -> Path:
         _check_point(pipe, point)
     test, judge = load_fashion_mnist("test", config.data_dir), load_judge(config.judge)
     table = Path(f"{config.out}.csv")
-    _check_beginning(config, used, pipe)
+    depends_on: dict[str, Any] = {f"{name}_sha256": file_hash(file) for name, file in used.items() if file}
+    depends_on |= {"temperature": pipe.defaults.temperature, "guidance_schedule": pipe.defaults.guidance_schedule}
+    depends_on |= {"images": config.images, "scored_images": config.scored_images}
+    note_beginning(Path(f"{config.out}.json"), depends_on)
     instruments = Instruments(pipes, judge, test, config.images, config.scored_images)
-    done = read_points(table)
+    done = read_results(table, Measured)
     begun = time.monotonic()
     missing = [point for point in sweeps.all_points() if point not in done]
     for point in track(missing, "measuring points"):
         if time.monotonic() - begun > 60 * config.minutes:
             break
         done[point] = instruments.measure(point)
-        append_point(table, done[point])
+        append_result(table, done[point])
     times = Path(f"{config.out}_times.json")
     if config.times:
         time_points(pipe, sweeps.all_points(), times)
     if done:
-        report(done, sweeps, config.out, read_times(times))
+        report(done, sweeps, config, read_times(times))
     return table
 
 
-def report(measured: dict[Point, Measured], sweeps: Sweeps, out: str, times: Mapping[str, float]) -> None:
+def report(measured: dict[Point, Measured], sweeps: Sweeps, config: Study, times: Mapping[str, float]) -> None:
     """Draws the pictures and writes the tables of what is measured."""
     from lpd_tools.study.report import draw_knobs, draw_orders, draw_visibility, tables  # matplotlib only here
 
-    draw_orders(measured, sweeps, Path(f"{out}_orders.png"))
-    draw_visibility(measured, sweeps, Path(f"{out}_visibility.png"))
-    draw_knobs(measured, sweeps, Path(f"{out}_knobs.png"))
-    write_text(f"{out}_tables.md", tables(measured, sweeps, times) + "\n")
+    said = {"command": "study", **asdict(config)}
+    draw_orders(measured, sweeps, Path(f"{config.out}_orders.png"), said)
+    draw_visibility(measured, sweeps, Path(f"{config.out}_visibility.png"), said)
+    draw_knobs(measured, sweeps, Path(f"{config.out}_knobs.png"), said)
+    write_text(f"{config.out}_tables.md", tables(measured, sweeps, times) + "\n")
 
 
-def _check_model(pipe: LPDPipeline) -> None:
+def check_model(pipe: LPDPipeline) -> None:
     """ValueError for a model that does not draw what the judge and the real images show."""
     side, config = pipe.tokenizer.config.stride, pipe.model.config
     size = (config.grid[0] * side, config.grid[1] * side)
@@ -130,25 +135,3 @@ def _check_point(pipe: LPDPipeline, point: Point) -> None:
         proximity_threshold=point.proximity_threshold,
         repulsion_threshold=point.repulsion_threshold,
     )
-
-
-def _check_beginning(config: Study, used: Mapping[str, Path | None], pipe: LPDPipeline) -> None:
-    """Notes what the results depend on beside the points in `out`.json; ValueError if they began with other values."""
-    path = Path(f"{config.out}.json")
-    began = {f"{name}_sha256": file_hash(file) for name, file in used.items() if file} | {
-        "temperature": pipe.defaults.temperature,
-        "guidance_schedule": pipe.defaults.guidance_schedule,
-        "images": config.images,
-        "scored_images": config.scored_images,
-    }
-    if path.exists():
-        noted = read_json(path)
-        if not isinstance(noted, dict):
-            raise ValueError(f"path {str(path)!r} must hold what a study began with, got {type(noted).__name__}")
-        for name, value in began.items():
-            # A twin may join later: its points are its own.
-            if name in noted and noted[name] != value:
-                raise ValueError(f"{name} is {value!r}, but the results in {str(path)!r} began with {noted[name]!r}")
-        began = noted | began
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(began, indent=2) + "\n")

@@ -18,7 +18,7 @@ class Best(NamedTuple):
 
 
 def best_of(folder: str | Path) -> Best | None:
-    """What the training in `folder` found best; None if it took no test loss. ValueError for a damaged file."""
+    """Reads the best checkpoint of the training in `folder`; None without a test loss, ValueError if damaged."""
     path = Path(folder) / CHECKPOINTS / BEST
     if not path.is_file():
         return None
@@ -28,7 +28,7 @@ def best_of(folder: str | Path) -> Best | None:
 
 
 def best_sentence(folder: str | Path, steps: int) -> str | None:
-    """What a user should know of it at the end of a training of `steps`; None without a test loss."""
+    """Returns a sentence about the best checkpoint for the end of a training of `steps`; None without a test loss."""
     best = best_of(folder)
     if best is None:
         return None

@@ -61,7 +61,7 @@ def _found(config: Bundling) -> tuple[LPDPipeline, dict[str, Any]]:
 
 
 def _trained(config: Bundling) -> tuple[LPDPipeline, dict[str, Any]]:
-    """The pipeline of what a training has come to, and after how many steps if that is not its end."""
+    """Returns the pipeline of a training's weights, and their step if it is not the last."""
     folder = Path(config.model)
     if not config.tokenizer:
         raise ValueError(how_to_bundle(folder))

@@ -78,12 +78,12 @@ class CheckpointFolder:
         return None
 
     def remove_unfinished(self) -> None:
-        """Removes what processes that were killed while they saved have left."""
+        """Removes unfinished files of killed processes."""
         for path in self.folder.glob(".*.pt.*"):
             path.unlink(missing_ok=True)
 
     def files(self) -> list[Path]:
-        """Checkpoints in the order in which resuming tries them: newest first, then the best."""
+        """Lists the checkpoints in the order in which resuming tries them: newest first, then the best."""
         best = self.folder / BEST
         return self._numbered() + ([best] if best.is_file() else [])
 
@@ -129,9 +129,9 @@ def write_pickle(value: Mapping[str, Any], path: Path) -> None:
 
 
 def read_pickle(path: str | Path) -> Any:
-    """What a file of `write_pickle` holds; any error, but for a file whose bytes are no longer those written.
+    """Reads a file of `write_pickle`; raises any error if its bytes are no longer those written.
 
-    torch does not compare the checksums that it writes, so that flips in weights would be learnt from.
+    torch does not check the checksums that it writes, so flipped bits would go unnoticed into the weights.
     """
     with zipfile.ZipFile(path) as file:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
@@ -153,7 +153,7 @@ def check_settings(began: Mapping[str, Any], settings: Mapping[str, Any], path: 
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the renames in a folder outlive a loss of power."""
+    """Makes renames in a folder durable against a loss of power."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

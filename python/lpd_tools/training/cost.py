@@ -1,4 +1,4 @@
-"""What a training recipe costs: floating-point operations, and GPU hours at a stated utilisation (an estimate)."""
+"""Estimates the cost of a training recipe: floating-point operations, and GPU hours at a stated utilisation."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def image_cost(config: LPDConfig, tables: Sequence[Sequence[int]]) -> Cost:
 
 
 def cost_table(recipes: Sequence[Path], vocab_size: int, classes: int, stride: int, flops_per_second: float) -> str:
-    """A Markdown table of what recipes cost on GPUs that compute so fast; see `cost_row`."""
+    """Returns a Markdown table of the costs of recipes; see `cost_row`."""
     head = ["recipe", "parameters", "images", "GFLOP per image", "of it attention", "total FLOP", "GPU hours"]
     return markdown_table(head, [cost_row(path, vocab_size, classes, stride, flops_per_second) for path in recipes])
 
 
 def cost_row(path: Path, vocab_size: int, classes: int, stride: int, flops_per_second: float) -> list[str]:
-    """A recipe's row of the table; FileNotFoundError or ValueError for a file that is no whole recipe."""
+    """Returns a recipe's row of the table; FileNotFoundError or ValueError for an incomplete recipe."""
     tables = {name: read_config(path, name, ("cache-tokens", "train", "bundle", "evaluate")) for name in _TABLES}
     recipe = make_config(LPDTraining, tables["train"], {}, str(path), "train")
     size = tables["cache-tokens"].get("image_size")

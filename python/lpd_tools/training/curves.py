@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from lpd_ext.content import content_of, read_text
 from lpd_ext.state_files import complete_file
+from lpd_tools.png_settings import png_info
 from lpd_tools.training.settings import Curves
 
 
@@ -40,6 +43,10 @@ def draw_curves(config: Curves) -> Path:
             nats.plot(transformer["step"], transformer[name], label=name.replace("_", " "))
     nats.set(title="transformer", xlabel="step", ylabel="nats per token")
     nats.legend()
+    kind = Path(config.out).suffix[1:] or "png"
+    options: dict[str, Any] = {"dpi": 120, "format": kind}
+    if kind == "png":
+        options["pil_kwargs"] = {"pnginfo": png_info({"command": "curves", **asdict(config)})}
     with complete_file(config.out) as temporary:
-        figure.savefig(temporary, dpi=120, format=Path(config.out).suffix[1:] or "png")
+        figure.savefig(temporary, **options)
     return Path(config.out)

@@ -1,4 +1,4 @@
-"""A loss that is no number: the batch and the weights of that step go into a file, from which it can be replayed."""
+"""Saves the batch and the weights of a step whose loss is not finite, so that it can be replayed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TrainingDivergedError(RuntimeError):
 
 
 def first_failed(group: Processes, loss: float) -> int:
-    """The first process whose own `loss` is no number; 0 if the gradient alone is none."""
+    """Returns the first process whose own `loss` is not finite; 0 if only the gradient is not."""
     bad = group.sum([float(rank == group.rank and not math.isfinite(loss)) for rank in range(group.size)])
     return next((rank for rank, count in enumerate(bad) if count), 0)
 
@@ -44,7 +44,7 @@ def save_failure(
     weights: Mapping[str, Tensor],
     sizes: Mapping[str, Any],
 ) -> Path:
-    """The file in `out_dir/failed`, which process `rank` writes; it is there when this returns, in any process."""
+    """Returns the file in `out_dir/failed` that process `rank` writes; it exists once this returns in any process."""
     path = Path(settings.out_dir) / "failed" / f"step_{step:09d}_rank_{rank}.pt"
     if group.rank == rank:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,12 +62,12 @@ def save_failure(
                 },
                 temporary,
             )
-    group.sum([0.0])  # nobody leaves before
+    group.sum([0.0])  # all wait for the file
     return path
 
 
 def read_failure(path: str | Path) -> dict[str, Any]:
-    """The dict that `save_failure` wrote; ValueError for another file. Pickled code is never run (weights_only)."""
+    """Reads the dict of `save_failure`; ValueError for another file. Never runs pickled code (weights_only)."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"path must be a file of a training that stopped, but there is none at {str(path)!r}")
     with content_of(path, "is no file to replay"):

@@ -18,12 +18,12 @@ Batch = TypeVar("Batch")
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Makes what dropout draws in a step a function of (seed, step, rank): there is no state to save for resuming."""
+    """Makes dropout in a step a function of (seed, step, rank), so that resuming needs no random state."""
     torch.manual_seed(step_generator(seed, step, stream=2 + rank).initial_seed())
 
 
 def micro_batches(share: slice, size: int) -> list[slice]:
-    """Rows of the forward passes that a process's share of a batch is cut into, `size` each but perhaps the last."""
+    """Cuts a process's share of a batch into the rows of its forward passes, `size` each except perhaps the last."""
     size = size or share.stop - share.start
     return [slice(i, min(i + size, share.stop)) for i in range(share.start, share.stop, size)]
 

@@ -1,4 +1,4 @@
-"""The judge: a small classifier, trained on real images only, that says what a generated image shows."""
+"""The judge: a small classifier, trained on real images only, that recognises what a generated image shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training tells while it runs: CSV tables, TensorBoard, pictures."""
+"""Logs of a training: CSV tables, TensorBoard, pictures."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from lpd_ext.content import content_of
 from lpd_ext.state_files import complete_file
+from lpd_tools.png_settings import save_png
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -23,8 +24,8 @@ STEPS, EVALUATIONS = "steps.csv", "log.csv"
 class TrainingLogs:
     """steps.csv (losses), log.csv (tests), samples/*.png, and the same for TensorBoard, below `out`.
 
-    Rows after step `start` are those of a training that went on after its last checkpoint: they are removed. Not
-    `enabled`, in all processes but the first, it writes nothing.
+    Removes rows after step `start`, which a training wrote after its last checkpoint. Writes nothing unless `enabled`,
+    as in the first process.
     """
 
     def __init__(self, out: Path, start: int, *, tensorboard: bool, enabled: bool = True) -> None:
@@ -57,18 +58,16 @@ class TrainingLogs:
                 if key != "step":
                     self._writer.add_scalar(f"{Path(name).stem}/{key}", value, int(row["step"]))
 
-    def picture(self, pixels: np.ndarray, step: int) -> None:
-        """Stores a picture uint8 [height, width, 3] of what the network draws after `step` steps."""
+    def picture(self, pixels: np.ndarray, step: int, settings: Mapping[str, Any]) -> None:
+        """Stores a picture uint8 [height, width, 3] of what the network draws after `step` steps, with settings."""
         path = self.out / "samples" / f"step_{step:09d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with complete_file(path) as temporary:
-            Image.fromarray(pixels).save(temporary, format="png")
+        save_png(Image.fromarray(pixels), path, settings)
         if self._writer is not None:
             self._writer.add_image("samples", pixels, step, dataformats="HWC")
 
 
 def summary_writer(folder: Path, start: int) -> SummaryWriter:
-    """A TensorBoard writer that hides what earlier ones wrote after step `start`; ImportError naming the extra."""
+    """Returns a TensorBoard writer that hides earlier entries after step `start`; ImportError with the extra's name."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -79,7 +78,7 @@ def summary_writer(folder: Path, start: int) -> SummaryWriter:
 
 
 def append_csv(path: str | Path, row: Mapping[str, float | int | str]) -> None:
-    """Appends one row to a CSV log, with the header first in a new file; 9 digits tell every float32 from its like.
+    """Appends one row to a CSV log, with the header first in a new file; 9 digits distinguish all float32 values.
 
     Columns that the log lacks are added to it, empty in the rows before; those that the row lacks stay empty in it.
     """

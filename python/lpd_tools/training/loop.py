@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class Training:
-    """A task under way: its state, and how far it is. `fixed` is what a resumed training shares with its beginning.
+    """A running task: its state and progress. `fixed` are the settings that a resumed training must share.
 
     Made from the newest checkpoint in `out_dir`, if any. Raises ValueError and OSError as CheckpointFolder does.
     """
@@ -94,7 +95,8 @@ class Training:
                 if settings.sample_every and (self.done % settings.sample_every == 0 or last):
                     average = self.state.gathered_average(first)
                     if first and (picture := self.task.draw(average)) is not None:
-                        logs.picture(picture, self.done)
+                        said = {"command": self.task.command, "step": self.done, **asdict(settings)}
+                        logs.picture(picture, self.done, said)
                 if save_due or stop_asked or is_best or last:
                     path = self.save(is_best)
                     if stop_asked and not last:
@@ -151,7 +153,7 @@ class Training:
 
 
 def check_progress(progress: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of how far the training is; ValueError or KeyError where it does not."""
+    """Reads a training's progress from a checkpoint; ValueError or KeyError if it is missing or wrong."""
     for name, kind in _PROGRESS.items():
         if not isinstance(progress[name], kind):
             raise ValueError(f"progress must have a {name} that is {kind.__name__}, got {progress[name]!r}")

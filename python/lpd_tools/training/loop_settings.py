@@ -12,9 +12,9 @@ PARALLEL = ("ddp", "fsdp")
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings(Settings):
-    """What the loop of `training.loop` needs to know, whatever it trains.
+    """Settings of the loop of `training.loop`, whatever it trains.
 
-    A resumed training may change what leaves every optimisation step as it was, how long it goes on, and its precision.
+    A resumed training may change its length, its precision, and settings that leave every optimisation step as it was.
     """
 
     out_dir: str = setting(..., "folder of checkpoints, logs and result", resumable=True)
@@ -65,7 +65,7 @@ class LoopSettings(Settings):
     tensorboard: bool = setting(True, "write TensorBoard logs too", resumable=True)
 
     def check(self, images: int, test_images: int, **ranges: Range) -> None:
-        """ValueError naming the first setting that cannot work with so many images; `ranges` narrows more of them."""
+        """Raises ValueError with the first setting that cannot work with so many images; `ranges` narrows others."""
         from lpd_tools.training.precision import check_backend, check_precision  # torch, which --help does not need
 
         if images < 1:

@@ -1,4 +1,4 @@
-"""One network in several processes: whole in each (DDP) or in parts (FSDP2), and its tensors put together again."""
+"""One network in several processes, replicated (DDP) or sharded (FSDP2), and gathering its tensors."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lpd_tools.processes import Processes
 
 
 def parallelise(network: nn.Module, blocks: Sequence[nn.Module], group: Processes, parallel: str) -> nn.Module:
-    """What to call instead of `network` so that gradients are means over the processes.
+    """Returns the module to call instead of `network`, so that gradients are means over the processes.
 
-    "ddp": each process holds all weights. "fsdp" (FSDP2): each holds its part of every parameter, put together block
-    by block while they are used; the parameters become DTensors, in place.
+    "ddp": each process holds all weights. "fsdp" (FSDP2): each holds a shard of every parameter, gathered block by
+    block while in use; the parameters become DTensors, in place.
     """
     if group.size == 1:
         return network
@@ -32,7 +32,7 @@ def parallelise(network: nn.Module, blocks: Sequence[nn.Module], group: Processe
 
 
 def without_reduction(model: nn.Module) -> AbstractContextManager[None]:
-    """Gradients of the backward passes inside stay in the process, to be added to those of the next one outside."""
+    """Keeps the gradients of the backward passes inside local, to be reduced with those of the next one outside."""
     if isinstance(model, DistributedDataParallel):
         return model.no_sync()
     if isinstance(model, FSDPModule):
@@ -50,14 +50,14 @@ def _unsharded_gradients(model: FSDPModule) -> Iterator[None]:
 
 
 def whole(value: Tensor) -> Tensor:
-    """A tensor with all its parts; with FSDP2 every process must ask."""
+    """Gathers a tensor; with FSDP2 every process must call this."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def part_like(value: Tensor, like: Tensor) -> Tensor:
-    """A copy of a whole tensor as `like` is: on its device, and with FSDP2 this process's part of it."""
+    """Copies a whole tensor to the form of `like`: on its device, and with FSDP2 only this process's shard."""
     value = value.to(like.device, copy=True)
     if isinstance(like, DTensor):
-        # Every process has the whole tensor; nothing is sent.
+        # Every process has the whole tensor, so nothing is sent.
         return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
     return value

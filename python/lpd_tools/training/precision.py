@@ -1,4 +1,4 @@
-"""In which arithmetic a training runs, and through which compiler."""
+"""Precision and compilation of a training."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def autocast(dtype: torch.dtype | None, device: torch.device) -> torch.autocast:
 
 @contextmanager
 def training_modes(device: torch.device) -> Iterator[None]:
-    """Gradients, and neither autocast nor inference mode, whatever the caller has set; see `lpd_ext.modes`.
+    """Enables gradients and disables autocast and inference mode, whatever the caller has set; see `lpd_ext.modes`.
 
-    ValueError where the default dtype, in which networks and their averages are made, is not float32.
+    Raises ValueError if the default dtype, in which networks and their averages are made, is not float32.
     """
     if torch.get_default_dtype() != torch.float32:
         raise ValueError(f"torch's default dtype must be float32 to train, got {torch.get_default_dtype()}")

@@ -24,7 +24,7 @@ from lpd_tools.training.transformer import Batch, batch_loss
 
 @dataclass(frozen=True)
 class ReplayedStep:
-    """What came out: the loss, the first module whose output is not finite, the parameters whose gradient is not."""
+    """The result: the loss, the first module whose output is not finite, the parameters whose gradient is not."""
 
     step: int
     loss: float
@@ -40,7 +40,7 @@ class ReplayedStep:
 
 
 def replay(config: Replay) -> ReplayedStep:
-    """The step again, with the batch, weights and random numbers that it had; ValueError for a file of another kind."""
+    """Repeats the step with its batch, weights and random numbers; ValueError for a file of another kind."""
     failure = read_failure(config.file)
     if failure["kind"] != LPDTraining.__name__:
         raise ValueError(f"file must be of a training of the transformer, got {failure['kind']} in {config.file!r}")
@@ -68,7 +68,7 @@ def replay(config: Replay) -> ReplayedStep:
 
 @contextmanager
 def first_output_not_finite(model: nn.Module) -> Iterator[list[str]]:
-    """A list that receives the names of the modules whose forward output is not finite, in the order of the pass."""
+    """Collects the names of the modules whose forward output is not finite, in the order of the pass."""
     found: list[str] = []
 
     def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:

@@ -1,4 +1,4 @@
-"""Pictures of what a model in training draws."""
+"""Pictures drawn by a model in training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lpd_tools.pictures import tiled
 
 
 def draw_grid(model: LPDModel, tokenizer: VQTokenizer, count: int, guidance: float) -> np.ndarray:
-    """`count` images, the classes in turn and the same seeds every time, as one picture uint8 [height, width, 3]."""
+    """Draws `count` images, classes in turn with fixed seeds, as one picture uint8 [height, width, 3]."""
     device = model.pos_embed.device
     pipe = LPDPipeline(model, tokenizer.to(device).eval(), SamplingDefaults(guidance_schedule="constant"))
     steps = min(20, model.config.num_tokens)

@@ -1,4 +1,4 @@
-"""What the training programs can be told. No library of theirs is imported here: `lpd --help` must be quick."""
+"""Settings of the training programs. Imports no heavy library: `lpd --help` must be quick."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BELOW_ONE = Range(0, 1, open_high=True)
 
 @dataclass(frozen=True)
 class JudgeTraining(Settings):
-    """How a judge is trained; 12 epochs take about five minutes on two cores."""
+    """Settings of `lpd train-judge`; 12 epochs take about five minutes on two cores."""
 
     out: str = setting(..., "safetensors file to write")
     data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
@@ -27,9 +27,9 @@ class JudgeTraining(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerTraining(LoopSettings):
-    """How a tokenizer is trained.
+    """Settings of `lpd train-tokenizer`.
 
-    On resuming, `steps` and `decay_steps` may change (the decay moves with them), and what changes no weight.
+    On resuming, `steps` and `decay_steps` may change (the decay moves with them), and settings that change no weight.
     """
 
     data: str = setting("fashion-mnist", DATA_HELP, resumable=True)
@@ -74,9 +74,9 @@ class TokenizerTraining(LoopSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class LPDTraining(LoopSettings):
-    """How an LPD transformer is trained.
+    """Settings of `lpd train`.
 
-    On resuming, `steps` and `decay_steps` may change (the decay moves with them), and what changes no weight.
+    On resuming, `steps` and `decay_steps` may change (the decay moves with them), and settings that change no weight.
     """
 
     tokens: str = setting(..., "token cache to train on", resumable=True)
@@ -106,7 +106,7 @@ class LPDTraining(LoopSettings):
 
 @dataclass(frozen=True)
 class Replay(Settings):
-    """Which step."""
+    """Settings of `lpd replay`."""
 
     file: str = setting(..., "file in out_dir/failed")
     precision: str = setting("", "auto, fp32 or bf16 (empty: as the training had it)")
@@ -115,7 +115,7 @@ class Replay(Settings):
 
 @dataclass(frozen=True)
 class Export(Settings):
-    """Which checkpoint, and where to."""
+    """Settings of `lpd export`."""
 
     checkpoint: str = setting(..., "file in out_dir/checkpoints, say best.pt")
     out: str = setting(..., "folder to write")
@@ -123,7 +123,7 @@ class Export(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Bundling(Settings):
-    """What goes into the folder; a sampling default that is not given is the model's own, or the published one."""
+    """Settings of `lpd bundle`; a sampling default that is left out is the model's own, or the published one."""
 
     model: str = setting(..., "folder of a training; or a published model, hub id, folder or weight file")
     tokenizer: str = setting(
@@ -144,7 +144,7 @@ class Bundling(Settings):
 
 @dataclass(frozen=True)
 class Curves(Settings):
-    """Which logs to draw."""
+    """Settings of `lpd curves`."""
 
     tokenizer_log: str = setting(..., "log.csv of train-tokenizer")
     train_log: str = setting(..., "log.csv of train")

@@ -1,4 +1,4 @@
-"""Which images an optimisation step sees: whole epochs in an order of their own, a function of (seed, step)."""
+"""Chooses the images of each optimisation step: epochs, each a permutation, as a function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from lpd_tools.data.fashion_mnist import step_generator
 
 
 class EpochShuffle:
-    """Batches of `batch_size` of `count` images; epoch e is a permutation made from (seed, e) alone, its rest left out.
+    """Batches of `batch_size` of `count` images; epoch e is a permutation from (seed, e), without the incomplete batch.
 
-    ValueError unless batch_size is in [1, count].
+    Raises ValueError unless batch_size is in [1, count].
     """
 
     def __init__(self, count: int, batch_size: int, seed: int) -> None:

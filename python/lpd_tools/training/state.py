@@ -1,4 +1,4 @@
-"""What a training learns: weights, their moving averages and the optimizer's moments; gathered, stored, put back."""
+"""The state of a training: weights, moving averages and the optimizer's moments, gathered, stored and restored."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class TrainingState:
-    """Weights, averages and optimizer of a network, whatever part of them each process holds.
+    """Weights, averages and optimizer of a network, replicated or sharded over processes.
 
-    Stored they are whole tensors by parameter name, so any number of processes can go on from them.
+    They are stored as whole tensors by parameter name, so any number of processes can resume.
     """
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -38,7 +38,7 @@ class TrainingState:
                     self.average[name].copy_(value)
 
     def gathered_weights(self, keep: bool = True) -> dict[str, Tensor]:
-        """Whole weights on the CPU, by name; every process must ask, and gets none if it does not `keep` them."""
+        """Gathers whole weights on the CPU, by name; every process must call this, and gets none without `keep`."""
         return _gathered(self.weights, keep)
 
     def gathered_average(self, keep: bool = True) -> dict[str, Tensor]:
@@ -46,7 +46,7 @@ class TrainingState:
         return _gathered(self.average, keep)
 
     def gathered(self, keep: bool = True) -> dict[str, Any]:
-        """Everything to store; see `gathered_weights`."""
+        """Gathers everything to store; see `gathered_weights`."""
         moments = {
             name: _gathered(self.optimizer.state[p], keep)
             for name, p in self.weights.items()
@@ -59,7 +59,7 @@ class TrainingState:
         }
 
     def restore(self, stored: Mapping[str, Any]) -> None:
-        """Puts back what `gathered` gave; ValueError or KeyError where it does not fit, before anything is changed."""
+        """Restores the result of `gathered`; ValueError or KeyError if it does not fit, before anything changes."""
         check_fits(self.weights, stored["weights"])
         check_fits(self.average, stored["average"])
         for name, moments in stored["moments"].items():

@@ -1,4 +1,4 @@
-"""How a training ends before its last step: asked to by a signal, or because its loss is no number."""
+"""Stopping a training before its last step: by a signal, or because its loss is not finite."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class TrainingStopped(Exception):
-    """The training was asked to end early, and has saved where it was."""
+    """The training stopped early on request, after saving a checkpoint."""
 
     def __init__(self, step: int, checkpoint: Path) -> None:
         super().__init__(f"stopped after step {step}, as asked; the same command goes on from {checkpoint}")
 
 
 class StopSignals:
-    """Takes SIGTERM and SIGINT down as a wish to stop; a second one ends the process as usual."""
+    """Records SIGTERM and SIGINT as a request to stop; a second one ends the process as usual."""
 
     def __init__(self) -> None:
         self.received = False

@@ -1,4 +1,4 @@
-"""What the training loop asks of that which it trains."""
+"""The interface between the training loop and the networks that it trains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Test:
-    """A row of log.csv, and the number in it by which the best checkpoint is chosen: the smaller the better."""
+    """A row of log.csv, and its number that decides the best checkpoint: smaller is better."""
 
     loss: float
     row: dict[str, float]
@@ -24,7 +24,11 @@ class Task(Protocol):
 
     @property
     def name(self) -> str:
-        """What is trained, in a word."""
+        """The name of the trained network, in a word."""
+
+    @property
+    def command(self) -> str:
+        """The name of the command that trains it."""
 
     @property
     def network(self) -> nn.Module:
@@ -32,10 +36,10 @@ class Task(Protocol):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        """Its repeated parts: units of recomputation, compilation and FSDP2."""
+        """The network's repeated parts: units of recomputation, compilation and FSDP2."""
 
     def batch(self, step: int, rows: slice) -> Any:
-        """Those rows of the batch of optimisation step `step`, a dataclass of tensors."""
+        """Returns the given rows of the batch of optimisation step `step`, a dataclass of tensors."""
 
     def losses(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
         """Means over the batch by name, "loss" the one to minimise.
@@ -44,19 +48,19 @@ class Task(Protocol):
         """
 
     def after_step(self, step: int) -> None:
-        """What is learnt otherwise than by gradients."""
+        """Updates the parts that are not learnt by gradients."""
 
     def test(self, average: Mapping[str, Tensor]) -> Test:
         """Measures the averaged weights on test images."""
 
     def draw(self, average: Mapping[str, Tensor]) -> np.ndarray | None:
-        """A picture uint8 [height, width, 3] of what the averaged weights draw, if it can be."""
+        """Draws a picture uint8 [height, width, 3] with the averaged weights, if possible."""
 
     def state(self) -> dict[str, Any]:
-        """What else than weights a resumed training needs; every process asks."""
+        """Returns the state beyond the weights that resuming needs; every process must call this."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Puts that back."""
+        """Restores that state."""
 
     def export(self, average: Mapping[str, Tensor], out: Path) -> None:
         """Writes the result."""

@@ -52,7 +52,7 @@ def tokenizer_sizes(config: TokenizerTraining) -> TokenizerConfig:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """What one forward pass sees."""
+    """The input of one forward pass."""
 
     images: Tensor  # [B, 3, Hp, Wp] in [-1, 1]
     quantised: bool  # not yet in the warm-up, unless it starts from a tokenizer
@@ -81,6 +81,7 @@ class TokenizerTask:
     """A VQ tokenizer with the images it learns; a `Task`."""
 
     name = "tokenizer"
+    command = "train-tokenizer"
 
     def __init__(self, config: TokenizerTraining, data: DataSet, size: int, group: Processes) -> None:
         self.config, self.data, self.group = config, data, group
@@ -109,7 +110,7 @@ class TokenizerTask:
         self._seen: list[tuple[Tensor, Tensor | None]] = []  # vectors [n, d] of this step, and their codes [n]
 
     def batch(self, step: int, rows: slice) -> ImageBatch:
-        """Those rows of the batch of `step`."""
+        """Returns the given rows of the batch of `step`."""
         index, flip = self.shuffle.batch(step), None
         if self.config.mirror:
             generator = step_generator(self.config.seed, step, stream=2)
@@ -179,7 +180,7 @@ class TokenizerTask:
         return self.readers["test"].pixels(self.test_index(count))
 
     def state(self) -> dict[str, Any]:
-        """The averages that make the codebook, and what images any process could not read."""
+        """Returns the averages behind the codebook, and the images that some process could not read."""
         found = self.group.gather({split: reader.unreadable for split, reader in self.readers.items()})
         for split, reader in self.readers.items():
             for theirs in found:

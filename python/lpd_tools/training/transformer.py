@@ -32,7 +32,7 @@ from lpd_tools.training.task import Test
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass sees; a function of (seed, step) and the images chosen."""
+    """The input of one forward pass: a function of (seed, step) and the images chosen."""
 
     tokens: Tensor  # int64 [B, N], raster order
     labels: Tensor  # int64 [B], -1 where dropped
@@ -56,7 +56,7 @@ def random_orders(batch: int, num_tokens: int, generator: torch.Generator) -> Te
 def make_batch(cache: TokenCache, index: Tensor, config: LPDTraining, step: int, rows: slice = slice(None)) -> Batch:
     """Rows of the batch of training images `index` [B] at `step`, its random choices made from (seed, step) alone.
 
-    All rows are drawn, whichever are asked for: so a row does not depend on who else computes which.
+    All rows are drawn, whichever are asked for, so that a row does not depend on the other processes.
     """
     generator = step_generator(config.seed, step)
     size, num_tokens = len(index), cache.num_tokens
@@ -101,6 +101,7 @@ class TransformerTask:
     """An LPD transformer with the tokens it learns; a `Task`."""
 
     name = "transformer"
+    command = "train"
 
     def __init__(self, config: LPDTraining, cache: TokenCache, device: torch.device) -> None:
         self.config, self.cache, self.device = config, cache, device
@@ -110,7 +111,7 @@ class TransformerTask:
         self.shuffle = EpochShuffle(len(cache.train), config.batch_size, config.seed)
 
     def batch(self, step: int, rows: slice) -> Batch:
-        """Those rows of the batch of `step`."""
+        """Returns the given rows of the batch of `step`."""
         return make_batch(self.cache, self.shuffle.batch(step), self.config, step, rows).to(self.device)
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The page: what visitors choose, paint and see, tied to the studio's functions."""
+"""The page: controls, editor and gallery, connected to the studio's functions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Updates = dict[Any, Any]  # new values by component
 
 
 def build_page(studio: Studio) -> gr.Blocks:
-    """The page of a studio. What a visitor draws is in the state of their page alone."""
+    """Builds the page of a studio. Pictures of a visitor live in the state of their page only."""
     height, width = studio.size
     title = f"{studio.name}: pictures by locality-aware parallel decoding"
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, _FORGET_SECONDS)) as page:
@@ -80,7 +80,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         )
 
         def updates(visit: Visit, shown: Shown, before: list[Image.Image], pictures: list[gr.Image]) -> Updates:
-            # Gradio would write the file of a picture that is the same anew while the browser reads it.
+            # Gradio would rewrite the file of an unchanged picture while the browser reads it.
             changed = [i for i, drawn in enumerate(shown.pictures) if not before or drawn is not before[i]]
             new: Updates = {status: shown.status, **{pictures[i]: shown.pictures[i] for i in changed}}
             if shown.finished:
@@ -126,7 +126,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         cancel.click(on_cancel, visit, status, queue=False, **quiet)
         take.click(on_take, visit, editor, **quiet)
         gallery.select(on_select, visit, [editor, tabs], **quiet)
-    # The engine is the queue: Gradio's must hold nothing back.
+    # The engine is the queue, so Gradio's must hold nothing back.
     page.queue(default_concurrency_limit=None)
     return page
 
@@ -134,7 +134,7 @@ def build_page(studio: Studio) -> gr.Blocks:
 def choice(
     label: int, steps: float, guidance: float, temperature: float, order: str, seed: float | None, new_seed: bool
 ) -> Choice:
-    """What the controls say, in their order; ValueError for a seed that is no whole number."""
+    """Reads the controls, in their order; ValueError for a seed that is not a whole number."""
     if not new_seed and (seed is None or seed != int(seed)):
         raise ValueError(f"seed must be a whole number, got {seed}")
     number = None if new_seed or seed is None else int(seed)
@@ -142,13 +142,13 @@ def choice(
 
 
 def enlarged_size(studio: Studio) -> tuple[int, int]:
-    """Width and height of the editor's canvas."""
+    """Returns width and height of the editor's canvas."""
     width, height = enlarged(Image.new("RGB", studio.size[::-1])).size
     return width, height
 
 
 def _controls(studio: Studio) -> list[Any]:
-    """What `choice` takes."""
+    """Returns the controls that `choice` reads."""
     defaults, config = studio.pipe.defaults, studio.pipe.model.config
     classes = [(studio.class_name(label), label) for label in range(config.num_classes)]
     return [

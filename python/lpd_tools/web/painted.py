@@ -1,4 +1,4 @@
-"""Pictures as the page's editor has them, enlarged and painted over, as the model has them."""
+"""Converts between the model's pictures and those of the page's editor, which are enlarged and painted over."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor
 
 from lpd_ext.image_input import fit_mask, fit_picture, read_masks, read_pictures
 
-_SIDE = 256  # pixels that a picture in the editor has at least: smaller ones are hard to paint on
+_SIDE = 256  # least side in pixels of a picture in the editor: smaller ones are hard to paint on
 
 
 def enlarged(picture: Image.Image) -> Image.Image:
-    """A picture large enough to paint on: each pixel as a square, so that `fitted` gives back what it was."""
+    """Enlarges a picture to paint on it: each pixel becomes a square, so that `fitted` restores the original."""
     factor = max(1, math.ceil(_SIDE / max(picture.size)))
     return picture.convert("RGB").resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
 def fitted(painting: Mapping[str, Any] | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The picture, float32 [3, H, W], and what is painted over, bool [H, W], of gr.ImageEditor's value.
+    """Returns the picture float32 [3, H, W] and the painted pixels bool [H, W] of gr.ImageEditor's value.
 
-    size: height and width of what the model draws; pictures of other proportions are cropped to the middle. Raises
+    size: height and width of the model's pictures; pictures of other proportions are cropped to the middle. Raises
     ValueError without a picture or without paint.
     """
     if painting is None or painting["background"] is None:

@@ -1,4 +1,4 @@
-"""The page on a socket, until it is told to stop. Everything that it needs comes from here: it works offline."""
+"""Serves the page on a socket until told to stop, with everything it needs: it works offline."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _POLICY = (
 
 
 class SameHostOnly:
-    """Tells browsers to ask no other host for anything, whatever a page says."""
+    """Adds a header that forbids browsers to contact other hosts, whatever a page contains."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, and adds the header to what comes back."""
+        """Passes a request on and adds the header to the response."""
 
         async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -52,7 +52,7 @@ class SameHostOnly:
 
 
 class StoppingServer(uvicorn.Server):
-    """Returns after SIGTERM or SIGINT, instead of dying of it; pages that are open do not keep it."""
+    """Returns after SIGTERM or SIGINT instead of dying of it, even while pages are open."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The signal handler."""
@@ -61,7 +61,7 @@ class StoppingServer(uvicorn.Server):
 
 
 def create_app(studio: Studio) -> FastAPI:
-    """The application of a studio."""
+    """Creates the application of a studio."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(SameHostOnly)
     gr.mount_gradio_app(
@@ -79,10 +79,11 @@ def create_app(studio: Studio) -> FastAPI:
 
 
 def run(pipe: LPDPipeline, name: str, config: Demo, bound: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT. Pictures that Gradio puts into files are gone then."""
+    """Serves until SIGTERM or SIGINT, then deletes the pictures that Gradio wrote to files."""
+    of_model = {name: getattr(config, name) or None for name in ("model", "tokenizer", "dtype")}
     with (
         tempfile.TemporaryDirectory(prefix="lpd_demo_") as folder,
-        Studio(pipe, name, config.max_images, config.max_waiting) as studio,
+        Studio(pipe, name, config.max_images, config.max_waiting, of_model) as studio,
     ):
         os.environ["GRADIO_TEMP_DIR"] = folder
         settings = uvicorn.Config(

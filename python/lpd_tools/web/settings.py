@@ -1,4 +1,4 @@
-"""What `lpd demo` can be told. No library of its own is imported here: `lpd --help` must be quick."""
+"""Settings of `lpd demo`. Imports no heavy library: `lpd --help` must be quick."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from lpd_tools.settings import setting
 
 @dataclass(frozen=True)
 class Demo(Listening):
-    """The page of a model."""
+    """Settings of the page and its model."""
 
     port: int = setting(7860)

@@ -1,4 +1,4 @@
-"""What a visitor sees while their pictures form: each with the order over what is not drawn yet, and a sentence."""
+"""Shows visitors their forming pictures: previews, with the order of the undrawn cells, and a sentence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lpd_tools.draw_orders import step_grid
 
 @dataclass(frozen=True)
 class Shown:
-    """The pictures as far as they are, and how far that is."""
+    """The pictures so far, and a sentence about the progress."""
 
     pictures: list[Image.Image]
     status: str
@@ -25,20 +25,21 @@ class Shown:
 
 
 class StepClock:
-    """How many steps the engine took, and how long."""
+    """Counts the engine's steps and their time."""
 
     def __init__(self) -> None:
         self.steps, self.seconds = 0, 0.0
 
     def on_step(self, report: StepReport) -> None:
-        """Counts a step; in the engine's thread."""
+        """Counts a step; called in the engine's thread."""
         self.steps, self.seconds = self.steps + 1, self.seconds + report.seconds
 
 
 class Watch:
-    """The pictures of one request, from before its first step on.
+    """Shows the pictures of one request, from before its first step on.
 
-    before: what edits know, and what is hidden of other pictures. steps_to_wait: of the engine, until its turn.
+    before: the picture shown until the first preview, such as the known part of an edit. steps_to_wait: engine steps
+    until its turn.
     """
 
     def __init__(self, clock: StepClock, request: DecodeRequest, before: Image.Image, steps_to_wait: int) -> None:
@@ -54,7 +55,7 @@ class Watch:
         self._latest: Preview | None = None
 
     def after(self, preview: Preview | None) -> Shown:
-        """What to show after a preview, or after a while without one."""
+        """Returns what to show after a preview, or after a while without one."""
         if preview is not None:
             self._latest = preview
             self._pictures[preview.image] = self._overlay(preview.image, preview.picture, preview.step)
@@ -64,14 +65,16 @@ class Watch:
         return self._shown(f"Waiting: its turn comes in {to_wait} steps." if to_wait > 0 else "Beginning.")
 
     def cancelled(self) -> Shown:
-        """What is left of a request that was cancelled."""
+        """Returns what is left of a cancelled request."""
         latest = self._latest
         where = "before its first step" if latest is None else f"after step {latest.step} of {latest.num_steps}"
         return self._shown(f"Cancelled {where}.")
 
     def finished(self, pictures: Sequence[Image.Image]) -> Shown:
-        """The end."""
+        """Returns the finished pictures."""
         self._pictures = [self._overlay(b, picture, self._totals[b]) for b, picture in enumerate(pictures)]
+        for shown, picture in zip(self._pictures, pictures, strict=True):
+            shown.info |= picture.info  # whoever saves it has the settings too
         seconds = perf_counter() - self._begun
         return self._shown(f"Drawn in {seconds:.2f} s: {max(self._totals)} steps, {self._pace()} each.", finished=True)
 
@@ -82,6 +85,6 @@ class Watch:
         return Shown(list(self._pictures), status, finished)
 
     def _pace(self) -> str:
-        """The mean of the engine's steps since the beginning."""
+        """Returns the mean time of the engine's steps since the beginning."""
         steps, seconds = self._clock_at_first
         return f"{1000 * (self._clock.seconds - seconds) / max(1, self._clock.steps - steps):.1f} ms"

@@ -85,7 +85,7 @@ def _by_engine(engine: Engine, pipe: LPDPipeline, calls: Sequence[Call]) -> list
 
 
 def first_preview(pipe: LPDPipeline, config: ServeBench) -> dict[str, Any]:
-    """How long a request waits for its first preview while others are in flight, in steps of that time."""
+    """Measures how long a request waits for its first preview while others are in flight, in steps of that time."""
     reports: list[StepReport] = []
     waits = []
     rng = np.random.default_rng(config.seed)

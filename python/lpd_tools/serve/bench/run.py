@@ -18,7 +18,7 @@ from lpd_tools.serve.bench.settings import ServeBench
 
 
 def run(pipe: LPDPipeline, config: ServeBench) -> dict[str, Any]:
-    """What was found, by part; also written to `output`."""
+    """Returns the results by part; also writes them to `output`."""
     if config.output:
         check_output(Path(config.output), ".json")
     parts: dict[str, Callable[[], dict[str, Any]]] = {
@@ -33,5 +33,5 @@ def run(pipe: LPDPipeline, config: ServeBench) -> dict[str, Any]:
         say(f"{part}: {json.dumps(found[part], indent=1)}")
     if config.output:
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.output).write_text(json.dumps(found, indent=1) + "\n")
+        Path(config.output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found

@@ -121,6 +121,7 @@ class ContinuousBatch:
                 f"the model was moved to {theirs[0]}, {theirs[1]}; the caches are on {ours[0]}, {ours[1]}"
             )
         self._state.look_up_weights()
+        begin(self._state)
         self._weights = weights
 
     def _draw(self, places: tuple[Place, ...], rows: tuple[tuple[int, int, int], ...]) -> None:

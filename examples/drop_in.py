@@ -12,12 +12,13 @@ import torch
 import lpd_ext
 from lpd_ext.orders import locality_order
 from lpd_ext.schedule import group_sizes
+from lpd_ext.state_files import read_state_dict
 
+sys.path.insert(0, "")  # MODULE may lie in the current folder
 module, _, factory = sys.argv[1].partition(":")
 model = getattr(import_module(module), factory)().eval()
 if len(sys.argv) > 2:
-    checkpoint = torch.load(sys.argv[2], map_location="cpu", weights_only=True)
-    model.load_state_dict(checkpoint.get("model", checkpoint))
+    model.load_state_dict(read_state_dict(sys.argv[2]))  # whatever the trainer left around the weights
 
 lpd_ext.accelerate(model)  # replaces model.sample_tokens; lpd_ext.restore(model) puts it back
 

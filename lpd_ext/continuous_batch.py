@@ -16,7 +16,7 @@ from lpd_ext.model import LPDModel
 from lpd_ext.modes import decoding_modes
 from lpd_ext.plan import Capacity, Place, Places, Schedule, plan_step
 from lpd_ext.request import DecodeRequest
-from lpd_ext.sampler import advance
+from lpd_ext.sampler import advance, begin
 from lpd_ext.weights_key import weights_of
 
 _STEPS_KEPT = 256  # plans of steps that may come again
@@ -89,6 +89,7 @@ class ContinuousBatch:
         ]
         with decoding_modes(self._device):
             self._state.load(request, Places.of(places, self._device))
+            begin(self._state)
         filters = [Filters(k > 0, p < 1) for k, p in zip(request.top_k, request.top_p, strict=True)]
         images = list(map(RunningImage, places, request.schedules, filters))
         self.running += images

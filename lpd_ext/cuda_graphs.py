@@ -1,4 +1,4 @@
-"""Decodes as CUDA graphs: captured once per batch layout, replayed with other orders, labels, seeds and settings."""
+"""Decodes as CUDA graphs: captured once per batch layout, replayed with any orders, labels, seeds and settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 
 from lpd_ext import _C
 
-# Up to this many steps make one graph; with more, the graph of a whole decode is slow to build and each has its own.
+# Up to this many steps form one graph; beyond, that graph would be slow to build, so each step has its own.
 MAX_STEPS_PER_GRAPH = 64
 
 log = logging.getLogger(__name__)
@@ -24,14 +24,14 @@ State = TypeVar("State")
 Run = Callable[[], None]
 
 
-_CAPTURING = Lock()  # CUDA has one capture under way per process
+_CAPTURING = Lock()  # CUDA allows one capture at a time per process
 
 
 class _OwnStream:
-    """A stream of the current GPU that nobody else launches to; once it is collected, the next recording may have it.
+    """A stream of the current GPU that nobody else launches to; reused by later captures once it is collected.
 
-    torch deals out 32 in turn, so one of them may be another thread's too. And the scratch memory of a stream's GEMMs
-    is shared by all that was recorded on it.
+    torch hands out 32 streams in turn, so one of them may belong to another thread too; and all captures on a stream
+    share the scratch memory of its GEMMs.
     """
 
     _free: ClassVar[dict[int, list[int]]] = {}
@@ -48,7 +48,7 @@ class _OwnStream:
 
 @dataclass(frozen=True)
 class _Recording:
-    """Launches again what was recorded."""
+    """Replays a capture."""
 
     graph: torch.cuda.CUDAGraph
     recorded_on: _OwnStream
@@ -58,10 +58,10 @@ class _Recording:
 
 
 def capture_cuda_graphs(runs: Sequence[Run]) -> Sequence[Run]:
-    """Record what each of `runs` launches on the current device; the results launch it again, on the same memory.
+    """Captures the launches of each of `runs` on the current device; the results replay them on the same memory.
 
-    Each runs once before. What they allocate comes from one pool: the results must be called one after the other.
-    Meanwhile other threads may launch kernels, but not draw from torch's CUDA generator.
+    Runs each once before. Allocations come from one pool, so the results must be called one after the other. During the
+    capture other threads may launch kernels, but not draw from torch's CUDA generator.
     """
     with _CAPTURING:
         own, pool = _OwnStream(), torch.cuda.graph_pool_handle()
@@ -73,40 +73,40 @@ def _capture(run: Run, own: _OwnStream, pool: Any) -> Run:
     stream.wait_stream(torch.cuda.current_stream())
     try:
         with torch.cuda.stream(stream):
-            run()  # libraries set themselves up in their first call, which cannot be recorded
+            run()  # libraries initialise in their first call, which cannot be captured
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 run()
-    finally:  # of a run that fails too: what it has launched works on memory that others get now
+    finally:  # after a failed run too: its launches use memory that others get now
         torch.cuda.current_stream().wait_stream(stream)
     return _Recording(graph, own)
 
 
 @dataclass(frozen=True)
 class CapturedDecode(Generic[State]):
-    """The buffers of a decode, the steps that work on them, and what was recorded of these.
+    """The buffers of a decode, the steps that use them, and the captures of these steps.
 
-    steps: kept for the memory that they read too; a recording knows addresses only.
+    steps: also kept for the memory that they read, since a capture holds addresses only.
     """
 
     state: State
     steps: Sequence[Run]
-    _recorded: dict[bool, Sequence[Run]] = field(default_factory=dict)  # by whether each step has its own
+    _recorded: dict[bool, Sequence[Run]] = field(default_factory=dict)  # key: whether each step has its own graph
 
     def is_recorded(self, each_step: bool) -> bool:
-        """Whether as a whole, or each step by itself."""
+        """Whether the decode is captured, as a whole or step by step."""
         return self._one_by_one(each_step) in self._recorded
 
     def replays(self, each_step: bool) -> Sequence[Run]:
-        """What launches the steps again, one after the other, as they were recorded."""
+        """Returns functions that replay the steps, one after the other."""
         return self._recorded[self._one_by_one(each_step)]
 
     def replay(self) -> None:
-        """Run all steps, recorded as a whole; the host does not wait for them."""
+        """Replays all steps, captured as a whole, without waiting for them."""
         for run in self.replays(each_step=False):
             run()
 
     def record(self, each_step: bool, capture: Callable[[Sequence[Run]], Sequence[Run]]) -> None:
-        """Record them in one graph, or each in its own. Each runs once, or twice, on the state."""
+        """Captures the steps in one graph, or each in its own; runs each once or twice on the state."""
 
         def run_all() -> None:
             for run in self.steps:
@@ -120,10 +120,10 @@ class CapturedDecode(Generic[State]):
 
 
 class DecodeGraphs:
-    """Captured decodes of one model, by batch layout; beyond `limit` the least recently used one is dropped.
+    """Captured decodes of one model, by batch layout; drops the least recently used one beyond `limit`.
 
-    Each holds the caches of its batch. Hold `lock` from `find` until the device has ended: the buffers are shared. A
-    decode that pauses between its steps has them `lent` instead.
+    Each holds the KV caches of its batch. Hold `lock` from `find` until the device is done, since the buffers are
+    shared. A decode that pauses between its steps borrows them by `lent` instead.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class DecodeGraphs:
     ) -> None:
         if limit < 1:
             raise ValueError(f"limit must be >= 1, got {limit}")
-        self.lock = RLock()  # a lent decode may come back where the garbage collector finds its owner
+        self.lock = RLock()  # the garbage collector may return a lent decode in any thread
         self._limit = limit
         self._capture = capture
         self._device_type = device_type
@@ -147,11 +147,11 @@ class DecodeGraphs:
         return len(self._captured)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, as of a pipeline, starts empty: recorded launches belong to the memory they were recorded on."""
+        """Copies and pickles start empty: captured launches belong to the memory that they were captured on."""
         return DecodeGraphs, (self._limit, self._capture, self._device_type)
 
     def supports(self, device: torch.device) -> bool:
-        """Whether work on this device can be captured: the plain twins of a build without CUDA kernels cannot."""
+        """Whether decodes on this device can be captured; the plain twins of a build without CUDA kernels cannot."""
         if device.type == "cuda" and not _C.build_config()["cuda_architectures"]:
             return False
         return device.type == self._device_type
@@ -161,16 +161,16 @@ class DecodeGraphs:
         return layout in self._captured
 
     def clear(self) -> None:
-        """Give the memory of all captured decodes back."""
+        """Frees the memory of all captured decodes."""
         self._captured.clear()
 
     def find(
         self, weights: Hashable, layout: Hashable, new: Callable[[], CapturedDecode[State]], each_step: bool = False
     ) -> CapturedDecode[State] | None:
-        """The decode captured for `layout`, or else what `new` returns, recorded as a whole or each step by itself.
+        """Returns the decode captured for `layout`, or captures what `new` returns, as a whole or step by step.
 
-        With other weights than before none is kept. None where capturing fails, of which a warning says why. It is
-        tried again with other weights only, or where memory was short.
+        Drops all captures if the weights have changed. Returns None, with a warning that says why, if capturing fails;
+        it is tried again only with other weights, or if memory was short.
         """
         if weights != self._weights:
             self.clear()
@@ -179,7 +179,7 @@ class DecodeGraphs:
         captured = self._captured.pop(layout, None)
         if layout not in self._failed and (captured is None or not captured.is_recorded(each_step)):
             if captured is None:
-                self._make_room()  # before the new one asks for memory
+                self._make_room()  # before the new one allocates memory
             begun = time.perf_counter()
             try:
                 captured = new() if captured is None else captured
@@ -188,7 +188,7 @@ class DecodeGraphs:
             except Exception as error:
                 captured = None
                 if isinstance(error, torch.OutOfMemoryError):
-                    self.clear()  # they hold the caches of several batches; one alone may fit
+                    self.clear()  # captures hold the caches of several batches; one alone may fit
                 else:
                     self._failed.add(layout)
                 reason = f"{type(error).__name__}: {error}"
@@ -202,7 +202,7 @@ class DecodeGraphs:
     def lent(
         self, weights: Hashable, layout: Hashable, new: Callable[[], CapturedDecode[State]]
     ) -> Iterator[CapturedDecode[State] | None]:
-        """As `find` for each step by itself, for one owner who need not hold the lock; None while another has it."""
+        """Finds a decode captured step by step for one owner, who need not hold the lock; None while it is lent."""
         with self.lock:
             captured = None
             if layout in self._captured or not self._lent[layout]:

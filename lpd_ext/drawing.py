@@ -1,4 +1,4 @@
-"""A request on its way to images: drawn at once or shown group by group, and cancelled in between."""
+"""Draws a request to images, at once or group by group, with cancellation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -32,7 +31,7 @@ _CONVERTED_AT_A_TIME = 64
 
 @dataclass(frozen=True)
 class LPDPipelineOutput:
-    """Finished images in the asked-for type, their tokens int64 [B, h, w], and the seeds that draw them again.
+    """Finished images of the chosen type, their tokens int64 [B, h, w], and the seeds that draw them again.
 
     cancelled: the drawing was stopped before its end; tokens are -1, and images grey, where nothing is drawn yet.
     """
@@ -54,19 +53,18 @@ class StepPreview:
 
 
 def check_output_type(output_type: object) -> None:
-    """Raise ValueError unless it is one of OutputType, or None: that of the drawing."""
+    """Raises ValueError unless output_type is one of OutputType, or None for the drawing's own."""
     if output_type not in (None, "pil", "np", "pt", "tokens"):
         raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'tokens', got {output_type!r}")
 
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """What to draw, by which networks, and what is done to images [n, 3, H, W] in [-1, 1] at the end.
+    """A request, the networks that draw it, and a last step for images [n, 3, H, W] in [-1, 1].
 
-    finish gets some images, of which rows int64 [n] of the request.
-
-    max_images: drawn at once; None: as many as memory allows (see `parts`).
-    output_type: of `run`, where it is not told another. graphs: on a GPU, captured decodes to replay and to add to.
+    finish: the last step, called with images and their rows int64 [n] of the request.
+    max_images: how many images are drawn at once; None: as many as memory allows (see `parts`).
+    output_type: the default of `run`. graphs: on a GPU, captured decodes to replay and extend.
     """
 
     model: LPDModel
@@ -84,12 +82,12 @@ class Drawing:
         callback_on_step_end: StepCallback | None = None,
         cancel: Cancel | None = None,
     ) -> LPDPipelineOutput:
-        """Draw to the end, calling callback_on_step_end(step, num_steps) after each group.
+        """Draws to the end, calling callback_on_step_end(step, num_steps) after each group.
 
         output_type 'pil' gives a list of PIL images, 'np' uint8 [B, H, W, 3], 'pt' float [B, 3, H, W] in [-1, 1],
-        'tokens' none. cancel: an event (such as threading.Event) or a callable, asked before each step; once it says
-        so, the drawing ends, its memory is free, and the output is what was drawn until then, as `cancelled` tells.
-        On a GPU, drawings that can be cancelled or have a callback replay a CUDA graph for each step, not one for all.
+        'tokens' no images. cancel: an event (such as threading.Event) or a callable, polled before each step; once set,
+        the drawing ends, frees its memory, and returns what is drawn so far, with `cancelled` True. On a GPU, drawings
+        that can be cancelled or have a callback replay one CUDA graph per step instead of one for all.
         """
         check_output_type(output_type)
         output_type = output_type or self.output_type
@@ -111,10 +109,10 @@ class Drawing:
         return LPDPipelineOutput(images, tokens, list(self.request.seeds), cancelled=step < num_steps)
 
     def stream(self, cancel: Cancel | None = None, preview_every: int = 1) -> Iterator[StepPreview]:
-        """Draw, yielding the partial grid and a preview (undrawn cells grey) after each group; cancel as in `run`.
+        """Draws, yielding the partial grid and a preview (undrawn cells grey) after each group; cancel as in `run`.
 
-        Previews are made after every so many groups and after the last, of the images that changed since; in between
-        the ones before stand. Each costs what the image at the end does: every pixel depends on every token.
+        A new preview is made after every `preview_every` groups and after the last, of the images that have changed; in
+        between the previous ones are yielded. Each costs as much as a final image: every pixel depends on every token.
         """
         as_check(cancel)
         if (every := as_int(preview_every, "preview_every")) < 1:
@@ -125,7 +123,7 @@ class Drawing:
         return parts_of(self.model, self.request, self.graphs, self.max_images)
 
     def _grids(self, parts: Sequence[Part], cancel: Cancel | None) -> Iterator[Tensor]:
-        """The grids int64 [B, N] of all images after each group of each part; the same tensor each time."""
+        """Yields the grids int64 [B, N] of all images after each group of each part; the same tensor each time."""
         grid = undrawn(self.model, self.request)
         for part in parts:
             for drawn_so_far in decode(self.model, part.request, cancel, self.graphs):
@@ -147,7 +145,7 @@ class Drawing:
             yield StepPreview(step, num_steps, tokens, list(images.values()))
 
     def pixels(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Images float32 [B, 3, H, W] of grids int64 [B, h, w], or of some rows of them; cells that are -1 are grey."""
+        """Decodes grids int64 [B, h, w], or some rows, to images float32 [B, 3, H, W]; cells that are -1 are grey."""
         rows = torch.arange(len(tokens), device=tokens.device) if rows is None else rows
         images = torch.empty(len(rows), 3, *self._size, dtype=torch.float32, device=tokens.device)
         for part in _slices(len(rows)):
@@ -155,7 +153,7 @@ class Drawing:
         return images
 
     def images(self, tokens: Tensor, output_type: OutputType = "pil", rows: Tensor | None = None) -> Any:
-        """What `pixels` gives, as one of the types of `run`. Raises RuntimeError for pixels that are not finite."""
+        """Returns the images of `pixels` as one of the types of `run`; RuntimeError for pixels that are not finite."""
         if output_type == "tokens":
             return None
         if output_type == "pt":
@@ -175,20 +173,33 @@ class Drawing:
 
     def _finished(self, tokens: Tensor, rows: Tensor) -> Tensor:
         with decoding_modes(tokens.device):
-            images = self._decoded(tokens[rows], self.tokenizer.config.stride)
-            if not bool(images.isfinite().all()):
-                raise RuntimeError("the tokenizer's decoder gave pixels that are not finite")
-            return images if self.finish is None else self.finish(images, rows)
+            return self._checked(self._decoded(tokens[rows], self.tokenizer.config.stride), rows)
+
+    def _checked(self, images: Tensor, rows: Tensor) -> Tensor:
+        if not bool(images.isfinite().all()):
+            raise RuntimeError("the tokenizer's decoder gave pixels that are not finite")
+        return images if self.finish is None else self.finish(images, rows)
 
     def _decoded(self, tokens: Tensor, side: int) -> Tensor:
         drawn = tokens >= 0
-        features = F.embedding(tokens.clamp(min=0), self.tokenizer.codes()) * drawn[..., None]
+        features = self.tokenizer.vectors(tokens.clamp(min=0)) * drawn[..., None]
         decoder = (
             PixelDecoder(self.tokenizer, self.pixel_dtype) if PixelDecoder.supports(self.tokenizer) else self.tokenizer
         )
         images = decoder.decode_features(features.permute(0, 3, 1, 2))
         pixels_drawn = drawn.repeat_interleave(side, 1).repeat_interleave(side, 2)
         return torch.where(pixels_drawn[:, None], images, 0.0)
+
+
+def pictures(wanted: Sequence[tuple[Drawing, Tensor, int]]) -> list[Image.Image]:
+    """The picture of each grid int64 [h, w], which is so many-th of a drawing's; all by the first one's tokenizer."""
+    first, tokens, _ = wanted[0]
+    with decoding_modes(tokens.device):
+        decoded = first._decoded(torch.stack([tokens for _, tokens, _ in wanted]), first.tokenizer.config.stride)
+        rows = torch.tensor([[row] for _, _, row in wanted], device=tokens.device)
+        finished = [drawing._checked(decoded[i, None], rows[i]) for i, (drawing, _, _) in enumerate(wanted)]
+        pixels = VQTokenizer.to_pixels(torch.cat(finished)).cpu().numpy()
+    return [Image.fromarray(image) for image in pixels]
 
 
 def _slices(count: int) -> list[slice]:

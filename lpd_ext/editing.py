@@ -1,8 +1,8 @@
-"""Editing without training: some cells of a picture are known, the others are drawn around them.
+"""Editing without training: some cells of a picture are known, and the others are drawn around them.
 
-A picture becomes tokens by the tokenizer; the known ones enter the KV cache after the condition, and the order covers
-the cells that are left. `inpaint`, `outpaint`, `class_edit` and `variations` draw at once; `plan_inpaint` and its kin
-(edit_plan.py has them, and what all of these take) give a `Drawing`, whose `stream` shows each group.
+The tokenizer encodes the picture; known tokens enter the KV cache after the condition, and the order covers the other
+cells. `inpaint`, `outpaint`, `class_edit` and `variations` draw at once; `plan_inpaint` and its kin in edit_plan.py,
+which describes all arguments, return a `Drawing`, whose `stream` shows each group.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def inpaint(
     cancel: Cancel | None = None,
     **options: Any,
 ) -> LPDPipelineOutput:
-    """Paint the masked (white) parts of pictures anew, as parts of a picture of the class.
+    """Redraws the masked (white) parts of pictures, as parts of a picture of the class.
 
-    options as in `plan_inpaint`; the rest as in `Drawing.run`: by default images come out as the kind that went in.
+    options as in `plan_inpaint`; the other arguments as in `Drawing.run`. By default images have the kind of the input.
     """
     check_output_type(output_type)
     return plan_inpaint(pipe, images, masks, class_labels, **options).run(output_type, callback_on_step_end, cancel)
@@ -57,7 +57,7 @@ def class_edit(
     cancel: Cancel | None = None,
     **options: Any,
 ) -> LPDPipelineOutput:
-    """Paint the masked parts of pictures as parts of another class, which the known parts are then read as too.
+    """Redraws the masked parts of pictures as parts of another class, which then conditions the known parts too.
 
     Arguments as in `inpaint`.
     """
@@ -76,9 +76,9 @@ def outpaint(
     cancel: Cancel | None = None,
     **options: Any,
 ) -> LPDPipelineOutput:
-    """Continue pictures beyond their edges to the size that the model draws.
+    """Continues pictures beyond their edges to the size that the model draws.
 
-    options as in `plan_outpaint`; the rest as in `inpaint`.
+    options as in `plan_outpaint`; the other arguments as in `inpaint`.
     """
     check_output_type(output_type)
     return plan_outpaint(pipe, images, margins, class_labels, **options).run(output_type, callback_on_step_end, cancel)
@@ -95,9 +95,9 @@ def variations(
     cancel: Cancel | None = None,
     **options: Any,
 ) -> LPDPipelineOutput:
-    """Redraw pictures of which a share of the cells, chosen at random by the seed, is kept.
+    """Redraws pictures, keeping a share of the cells chosen at random by the seed.
 
-    options as in `plan_variations`; the rest as in `inpaint`.
+    options as in `plan_variations`; the other arguments as in `inpaint`.
     """
     check_output_type(output_type)
     return plan_variations(pipe, images, keep, class_labels, **options).run(output_type, callback_on_step_end, cancel)

@@ -7,9 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from heapq import heapify, heappop, heappush
-from queue import SimpleQueue
 from threading import Condition, Thread
 from time import perf_counter
 from types import TracebackType
@@ -25,6 +23,7 @@ from lpd_ext.drawing import Drawing, LPDPipelineOutput
 from lpd_ext.handle import Handle, Preview
 from lpd_ext.pace import Pace
 from lpd_ext.pipeline import LPDPipeline
+from lpd_ext.pixel_thread import PixelJob, PixelThread
 from lpd_ext.request import DecodeRequest
 
 logger = logging.getLogger(__name__)
@@ -77,6 +76,7 @@ class _Submitted:
     tokens: Tensor  # int64 [B, h, w], -1 where not drawn; for the thread of pixels
     pictures: dict[int, object] = field(default_factory=dict)  # of finished images
     preview_pending: set[int] = field(default_factory=set)
+    shown: set[int] = field(default_factory=set)  # images of which there was a preview
 
     def wants_preview(self, group: int, num_groups: int) -> bool:
         """Whether after this group, from 1, which is not the last: that one's picture is the result."""
@@ -90,7 +90,7 @@ class Engine:
 
     An image takes its place as soon as one is free, oldest first, whether or not others of its request have theirs.
     Tokens are those of `pipe` alone with the same seed (on a GPU, GEMMs of other sizes round differently). Pictures are
-    decoded in a thread of their own, beside the next step. Use it in a `with` block, or `close` it.
+    decoded in a thread of their own, several at once, beside the next steps. Use it in a `with` block, or `close` it.
 
     on_step: called after each step, in the engine's thread. Raises ValueError for sizes below 1.
     """
@@ -116,13 +116,9 @@ class Engine:
         self._closing = False
         self._device = pipe.model.pos_embed.device
         self._pace = Pace(self._device)
-        self._pixel_jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._threads = [
-            Thread(target=self._run, name="lpd-engine", daemon=True),
-            Thread(target=self._run_pixel_jobs, name="lpd-pixels", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._pixels = PixelThread()
+        self._thread = Thread(target=self._run, name="lpd-engine", daemon=True)
+        self._thread.start()
         atexit.register(self.close, finish=False)  # a thread that Python's end finds in a kernel takes the process down
         logger.info("engine: %d images at once, %.1f MB of KV cache", self.max_images, self.cache_bytes / 1e6)
 
@@ -186,8 +182,8 @@ class Engine:
             self._changed.notify_all()
         for owner in owners:
             owner.handle.cancel()
-        for thread in self._threads:
-            thread.join()
+        self._thread.join()
+        self._pixels.join()
         atexit.unregister(self.close)
 
     def __enter__(self) -> Engine:
@@ -222,7 +218,7 @@ class Engine:
                 self._changed.wait_for(lambda: self._waiting or self._running or self._closing)
                 self._drop_cancelled()
                 if self._closing and not self._waiting and not self._running:
-                    self._pixel_jobs.put(None)  # the last one
+                    self._pixels.close()
                     return
                 admitted = self._begin_waiting()
             try:
@@ -232,10 +228,6 @@ class Engine:
             except Exception as error:  # whatever it is, its owners must hear of it and the engine must go on
                 logger.exception("a step failed; the %d images in it are lost", len(self._running))
                 self._fail_running(error)
-
-    def _run_pixel_jobs(self) -> None:
-        while (job := self._pixel_jobs.get()) is not None:
-            job()
 
     def _drop_cancelled(self) -> None:
         for part in [part for part in self._running if part.owner.handle.done()]:
@@ -266,49 +258,50 @@ class Engine:
             num_groups = len(image.schedule.group_sizes)
             group = image.steps_done - len(image.schedule.prefill)
             if image.finished:
-                self._decode_later(self._finish_image, part, self._batch.tokens(image))
+                self._finish_later(part, self._batch.tokens(image))
                 with self._changed:
                     self._leave(part)
             elif part.owner.wants_preview(group, num_groups) and part.index not in part.owner.preview_pending:
-                part.owner.preview_pending.add(part.index)
-                show = partial(self._show, step=group, num_steps=num_groups)
-                self._decode_later(show, part, self._batch.tokens(image))
+                self._show_later(part, self._batch.tokens(image), group, num_groups)
+        if not self._running:
+            self._pixels.hurry()
+        seconds = perf_counter() - begun
         if self._on_step is not None:
-            self._on_step(StepReport(perf_counter() - begun, num_images, len(self._waiting)))
+            self._on_step(StepReport(seconds, num_images, len(self._waiting)))
+        if self._device.type == "cpu":  # where the next step would take the cores from it
+            self._pixels.wait_for_urgent(seconds)
 
-    def _decode_later(self, function: Callable[[_Part, Tensor], None], part: _Part, tokens: Tensor) -> None:
-        tokens = tokens.unflatten(0, self.pipe.model.config.grid)
-
-        def run() -> None:
-            if part.owner.handle.done():
-                return
-            try:
-                function(part, tokens)
-            except Exception as error:
-                logger.exception("an image could not be turned into pixels")
-                part.owner.handle.finish(error)
-
-        self._pixel_jobs.put(run)
-
-    def _show(self, part: _Part, tokens: Tensor, step: int, num_steps: int) -> None:
-        picture = self._picture(part, tokens)
-        part.owner.preview_pending.discard(part.index)
-        part.owner.handle.publish(Preview(part.index, step, num_steps, tokens.cpu(), picture))
-
-    def _finish_image(self, part: _Part, tokens: Tensor) -> None:
-        if bool((tokens < 0).any()):
-            raise RuntimeError("logits contain NaN or are -inf throughout: nothing can be drawn")
+    def _show_later(self, part: _Part, tokens: Tensor, step: int, num_steps: int) -> None:
         owner = part.owner
-        owner.pictures[part.index] = self._picture(part, tokens)
-        if len(owner.pictures) == len(owner.tokens):
-            self._finish(owner)
+        owner.preview_pending.add(part.index)
 
-    def _picture(self, part: _Part, tokens: Tensor) -> Image.Image:
+        def show(picture: Image.Image) -> None:
+            owner.preview_pending.discard(part.index)
+            grid = job.tokens.cpu()
+            owner.handle.publish(Preview(part.index, step, num_steps, grid, picture))
+
+        job = self._job(part, tokens, show)
+        self._pixels.put(job, urgent=part.index not in owner.shown)
+        owner.shown.add(part.index)
+
+    def _finish_later(self, part: _Part, tokens: Tensor) -> None:
         owner = part.owner
-        owner.tokens[part.index] = tokens
-        picture: Image.Image
-        (picture,) = owner.drawing.images(owner.tokens, rows=torch.tensor([part.index], device=self._device))
-        return picture
+
+        def finish(picture: Image.Image) -> None:
+            if bool((job.tokens < 0).any()):
+                raise RuntimeError("logits contain NaN or are -inf throughout: nothing can be drawn")
+            owner.tokens[part.index] = job.tokens
+            owner.pictures[part.index] = picture
+            if len(owner.pictures) == len(owner.tokens):
+                self._finish(owner)
+
+        job = self._job(part, tokens, finish)
+        self._pixels.put(job, may_wait=True)
+
+    def _job(self, part: _Part, tokens: Tensor, deliver: Callable[[Image.Image], None]) -> PixelJob:
+        owner, handle = part.owner, part.owner.handle
+        grid = tokens.unflatten(0, self.pipe.model.config.grid)
+        return PixelJob(owner.drawing, grid, part.index, deliver, handle.finish, lambda: not handle.done())
 
     def _finish(self, owner: _Submitted) -> None:
         request = owner.handle.request

@@ -240,13 +240,17 @@ class ResultRows:
     def __init__(self, most_rows: int) -> None:
         self._most_rows = most_rows
         self._memory: Tensor | None = None
+        self._rows: Tensor | None = None  # the part of it that the last product took: the next ones are as large
 
     def product(self, linear: DecodingLinear, x: Tensor, gelu: bool = False) -> Tensor:
         """Computes linear.product(x, gelu) of rows x [R, K] into this memory, which the next product overwrites."""
-        if self._memory is None or len(self._memory) < len(x):
-            shape = max(self._most_rows, len(x)), linear.out_features
-            self._memory = memory.empty(shape, linear.out_dtype, x.device)
-        return linear.product(x, gelu, self._memory[: len(x)])
+        count = x.shape[0]
+        if self._rows is None or self._rows.shape[0] != count:
+            if self._memory is None or self._memory.shape[0] < count:
+                shape = max(self._most_rows, count), linear.out_features
+                self._memory = memory.empty(shape, linear.out_dtype, x.device)
+            self._rows = self._memory[:count]
+        return linear.product(x, gelu, self._rows)
 
 
 def linear_step(linear: nn.Module, results: ResultRows) -> Callable[[Tensor], Tensor]:

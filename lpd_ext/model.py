@@ -17,6 +17,15 @@ from torch import Tensor, nn
 
 from lpd_ext import ops
 from lpd_ext.checks import as_grid, as_positive_int
+from lpd_ext.few_rows import (
+    MOST_ROWS,
+    FewRowBlock,
+    FewRows,
+    NormedLayer,
+    ResidualLayer,
+    can_multiply_few_rows,
+    chosen_products,
+)
 from lpd_ext.linear import DecodingLinear, ResultRows, linear_step, mlp_step
 from lpd_ext.plan import Step
 from lpd_ext.schedule import check_group_sizes
@@ -144,6 +153,7 @@ class DecodingParts:
 
     layers: Sequence[DecodingLayer]
     head: Callable[[Tensor], Tensor]  # [R, E] -> [R, V]
+    few_rows: FewRows | None = None  # in place of all that follows the first block's qkv, for steps of few rows
 
 
 class LPDModel(nn.Module):
@@ -260,7 +270,28 @@ class LPDModel(nn.Module):
             qkv, proj = linear_step(block.attn.qkv, qkv_rows), linear_step(block.attn.proj, delta_rows)
             mlp = mlp_step(block.mlp.fc1, block.mlp.fc2, hidden_rows, delta_rows)
             layers.append(DecodingLayer(block.norm1, qkv, proj, block.norm2, mlp, k, v))
-        return DecodingParts(layers, linear_step(self.head, logit_rows))
+        return DecodingParts(layers, linear_step(self.head, logit_rows), self._few_rows())
+
+    def _few_rows(self) -> FewRows | None:
+        """Layers of our own products, if those are asked for and can be had."""
+        if chosen_products() != "own":
+            return None
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        norms = [norm for block in blocks for norm in (block.norm1, block.norm2)] + [self.norm]
+        linears = [m for b in blocks for m in (b.attn.qkv, b.attn.proj, b.mlp.fc1, b.mlp.fc2)] + [self.head]
+        if not can_multiply_few_rows(linears, norms, self.config.dim):
+            return None
+        following = [(block.norm1, block.attn.qkv) for block in blocks[1:]] + [(self.norm, self.head)]
+        few_rows = [
+            FewRowBlock(
+                ResidualLayer(block.attn.proj, block.norm2),
+                NormedLayer(block.norm2, block.mlp.fc1, gelu=True),
+                ResidualLayer(block.mlp.fc2, next_norm),
+                NormedLayer(next_norm, next_linear),
+            )
+            for block, (next_norm, next_linear) in zip(blocks, following, strict=True)
+        ]
+        return FewRows(few_rows, self.pos_embed.device)
 
     def decode_step(
         self,
@@ -281,8 +312,14 @@ class LPDModel(nn.Module):
         ln = self.z_proj_ln
         x = ops.embed_rows(content_ids, positions, self.content, self.pos_embed, ln.weight, ln.bias, ln.eps)
         delta: Tensor | None = None
+        few_rows = parts.few_rows if len(x) <= MOST_ROWS else None
+        normed: tuple[Tensor, Tensor] | None = None  # by a block of few rows, for the layer that follows it
         for i, layer in enumerate(parts.layers):
-            qkv = layer.qkv(_add_norm(x, delta, layer.norm1)).view(-1, 3, heads, head_dim)
+            if few_rows is None or normed is None:
+                qkv = layer.qkv(_add_norm(x, delta, layer.norm1))
+            else:
+                qkv = few_rows.blocks[i - 1].following(*normed)
+            qkv = qkv.view(-1, 3, heads, head_dim)
             first_row = 0
             if i == len(parts.layers) - 1:
                 if step.num_query_rows == 0:
@@ -292,9 +329,15 @@ class LPDModel(nn.Module):
                 x = x[first_row:]
             sizes = (step.max_rows, step.max_keys, first_row)
             attended = ops.group_attention(qkv, layer.k_cache, layer.v_cache, step.segments, *sizes, scale, workspace)
-            delta = layer.proj(attended)
-            delta = layer.mlp(_add_norm(x, delta, layer.norm2))
-        return parts.head(_add_norm(x, delta, self.norm))
+            if few_rows is None:
+                delta = layer.proj(attended)
+                delta = layer.mlp(_add_norm(x, delta, layer.norm2))
+            else:
+                block = few_rows.blocks[i]
+                normed = block.fc2(x, block.fc1(*block.proj(x, attended)))
+        if few_rows is None or normed is None:
+            return parts.head(_add_norm(x, delta, self.norm))
+        return few_rows.blocks[-1].following(*normed)
 
 
 def _add_norm(x: Tensor, delta: Tensor | None, norm: nn.LayerNorm) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a caller may have set for its whole thread, and what the library computes with all the same."""
+"""Thread-wide modes of torch: the library's own, whatever the caller has set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 
 _CPU = torch.device("cpu")
-_forked = False  # since something was last computed here
+_forked = False  # since the library last computed in this process
 
 
 def _after_fork() -> None:
@@ -23,7 +23,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _leave_lost_threads() -> None:
-    """One thread in a process that was forked: OpenMP would wait for those that stayed behind."""
+    """Sets one thread in a forked process: OpenMP would wait for threads that do not exist in it."""
     global _forked
     _forked = False
     if torch.get_num_threads() > 1:
@@ -32,9 +32,9 @@ def _leave_lost_threads() -> None:
 
 
 def own_modes(device: torch.device = _CPU) -> AbstractContextManager[object]:
-    """No autocast, no inference mode and no default device but the CPU; gradients are as the caller has them.
+    """Disables autocast, inference mode and default devices other than the CPU; leaves gradients as they are.
 
-    All of it holds for this thread alone. The default dtype does not: it is not looked at anywhere.
+    Affects this thread only. The default dtype, which affects all threads, stays and is used nowhere.
     """
     if _forked:
         _leave_lost_threads()
@@ -42,9 +42,9 @@ def own_modes(device: torch.device = _CPU) -> AbstractContextManager[object]:
 
 
 def decoding_modes(device: torch.device) -> AbstractContextManager[object]:
-    """`own_modes`, and no gradients: the tokens are ordinary tensors all the same.
+    """`own_modes` without gradients; tokens are ordinary tensors, not inference tensors.
 
-    A GPU is made the current one: streams and graphs belong to that.
+    Makes a GPU the current device, to which streams and graphs belong.
     """
     if _forked:
         _leave_lost_threads()
@@ -52,7 +52,7 @@ def decoding_modes(device: torch.device) -> AbstractContextManager[object]:
 
 
 def _are_own(device: torch.device) -> bool:
-    """Looked at first, since modes are entered for every request and every step: entering them takes 10 us."""
+    """Whether the modes hold already: entering them takes 10 us, for every request and every step."""
     return not (
         torch.is_inference_mode_enabled()
         or torch.is_autocast_enabled(device.type)
@@ -62,7 +62,7 @@ def _are_own(device: torch.device) -> bool:
 
 @contextmanager
 def _own(device: torch.device) -> Iterator[None]:
-    # A default device is a mode that sees every call from then on, so it is set only over another.
+    # A default device is a mode that intercepts every call, so it is set only if there is another one.
     on_cpu = nullcontext() if torch.get_default_device() == _CPU else _CPU
     with torch.inference_mode(False), torch.autocast(device.type, enabled=False), on_cpu:
         yield

@@ -202,6 +202,67 @@ def _(
     return seeds.new_empty(seeds.shape[0], height * width)
 
 
+def residual_linear(
+    x: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Add rows W^T + bias to the fp32 residual stream x [R, N] in place; return what normed_linear takes of the sum.
+
+    That is x * scale [R, N] in weight's dtype, and fp32 [R, N / 32, 2], the mean and the sum of squared deviations of
+    every 32 columns. rows [R, K], weight [N, K], bias and scale [N] in bfloat16 or float16 (of which x * scale must
+    not exceed the range); N and K multiples of 32. To the last bit, a row does not depend on the others. On CUDA from
+    compute capability 9.0 on.
+    """
+    result: tuple[Tensor, Tensor] = _ops.residual_linear(x, rows, weight, bias, scale)
+    return result
+
+
+@torch.library.register_fake("lpd_ext::residual_linear")
+def _(x: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor) -> tuple[Tensor, Tensor]:
+    num_rows, features = x.shape
+    return rows.new_empty(num_rows, features), x.new_empty(num_rows, features // 32, 2)
+
+
+def normed_linear(
+    scaled: Tensor,
+    statistics: Tensor,
+    weight: Tensor,
+    slope: Tensor,
+    shift: Tensor,
+    eps: float = 1e-6,
+    gelu: bool = False,
+) -> Tensor:
+    """LayerNorm(x) W^T + bias [R, N], or GELU of it (exact form), of what residual_linear left of x.
+
+    scaled [R, K] = x * gamma and weight [N, K] in bfloat16 or float16, K a multiple of 32, N of 8; slope = W gamma and
+    shift = W beta + bias float32 [N], from fold_layer_norm. To the last bit, a row does not depend on the others. On
+    CUDA from compute capability 9.0 on.
+    """
+    result: Tensor = _ops.normed_linear(scaled, statistics, weight, slope, shift, eps, gelu)
+    return result
+
+
+@torch.library.register_fake("lpd_ext::normed_linear")
+def _(
+    scaled: Tensor, statistics: Tensor, weight: Tensor, slope: Tensor, shift: Tensor, eps: float, gelu: bool
+) -> Tensor:
+    return scaled.new_empty(scaled.shape[0], weight.shape[0])
+
+
+def fold_layer_norm(weight: Tensor, gamma: Tensor, beta: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """slope = W gamma and shift = W beta + bias, float32 [N]: a LayerNorm as normed_linear takes it.
+
+    weight [N, K], gamma and beta [K], bias [N] in bfloat16 or float16; K a multiple of 32.
+    """
+    result: tuple[Tensor, Tensor] = _ops.fold_layer_norm(weight, gamma, beta, bias)
+    return result
+
+
+@torch.library.register_fake("lpd_ext::fold_layer_norm")
+def _(weight: Tensor, gamma: Tensor, beta: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    features = weight.shape[0]
+    return (weight.new_empty(features, dtype=torch.float32), weight.new_empty(features, dtype=torch.float32))
+
+
 def training_attention(
     qkv: Tensor, group_sizes: Tensor, mutual_visibility: bool = True, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -412,6 +473,9 @@ OPERATORS = (
     "residual_layer_norm",
     "sample_tokens",
     "locality_order",
+    "residual_linear",
+    "normed_linear",
+    "fold_layer_norm",
 )
 
 # Operators with CPU kernels only.

@@ -1,4 +1,4 @@
-"""How far the host runs ahead of a GPU."""
+"""Limits how far the host runs ahead of a GPU."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections import deque
 
 import torch
 
-_AHEAD = 2  # pieces of work that may wait on a GPU: whoever cancels, or looks on, is no further behind than that
+_AHEAD = 2  # launched steps that may wait on a GPU: cancelling and previews lag behind by at most that many
 
 
 class Pace:
-    """Holds the host back after each piece of work it gave a GPU, until no more than a few are under way."""
+    """Makes the host wait after each launched step until no more than a few are running."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._under_way: deque[torch.cuda.Event] = deque()
 
     def keep(self) -> None:
-        """A piece of work was launched."""
+        """Records that a step was launched, and waits if too many are running."""
         if self._device.type != "cuda":
             return
         event = torch.cuda.Event()

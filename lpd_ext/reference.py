@@ -36,6 +36,44 @@ def residual_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: T
     return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps).to(weight.dtype)
 
 
+def residual_linear(
+    x: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x += rows W^T + bias in place; x * scale [R, N]; mean and squares of every 32 columns [R, N / 32, 2]."""
+    product = rows.to(x.dtype) @ weight.to(x.dtype).T
+    x += product if bias is None else product + bias.to(x.dtype)
+    groups = x.unflatten(1, (-1, 32))
+    means = groups.mean(2, keepdim=True)
+    statistics = torch.cat([means, ((groups - means) ** 2).sum(2, keepdim=True)], 2)
+    return (x * scale.to(x.dtype)).to(weight.dtype), statistics
+
+
+def normed_linear(
+    scaled: Tensor,
+    statistics: Tensor,
+    weight: Tensor,
+    slope: Tensor,
+    shift: Tensor,
+    eps: float = 1e-6,
+    gelu: bool = False,
+) -> Tensor:
+    """(scaled W^T - mean * slope) / deviation + shift [R, N], or GELU of it."""
+    dtype = statistics.dtype
+    means, squares = statistics.unbind(2)
+    mean = means.mean(1, keepdim=True)
+    variance = (squares + 32 * (means - mean) ** 2).sum(1, keepdim=True) / scaled.shape[1]
+    product = scaled.to(dtype) @ weight.to(dtype).T
+    y = (product - mean * slope) * (variance + eps).rsqrt() + shift
+    return (F.gelu(y) if gelu else y).to(weight.dtype)
+
+
+def fold_layer_norm(weight: Tensor, gamma: Tensor, beta: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """W gamma and W beta + bias [N]; fp32 for 16-bit weights."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    slope, shift = weight.to(dtype) @ gamma.to(dtype), weight.to(dtype) @ beta.to(dtype)
+    return slope, shift if bias is None else shift + bias.to(dtype)
+
+
 def training_attention(
     qkv: Tensor, group_sizes: Tensor, mutual_visibility: bool = True, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The one gate of decoding: a request is complete and checked when it exists; nothing behind it looks again."""
+"""Requests to decode: complete and checked once they exist, so that nothing later checks again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lpd_ext.schedule import group_sizes as default_group_sizes
 
 GuidanceSchedule = Literal["linear", "constant"]
 GUIDANCE_SCHEDULES: tuple[GuidanceSchedule, ...] = ("linear", "constant")
-# The kernels compute in float32: beyond these, a value or its product with n or a logit would become inf or 0.
+# The kernels compute in float32: beyond these limits a value or its product with n or a logit would be inf or 0.
 _LARGEST, _SMALLEST = 1e30, torch.finfo(torch.float32).tiny
 # Seeds drawn here pass through JSON in any language unchanged: its numbers are float64 in browsers.
 _DRAWN_SEEDS = 2**53
@@ -29,7 +29,7 @@ _DRAWN_SEEDS = 2**53
 
 @dataclass(frozen=True, eq=False)
 class OrderPolicy:
-    """How the orders of a request are made, on which device; arguments as in `orders.make_orders`."""
+    """The policy and the device for making the orders of a request; arguments as in `orders.make_orders`."""
 
     order: Order = "locality"
     proximity_threshold: float | Sequence[float] = 1.0
@@ -39,19 +39,18 @@ class OrderPolicy:
 
 @dataclass(frozen=True, eq=False)
 class DecodeRequest:
-    """What to draw for B images by a model of these sizes; sequences have B entries, one per image.
+    """A checked request to draw B images by a model of these sizes; sequences have one entry per image.
 
     labels in [0, C) or None; group_sizes sum to the cells to draw; guidance_scale is finite (1: no unconditional
-    branch);
-    temperature >= 0 (0: argmax); top_k >= 0 (0: off); top_p in (0, 1] (1: off); seeds are 64-bit integers.
+    branch); temperature >= 0 (0: argmax); top_k >= 0 (0: off); top_p in (0, 1] (1: off); seeds are 64-bit integers.
     guidance_schedule: one, or one per image. order: a policy, or the orders themselves, int64 [B, N], each a
-    permutation of the cells: those known beforehand, then those to draw.
+    permutation of the cells: known ones, then those to draw.
 
     Known cells: known_tokens int64 [B, N] in raster order, -1 where a token is to be drawn. prefill: the sizes of the
     blocks in which an image's known cells enter the KV cache, after its condition; None: all in one.
 
-    Raises ValueError or TypeError naming the first argument that is wrong. Looking at orders that were given waits for
-    their device.
+    Raises ValueError or TypeError with the name of the first wrong argument. Checking given orders waits for their
+    device.
     """
 
     config: LPDConfig
@@ -120,7 +119,7 @@ class DecodeRequest:
         self._set(name, values)
 
     def _check_known_cells(self) -> list[tuple[int, ...]]:
-        """The blocks of prefill of each image."""
+        """Returns the blocks of prefill of each image, checked."""
         batch, tokens = len(self.labels), self.known_tokens
         if tokens is None:
             if self.prefill is not None:
@@ -154,7 +153,7 @@ class DecodeRequest:
         return order
 
     def images(self, rows: slice) -> DecodeRequest:
-        """The request of some of its images, with the orders that they have in it; nothing is checked again."""
+        """Returns the request of some of the images, with their orders, without checking again."""
         some = object.__new__(DecodeRequest)
         for name, value in vars(self).items():
             some._set(name, value[rows] if isinstance(value, (Sequence, Tensor)) else value)
@@ -163,13 +162,13 @@ class DecodeRequest:
 
     @property
     def guided(self) -> tuple[bool, ...]:
-        """Which images have an unconditional branch: without a label both would be the same."""
+        """Whether each image has an unconditional branch; without a label both branches would be the same."""
         pairs = zip(self.guidance_scale, self.labels, strict=True)
         return tuple(scale != 1 and label is not None for scale, label in pairs)
 
     @property
     def num_groups(self) -> int:
-        """How many steps draw something."""
+        """Number of steps that draw tokens."""
         return len({t for schedule in self.schedules for t in range(len(schedule.prefill), schedule.num_steps)})
 
 
@@ -187,7 +186,7 @@ def _check_rows(
     name: str = "group_sizes",
     of: str = "the number of tokens to draw",
 ) -> tuple[tuple[int, ...], ...]:
-    """Each image's sizes, checked; one list that several images share is looked at once."""
+    """Checks each image's sizes; a list that several images share is checked once."""
     checked: dict[tuple[int, int], tuple[int, ...]] = {}
     for b, (row, total) in enumerate(zip(rows, totals, strict=True)):
         if (id(row), total) not in checked:
@@ -196,7 +195,7 @@ def _check_rows(
 
 
 def check_orders(orders: Tensor, batch: int, num_tokens: int) -> None:
-    """Raise unless orders is int64 [B, N] with a permutation of 0..N-1 in each row; waits for the device."""
+    """Raises unless orders is int64 [B, N] with a permutation of 0..N-1 in each row; waits for the device."""
     check_tensor(orders, "orders", torch.int64, (batch, num_tokens))
     cells = torch.arange(num_tokens, device=orders.device)
     wrong = (orders.sort(dim=1).values != cells).any(dim=1).nonzero()
@@ -220,12 +219,12 @@ def make_request(
     known_tokens: Tensor | None = None,
     prefill: Sequence[Sequence[int]] | None = None,
 ) -> DecodeRequest:
-    """A request whose settings are one value for all images, or a list with one entry per label.
+    """Makes a request from settings that are one value for all images, or a list with one entry per label.
 
-    num_inference_steps takes the published or cosine group sizes, of [1, N], or of [1, cells to draw] where there are
-    known_tokens; group_sizes replaces it. order: None is
-    the locality order; one seed s means s, s + 1, ...; None draws them from torch's generator. known_tokens and prefill
-    are as in DecodeRequest. Raises ValueError or TypeError naming the wrong argument.
+    num_inference_steps, in [1, N] or with known_tokens in [1, cells to draw], selects the published or cosine group
+    sizes; group_sizes replaces it. order: None is the locality order. One seed s means s, s + 1, ...; None draws seeds
+    from torch's generator. known_tokens and prefill are as in DecodeRequest. Raises ValueError or TypeError with the
+    name of a wrong argument.
     """
     with own_modes():
         batch = len(labels)
@@ -246,7 +245,7 @@ def make_request(
 
 
 def seeds_for(seeds: int | Sequence[int] | None, batch: int) -> list[int]:
-    """Those given; s, s + 1, ... for one seed s; drawn from torch's generator for None. They are not checked yet."""
+    """Returns the given seeds, s, s + 1, ... for one seed s, or for None seeds of torch's generator; unchecked."""
     if seeds is None:
         drawn: list[int] = torch.randint(_DRAWN_SEEDS, (batch,), device="cpu").tolist()
         return drawn
@@ -257,7 +256,7 @@ def seeds_for(seeds: int | Sequence[int] | None, batch: int) -> list[int]:
 
 
 def _num_free(config: LPDConfig, batch: int, known_tokens: Tensor | None) -> list[int]:
-    """How many cells of each image are to be drawn."""
+    """Returns the number of cells to draw in each image."""
     if known_tokens is None:
         return [config.num_tokens] * batch
     check_tensor(known_tokens, "known_tokens", torch.int64, (batch, config.num_tokens))

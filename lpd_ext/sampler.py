@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack
 from functools import partial
 
@@ -13,12 +13,19 @@ from lpd_ext import ops
 from lpd_ext.cancel import Cancel, as_check
 from lpd_ext.cuda_graphs import CapturedDecode, DecodeGraphs
 from lpd_ext.decode_state import DecodeState, Filters, Layout
+from lpd_ext.few_rows import chosen_products
 from lpd_ext.model import LPDModel
 from lpd_ext.modes import decoding_modes
 from lpd_ext.pace import Pace
 from lpd_ext.plan import Plan, Step
 from lpd_ext.request import DecodeRequest
 from lpd_ext.weights_key import weights_of
+
+
+def begin(state: DecodeState) -> None:
+    """Computes what steps need of the weights as they are now; to be called before the first step."""
+    if state.parts.few_rows is not None:
+        state.parts.few_rows.fold()
 
 
 def prefill(state: DecodeState, step: Step) -> None:
@@ -89,6 +96,7 @@ def _decode(model: LPDModel, request: DecodeRequest, cancelled: Callable[[], boo
         plan = layout.plan(model.config.num_tokens, device)
         state = DecodeState(model, plan.capacity, layout.filters)
         state.load(request, plan.places)
+        begin(state)
         plan.record_stream()
     for t, step in enumerate(plan.steps):
         if cancelled():
@@ -136,7 +144,7 @@ def _replay(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs) -> Te
     with decoding_modes(device), graphs.lock:
         plan = layout.plan(model.config.num_tokens, device)
         # A graph reads the weights at their addresses when it was captured.
-        captured = graphs.find(weights_of(model), layout, partial(_to_capture, model, request, plan))
+        captured = graphs.find(_weights_of(model), layout, partial(_to_capture, model, request, plan))
         if captured is None:
             return None
         state = captured.state
@@ -158,7 +166,7 @@ def _replay_steps(
     with ExitStack() as stack:
         with decoding_modes(device):
             plan = layout.plan(model.config.num_tokens, device)
-            weights, new = weights_of(model), partial(_to_capture, model, request, plan)
+            weights, new = _weights_of(model), partial(_to_capture, model, request, plan)
             captured = stack.enter_context(graphs.lent(weights, layout, new))
             if captured is not None:
                 stack.callback(_wait_for, device)
@@ -172,7 +180,7 @@ def _replay_steps(
                 return
             with decoding_modes(device):
                 # The caller may have replaced weights meanwhile, which a graph would still read where they lay.
-                replay() if weights_of(model) == weights else advance(captured.state, step)
+                replay() if _weights_of(model) == weights else advance(captured.state, step)
                 pace.keep()
                 grid.copy_(captured.state.grid)  # others will draw into that
                 if step is plan.steps[-1]:
@@ -185,7 +193,20 @@ def _to_capture(model: LPDModel, request: DecodeRequest, plan: Plan) -> Captured
     """A decode of the request's layout, ready to be recorded."""
     state = DecodeState(model, plan.capacity, Filters.of(request))
     state.load(request, plan.places)
-    return CapturedDecode(state, [partial(advance, state, step) for step in plan.steps])
+    first, *others = plan.steps
+    return CapturedDecode(
+        state, [partial(_begin_and_advance, state, first), *(partial(advance, state, s) for s in others)]
+    )
+
+
+def _begin_and_advance(state: DecodeState, step: Step) -> None:
+    begin(state)
+    advance(state, step)
+
+
+def _weights_of(model: LPDModel) -> Hashable:
+    """What a recorded decode depends on besides its layout."""
+    return weights_of(model), chosen_products()
 
 
 def _wait_for(device: torch.device) -> None:

@@ -52,10 +52,12 @@ class TokenizerConfig:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
+    """Returns GroupNorm with the published number of groups."""
     return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
 
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """Returns a 3x3 convolution that keeps the resolution."""
     return nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
 
@@ -139,6 +141,7 @@ class Level(nn.Module):
 
 
 def middle(channels: int) -> nn.ModuleList:
+    """Returns the blocks between encoder and codebook, or codebook and decoder."""
     return nn.ModuleList([ResBlock(channels, channels), AttnBlock(channels), ResBlock(channels, channels)])
 
 
@@ -221,6 +224,10 @@ class VQTokenizer(nn.Module):
         """Returns the unit-length code vectors [V, d]."""
         return F.normalize(self.quantize.embedding.weight, dim=1)
 
+    def vectors(self, tokens: Tensor) -> Tensor:
+        """The code vectors [..., d] of tokens int64 [...]; those of the others are not computed."""
+        return F.normalize(F.embedding(tokens, self.quantize.embedding.weight), dim=-1)
+
     def nearest(self, features: Tensor) -> Tensor:
         """Returns the nearest codes int64 [B, h, w] of unit vectors [B, d, h, w]."""
         # Both sides have length 1, so the nearest code is the one with the largest dot product.
@@ -262,7 +269,7 @@ class VQTokenizer(nn.Module):
                 f"tokens must lie in [0, {self.config.codebook_size}), got {int(tokens.min())} to {int(tokens.max())}"
             )
         with own_modes(tokens.device):
-            return self.decode_features(F.embedding(tokens, self.codes()).permute(0, 3, 1, 2))
+            return self.decode_features(self.vectors(tokens).permute(0, 3, 1, 2))
 
     @staticmethod
     def to_pixels(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tells whether what was recorded or copied from a model still holds: where its weights lie, what they come from."""
+"""Keys that tell whether a capture or copy of a model is still valid: addresses and sources of its weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _dtype = attrgetter("dtype")
 
 
 def weights_of(model: nn.Module) -> Hashable:
-    """Return what a recorded decode takes from the model as it is: equal as long as the recording still holds.
+    """Returns a key of everything in the model that a captured decode depends on: equal while the capture is valid.
 
-    That is where its weights lie, not their values, but for those that weights are computed from
-    (torch.nn.utils.parametrize); the plain attributes of modules of others, as adapters; and torch's TF32 setting.
+    It holds the addresses of weights, not their values; the values that weights are computed from
+    (torch.nn.utils.parametrize); plain attributes of foreign modules such as adapters; and torch's TF32 setting.
     """
     walk = _walks.get(model)
     if walk is None or not walk.is_current():
@@ -41,7 +41,7 @@ def _tensors(dicts: list[dict[str, Any]]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class _Walk:
-    """A model's modules by their dicts, which torch changes in place: to walk again would take a decode 0.1 ms."""
+    """A model's modules by their dicts, which torch changes in place; walking again would cost a decode 0.1 ms."""
 
     children: list[dict[str, Any]]
     seen: tuple[nn.Module | None, ...]  # what `children` held
@@ -75,7 +75,7 @@ _walks: WeakKeyDictionary[nn.Module, _Walk] = WeakKeyDictionary()  # a walk refe
 
 @dataclass(frozen=True)
 class _Contents:
-    """What a tensor holds: equal until it is written to, which writes to its `.data` do not tell."""
+    """A key of a tensor's content, equal until it is written to; misses writes to its `.data`."""
 
     address: int
     version: int
@@ -88,12 +88,12 @@ class _Contents:
 
 @cache
 def _is_known(home: str) -> bool:
-    """Whether modules of types that are defined there have no attributes that a decode depends on."""
+    """Whether modules of types defined there are known to have no attributes that a decode depends on."""
     return home.startswith(("torch.nn.modules.", "lpd_ext."))
 
 
 def plain_settings(module: nn.Module) -> Hashable:
-    """The attributes of a module that are numbers, words, or lists and dicts of them, as an adapter's scale."""
+    """Returns the attributes of a module that are numbers, strings, or lists and dicts of them, such as a scale."""
     return _plain(vars(module))
 
 

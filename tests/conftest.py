@@ -42,6 +42,7 @@ SLOW = [
     "test_serve",
     "test_cuda_launch",
     "test_extreme_values",
+    "test_examples",
 ]
 
 

@@ -10,7 +10,10 @@
 #include "common/segment.h"
 #include "group_attention/group_attention.h"
 #include "kv_cache/cache_rows.h"
+#include "layer_norm_folding/fold_layer_norm.h"
 #include "locality_order/locality_order.h"
+#include "normed_linear/normed_linear.h"
+#include "residual_linear/residual_linear.h"
 #include "residual_norm/residual_layer_norm.h"
 #include "row_embedding/embed_rows.h"
 #include "token_sampling/sample_tokens.h"
@@ -99,6 +102,12 @@ ResidualLayerNormParams residual_layer_norm_params(const Arrays& arrays, int64_t
   p.eps = 1e-6f;
   p.dtype = dtype;
   return p;
+}
+
+template <class Arrays>
+FewRowProduct few_row_product(const Arrays& arrays, int32_t rows, int32_t features, int32_t depth, DType dtype,
+                              int64_t padding = 0) {
+  return {arrays.rows.data(), arrays.weight.data(), depth + padding, depth + padding, rows, features, depth, dtype};
 }
 
 // Token m in cell m, from logits of row m and, with guidance, of row `tokens` + m.

@@ -97,6 +97,16 @@ inline void check_rows_contiguous(const Tensor& t, const char* name) {
         " must be contiguous in its last dimension, got stride ", t.stride(t.dim() - 1));
 }
 
+// What CUDA kernels copy 16 bytes at a time.
+inline void check_cuda_rows(const Tensor& t, const char* name) {
+  const auto element = static_cast<int64_t>(t.element_size());
+  bool aligned = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
+  for (int64_t dim = 0; dim + 1 < t.dim(); ++dim) {
+    aligned = aligned && (t.size(dim) <= 1 || t.stride(dim) * element % 16 == 0);
+  }
+  check(aligned, name, ": on CUDA every row must begin at a multiple of 16 bytes; this is a slice that does not");
+}
+
 // Sizes and counts: kernels hold them in 32 bits.
 inline int32_t size32(int64_t value, const char* name) {
   check(value >= 0 && value <= INT32_MAX, name, " must be in [0, 2^31), got ", value);

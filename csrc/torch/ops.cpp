@@ -26,16 +26,7 @@ using lpd::execution::values_readable;
 
 // ---- group_attention, append_kv ----
 
-// CUDA kernels copy 16 bytes at a time, and hold a row in registers, for head dimensions they are compiled for.
-void check_cuda_rows(const Tensor& t, const char* name) {
-  const int64_t element = t.scalar_type() == ScalarType::Float ? 4 : 2;
-  bool aligned = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
-  for (int64_t dim = 0; dim + 1 < t.dim(); ++dim) {
-    aligned = aligned && (t.size(dim) <= 1 || t.stride(dim) * element % 16 == 0);
-  }
-  check(aligned, name, ": on CUDA every row must begin at a multiple of 16 bytes; this is a slice that does not");
-}
-
+// CUDA kernels hold a row in registers, for head dimensions they are compiled for.
 void check_cuda_cache_arguments(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache) {
   check(lpd::group_attention_cuda_head_dim(static_cast<int32_t>(qkv.size(3))),
         "qkv: on CUDA head dimension D must be 32, 64 or 128, got ", qkv.size(3));

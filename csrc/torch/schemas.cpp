@@ -23,6 +23,13 @@ LPD_LIBRARY(LPD_OPERATOR_NAMESPACE, m) {
   m.def(
       "locality_order(Tensor group_sizes, int height, int width, float proximity_threshold, int repulsion_threshold, "
       "Tensor seeds, Tensor? known) -> Tensor");
+  // CPU and CUDA, few_row_ops.cpp
+  m.def("residual_linear(Tensor(a!) x, Tensor rows, Tensor weight, Tensor? bias, Tensor scale) -> (Tensor, Tensor)");
+  m.def(
+      "normed_linear(Tensor scaled, Tensor statistics, Tensor weight, Tensor slope, Tensor shift, float eps, bool "
+      "gelu) "
+      "-> Tensor");
+  m.def("fold_layer_norm(Tensor weight, Tensor gamma, Tensor beta, Tensor? bias) -> (Tensor, Tensor)");
 #if !defined(LPD_EMULATED_OPERATORS)
   // CPU, cpu_ops.cpp
   m.def("quantize_rows(Tensor x, int levels, bool rotate, int planes) -> (Tensor, Tensor)");

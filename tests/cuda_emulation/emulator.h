@@ -208,6 +208,7 @@ void launch(const char* name, void (*kernel)(Parameters...), Grid grid, dim3 blo
 }
 
 inline int multiprocessor_count() { return emulator::settings().multiprocessors; }
+inline size_t shared_memory_limit() { return emulator::settings().shared_limit; }
 
 template <class... Parameters>
 bool can_form_clusters(void (*)(Parameters...)) {

@@ -293,6 +293,110 @@ void residual_layer_norm() {
   }
 }
 
+// One slab of K and many, of which a part or all lies in shared memory at a time; clusters, of which blocks have some.
+struct ProductSizes {
+  int32_t rows, features, depth;
+  int32_t multiprocessors = 132;  // with few, blocks have several warps of features
+};
+std::vector<ProductSizes> product_sizes() {
+  const ProductSizes several_of_all{83, 64, 512, 4};  // warps of features and of K, blocks of a cluster, tiles of rows
+  if (few) return {several_of_all};
+  return {several_of_all, {1, 32, 32}, {20, 96, 192, 4}, {170, 64, 768, 4}, {5, 64, 5120}, {100, 160, 1344}};
+}
+
+void on_device_with_clusters(int32_t multiprocessors) {
+  emulator::settings().multiprocessors = multiprocessors;
+  emulator::settings().compute_capability = 90;
+}
+
+struct ProductArrays {
+  ProductArrays(const ProductSizes& sizes, DType dtype)
+      : rows(random_elements(int64_t{sizes.rows} * (sizes.depth + kPadding), dtype)),
+        weight(random_elements(int64_t{sizes.features} * (sizes.depth + kPadding), dtype)) {}
+  Bytes rows, weight;
+};
+
+void residual_linear() {
+  for (DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    for (const ProductSizes& sizes : product_sizes()) {
+      const auto [rows, features, depth, multiprocessors] = sizes;
+      const ProductArrays arrays(sizes, dtype);
+      const Bytes bias = random_elements(features, dtype), scale = random_elements(features, dtype);
+      const Bytes x_before = random_elements(int64_t{rows} * (features + kPadding), DType::kFloat32);
+      ResidualLinearParams p{};
+      static_cast<FewRowProduct&>(p) = bench::few_row_product(arrays, rows, features, depth, dtype, kPadding);
+      p.bias = rows == 1 ? nullptr : bias.data();
+      p.scale = scale.data();
+      p.x_stride = features + kPadding;
+      on_device_with_clusters(multiprocessors);
+      check(cpu_kernels().residual_linear, rows, launch_residual_linear, p, [&](const auto& run) -> Outputs {
+        Bytes x = x_before, scaled = zeros(int64_t{rows} * features, dtype);
+        Bytes statistics = zeros(int64_t{rows} * features / 16, DType::kFloat32);
+        p.x = reinterpret_cast<float*>(x.data());
+        p.scaled = scaled.data();
+        p.statistics = reinterpret_cast<float*>(statistics.data());
+        run();
+        return {{"x", x, DType::kFloat32}, {"scaled", scaled, dtype}, {"statistics", statistics, DType::kFloat32}};
+      });
+    }
+  }
+}
+
+void normed_linear() {
+  for (DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    std::vector<ProductSizes> all = product_sizes();
+    if (!few) all.insert(all.end(), {{7, 200, 96}, {18, 8200, 320}});
+    for (const ProductSizes& sizes : all) {
+      const auto [rows, features, depth, multiprocessors] = sizes;
+      const ProductArrays arrays(sizes, dtype);
+      const Bytes slope = random_elements(features, DType::kFloat32),
+                  shift = random_elements(features, DType::kFloat32);
+      Bytes statistics = random_elements(int64_t{rows} * depth / 16, DType::kFloat32);
+      float* const values = reinterpret_cast<float*>(statistics.data());
+      for (int32_t i = 1; i < rows * depth / 16; i += 2) values[i] = 32.0f + std::fabs(values[i]);
+      NormedLinearParams p{};
+      static_cast<FewRowProduct&>(p) = bench::few_row_product(arrays, rows, features, depth, dtype, kPadding);
+      p.statistics = values;
+      p.slope = reinterpret_cast<const float*>(slope.data());
+      p.shift = reinterpret_cast<const float*>(shift.data());
+      p.eps = 1e-6f;
+      p.gelu = rows % 2 == 0;
+      on_device_with_clusters(multiprocessors);
+      check(cpu_kernels().normed_linear, rows, launch_normed_linear, p, [&](const auto& run) -> Outputs {
+        Bytes output = zeros(int64_t{rows} * features, dtype);
+        p.output = output.data();
+        run();
+        return {{"output", output, dtype}};
+      });
+    }
+  }
+}
+
+void fold_layer_norm() {
+  for (DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    for (const auto& [features, depth] : {std::pair{1, 32}, {7, 96}, {20, 1344}}) {
+      const ProductArrays arrays({1, features, depth}, dtype);
+      const Bytes beta = random_elements(depth, dtype), bias = random_elements(features, dtype);
+      FoldLayerNormParams p{};
+      p.weight = arrays.weight.data();
+      p.gamma = arrays.rows.data();
+      p.beta = beta.data();
+      p.bias = features == 1 ? nullptr : bias.data();
+      p.weight_stride = depth + kPadding;
+      p.num_features = features;
+      p.depth = depth;
+      p.dtype = dtype;
+      check(cpu_kernels().fold_layer_norm, features, launch_fold_layer_norm, p, [&](const auto& run) -> Outputs {
+        Bytes slope = zeros(features, DType::kFloat32), shift = zeros(features, DType::kFloat32);
+        p.slope = reinterpret_cast<float*>(slope.data());
+        p.shift = reinterpret_cast<float*>(shift.data());
+        run();
+        return {{"slope", slope, DType::kFloat32}, {"shift", shift, DType::kFloat32}};
+      });
+    }
+  }
+}
+
 // The CPU's tokens, since rounding decides one draw in many and seeds are fixed.
 void sample_tokens() {
   constexpr int32_t kTokens = 6;
@@ -415,7 +519,8 @@ int main(int count, char** arguments) {
       {"group_attention", lpd::group_attention}, {"append_kv", lpd::append_kv},
       {"embed_rows", lpd::embed_rows},           {"residual_layer_norm", lpd::residual_layer_norm},
       {"sample_tokens", lpd::sample_tokens},     {"locality_order", lpd::locality_order},
-      {"unknown_dtype", lpd::unknown_dtype}};
+      {"residual_linear", lpd::residual_linear}, {"normed_linear", lpd::normed_linear},
+      {"fold_layer_norm", lpd::fold_layer_norm}, {"unknown_dtype", lpd::unknown_dtype}};
   for (const Operator& each : operators) {
     if (count < 2 || std::strcmp(arguments[1], each.name) != 0) continue;
     lpd::few = count > 2 && std::strcmp(arguments[2], "few") == 0;

@@ -182,3 +182,10 @@ def test_foreign_state_is_refused(small: VQTokenizer) -> None:
 def test_bad_sizes(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         TokenizerConfig(**change)
+
+
+@pytest.mark.parametrize(("codes", "width"), [(512, 16), (300, 8), (7, 3)])
+def test_vectors_of_tokens_are_rows_of_the_codes(codes: int, width: int) -> None:
+    tokenizer = VQTokenizer(TokenizerConfig(32, (1, 2), 32, codes, width, 1, 1))
+    tokens = torch.randint(codes, (2, 5, 3), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(tokenizer.vectors(tokens), tokenizer.codes()[tokens])

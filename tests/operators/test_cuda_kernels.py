@@ -178,6 +178,68 @@ MISTAKES = {
     "reads_past_the_row": Mistake(
         "sample_tokens", "ASan", "id >= rows.vector_end && id < rows.vocab_size", "id >= rows.vector_end"
     ),
+    # residual_linear and normed_linear, which share few_row_product.cuh
+    "waits_for_rows_of_one_round_too_few": Mistake(
+        "residual_linear",
+        "stopped",
+        "case 2: return ptx::cp_async_wait<1>();",
+        "case 2: return ptx::cp_async_wait<2>();",
+    ),
+    "no_barrier_before_products": Mistake(
+        "residual_linear", "TSan", "__syncthreads();  // what came", "__syncwarp();  // what came"
+    ),
+    "no_barrier_before_sums_are_added": Mistake(
+        "residual_linear", "TSan", "      __syncthreads();\n      for (int i = warp_", "      for (int i = warp_"
+    ),
+    "pushes_to_blocks_that_may_not_run": Mistake(
+        "residual_linear", "stopped", "if (tile == 0) ptx::cluster_wait();", ""
+    ),
+    "expects_one_unit_too_many": Mistake(
+        "residual_linear", "stopped", "own * tile_.cluster * kUnitBytes", "(own + 1) * tile_.cluster * kUnitBytes"
+    ),
+    "expects_half_of_the_bytes": Mistake(
+        "residual_linear", "stopped", "own * tile_.cluster * kUnitBytes", "own * tile_.cluster * kUnitBytes / 2"
+    ),
+    "does_not_wait_for_the_cluster": Mistake(
+        "residual_linear",
+        "stopped",
+        "ptx::mbarrier_wait(barriers_ + tile % 2, static_cast<unsigned>(tile / 2 % 2));",
+        "",
+    ),
+    "waits_for_the_phase_before": Mistake(
+        "residual_linear", "stopped", "static_cast<unsigned>(tile / 2 % 2)", "static_cast<unsigned>(1 - tile / 2 % 2)"
+    ),
+    "mbarriers_not_shown": Mistake("residual_linear", "stopped", "ptx::fence_mbarrier_init();", ""),
+    "receives_over_the_rows": Mistake(
+        "residual_linear", "differs", "shared + plan.received_begin", "shared + plan.rows_begin"
+    ),
+    "one_buffer_for_all_tiles": Mistake(
+        "residual_linear", "TSan", "((tile % 2 * plan_.units + unit_of_block)", "((unit_of_block)"
+    ),
+    "a_feature_of_another_row": Mistake("normed_linear", "differs", "4 * (lane_ % 8) + lane_ / 8 % 2", "lane_ % 16"),
+    "swizzle_of_weights_on_one_side": Mistake(
+        "normed_linear", "differs", "(chunk ^ (feature >> 2 & 7))", "(chunk ^ (feature & 7))"
+    ),
+    "streams_over_what_is_read": Mistake(
+        "normed_linear", "differs", ": iteration % kRingRounds;", ": iteration % (kRingRounds - 1);"
+    ),
+    "statistics_of_features_that_exist": Mistake(
+        "normed_linear", "differs", "at.row < p.num_rows ? groups : 0", "at.exists ? groups : 0"
+    ),
+    "features_past_the_end": Mistake(
+        "normed_linear", "ASan", "if (first_feature_ + feature >= p_.num_features) break;", ""
+    ),
+    "deviation_of_32_columns": Mistake(
+        "normed_linear", "differs", "squares += part.y + 32.0f * (", "squares += part.y + 0.0f * ("
+    ),
+    # fold_layer_norm
+    "folds_gamma_twice": Mistake(
+        "fold_layer_norm", "differs", "static_cast<const T*>(p.beta) + k", "static_cast<const T*>(p.gamma) + k"
+    ),
+    "folds_past_the_row": Mistake("fold_layer_norm", "ASan", "k < p.depth; k += 8", "k <= p.depth; k += 8"),
+    "a_feature_too_many": Mistake(
+        "fold_layer_norm", "ASan", "if (feature >= p.num_features) return;", "if (feature > p.num_features) return;"
+    ),
     # locality_order
     "no_barrier_before_drawn": Mistake(
         "locality_order", "TSan", "__syncthreads();  // order_ is written", "// order_ is written"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -60,6 +61,30 @@ def test_half_precision_attention_uses_tensor_cores_and_asynchronous_copies(comp
                 assert kernel.has(instruction), (kernel.name, kernel.architecture, instruction)
 
 
+FEW_ROWS = ("residual_linear_kernel", "normed_linear_kernel")
+
+
+def test_products_of_few_rows_use_tensor_cores_asynchronous_copies_and_pushes(compiled: list[Kernel]) -> None:
+    """From 9.0 on; before, they are empty."""
+    for prefix in FEW_ROWS:
+        for kernel in of(compiled, prefix):
+            has_clusters = int(kernel.architecture.removeprefix("sm_")) >= 90
+            for instruction in (r"\bHMMA\.16816", r"\bLDGSTS\.E\.BYPASS\.128\b", r"\bLDSM\b", r"\bSTAS\.128\b"):
+                assert kernel.has(instruction) == has_clusters, (kernel.name, kernel.architecture, instruction)
+            assert kernel.has(CLUSTER_BARRIER) == has_clusters
+
+
+def test_products_of_few_rows_wait_for_no_cluster_once_they_push(compiled: list[Kernel]) -> None:
+    """One barrier of the cluster, arrived at relaxed: no fence, and nothing is read from another block."""
+    for prefix in FEW_ROWS:
+        for kernel in of(compiled, prefix):
+            if int(kernel.architecture.removeprefix("sm_")) < 90:
+                continue
+            code = kernel.code
+            assert len(re.findall(r"\bUCGABAR_ARV\b", code)) == 1
+            assert not kernel.has(r"\bLD\.E|\bMEMBAR\.(ALL|SC)\.(GPU|SYS)"), (kernel.name, kernel.architecture)
+
+
 def test_fp32_attention_does_not_round_to_tf32(compiled: list[Kernel]) -> None:
     for kernel in of(compiled, "group_attention_kernel<float"):
         assert kernel.has(r"\bLDGSTS\.E\.BYPASS\.128\b")
@@ -108,6 +133,8 @@ def test_launches_in_the_table_are_those_that_were_counted(compiled: list[Kernel
         "group_attention, L-256-20 step 15, B = 1, fp32": "group_attention_kernel<float, 64>",
         "embed_rows, L-256-20 step 15, B = 32, bf16": "embed_rows_kernel<BFloat16, VectorSlice>",
         "residual_layer_norm, L-256-20 step 15, B = 32, bf16": "residual_layer_norm_kernel<BFloat16, VectorSlice>",
+        "residual_linear, L fc2, 74 rows, bf16, sm_90": "residual_linear_kernel<BFloat16, 80>",
+        "normed_linear, L qkv, 74 rows, bf16, sm_90": "normed_linear_kernel<BFloat16, 80>",
     }.items():
         assert rows[kernel]["threads"] == counted[case]["threads"], case
         assert rows[kernel]["shared"] == counted[case]["shared_bytes"], case

@@ -8,7 +8,7 @@ from pathlib import Path
 import emulation
 import pytest
 import torch
-from cuda_traffic import CASES, TABLE, group_attention, markdown
+from cuda_traffic import CASES, PRODUCTS, TABLE, group_attention, markdown
 
 pytestmark = pytest.mark.emulated
 
@@ -19,6 +19,8 @@ LIMITS = {
     "append_kv": 1.02,
     "embed_rows": 1.02,
     "residual_layer_norm": 1.02,
+    "residual_linear": 1.02,
+    "normed_linear": 1.02,
     "sample_tokens": 1.05,
     "locality_order": 1.05,  # a seed and a schedule are smaller than the sectors they lie in
 }
@@ -73,7 +75,7 @@ def test_keys_are_split_over_blocks_only_where_multiprocessors_would_idle(counte
 
 def test_clusters_fill_the_chip_without_global_partials(counted: dict[str, dict[str, int]]) -> None:
     """Blocks that bring keys, for 132 multiprocessors."""
-    names = [name for name in counted if name.endswith("sm_90")]
+    names = [name for name in counted if name.startswith("group_attention") and name.endswith("sm_90")]
     assert len(names) == 4
     for name in names:
         counts = counted[name]
@@ -81,6 +83,19 @@ def test_clusters_fill_the_chip_without_global_partials(counted: dict[str, dict[
         assert counts["cluster"] == 4
         assert counts["apart"] == 0
         assert counts["distributed"] > 0
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "linear" in name])
+def test_products_of_few_rows_fill_the_chip_without_bank_conflicts(
+    counted: dict[str, dict[str, int]], name: str
+) -> None:
+    counts = counted[name]
+    assert counts["blocks"] == counts["copying_blocks"] == 128  # of 132 multiprocessors
+    assert counts["wavefronts"] == counts["conflict_free"]
+    rows, features = int(name.split(" rows")[0].split()[-1]), PRODUCTS[name.split()[2].removesuffix(",")][0]
+    # Each block pushes its sums once, but for those that it finishes itself.
+    tiles_of_8, others = -(-rows // 8), 1 - 1 / counts["cluster"]
+    assert counts["distributed"] == 8 * tiles_of_8 * features * 4 * counts["cluster"] * others
 
 
 def test_no_clusters_where_every_multiprocessor_has_a_block() -> None:

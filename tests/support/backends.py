@@ -46,7 +46,8 @@ def operators_on(name: str, test: str) -> Iterator[torch.device]:
         yield torch.device("cuda")
     elif kind_of(name) == "emulated":
         emulation.load()
-        device = emulation.SM_90 if name == "emulated-sm90" else emulation.SM_80
+        need_clusters = name == "emulated-sm90" or any(operator in test for operator in emulation.NEED_CLUSTERS)
+        device = emulation.SM_90 if need_clusters else emulation.SM_80
         # Which of the thread orders a test sees is fixed by its name; all of them together see all.
         seed = zlib.crc32(test.encode())
         with pytest.MonkeyPatch.context() as patch, emulation.running(emulation.ORDERS[seed % 3], seed, device):

@@ -126,8 +126,8 @@ def kernels() -> list[Kernel]:
             registers=used["REG"],
             stack=used["STACK"],
             local=used["LOCAL"],
-            # From 9.0 on the figure holds the 1 KiB that the system takes of every block.
-            shared=used["SHARED"] - (1024 if int(architecture.removeprefix("sm_")) >= 90 else 0),
+            # From 9.0 on the figure holds the 1 KiB that the system takes of every block, unless there is no more.
+            shared=max(used["SHARED"] - (1024 if int(architecture.removeprefix("sm_")) >= 90 else 0), 0),
             code="\n".join(code[architecture, symbol]),
         )
         for (architecture, symbol), used in sorted(resources.items())
@@ -145,6 +145,9 @@ LAUNCHES = [
     (r"group_attention_kernel<B?Float16, 64>", 128, 32800),
     (r"group_attention_kernel<B?Float16, 128>", 128, 65568),
     (r"locality_order_kernel", 256, 7048),
+    (r"fold_layer_norm_kernel<\w+>", 256, 0),
+    *((rf"residual_linear_kernel<\w+, {rows}>", 128, 77840 + 1280 * rows) for rows in range(16, 81, 16)),  # of fc2
+    *((rf"normed_linear_kernel<\w+, {rows}>", 384, 75792 + 896 * rows) for rows in range(16, 81, 16)),  # of qkv
     (r"sample_tokens_kernel<\w+, false, true>", 512, 48),
     (r"sample_tokens_kernel<\w+, true, true>", 512, 112),
     (r"sample_tokens_kernel<float, false, false>", 256, 944),

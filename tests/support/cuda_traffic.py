@@ -23,6 +23,7 @@ from lpd_ext.schedule import group_sizes
 
 TABLE = Path(__file__).parents[1] / "data" / "cuda_traffic.json"
 
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 HEADS, HEAD_DIM, WIDTH, VOCAB = 16, 64, 1024, 16384  # of lpd_l
 # Named shapes: grid, steps, and the step whose operators are counted; with guidance.
 SHAPES = {"L-256-20 step 15": ((16, 16), 20, 15), "L-512-48 step 30": ((32, 32), 48, 30)}
@@ -136,6 +137,43 @@ def residual_layer_norm(shape: str, batch: int, dtype: torch.dtype) -> Case:
     return Case("residual_layer_norm", arguments, rows * WIDTH * (8 + 2 * dtype.itemsize), apart=("weight", "bias"))
 
 
+# Products of lpd_l: features, K, which of the two operators.
+PRODUCTS = {
+    "qkv": (3 * WIDTH, WIDTH, "normed_linear"),
+    "proj": (WIDTH, WIDTH, "residual_linear"),
+    "fc1": (4 * WIDTH, WIDTH, "normed_linear"),
+    "fc2": (WIDTH, 4 * WIDTH, "residual_linear"),
+    "head": (VOCAB, WIDTH, "normed_linear"),
+}
+
+
+def few_rows(product: str, rows: int, device: emulation.Device = emulation.SM_90) -> Case:
+    """Apart: what blocks read of the rows, each the part of K that it has, and of vectors."""
+    features, depth, operator = PRODUCTS[product]
+    inputs, weight = torch.zeros(rows, depth, dtype=BF16), torch.zeros(features, depth, dtype=BF16)
+    if operator == "normed_linear":
+        arguments = {
+            "scaled": inputs,
+            "statistics": torch.ones(rows, depth // 32, 2),
+            "weight": weight,
+            "slope": torch.zeros(features),
+            "shift": torch.zeros(features),
+            "eps": 1e-6,
+            "gelu": product == "fc1",
+        }
+        apart: tuple[str, ...] = ("scaled", "statistics", "slope", "shift")
+        return Case(operator, arguments, weight.nbytes + 2 * rows * features, apart, device)
+    arguments = {
+        "x": torch.zeros(rows, features),
+        "rows": inputs,
+        "weight": weight,
+        "bias": torch.zeros(features, dtype=BF16),
+        "scale": torch.zeros(features, dtype=BF16),
+    }
+    results = rows * (features * (8 + 2) + features // 32 * 8)
+    return Case(operator, arguments, weight.nbytes + results, ("rows", "bias", "scale"), device)
+
+
 def sample_tokens(vocab: int, mode: str, dtype: torch.dtype) -> Case:
     tokens = 3
     torch.manual_seed(0)
@@ -178,7 +216,6 @@ def locality_order(shape: str, batch: int) -> Case:
     return Case("locality_order", arguments, batch * (sizes.nbytes + 8 + 8 * height * width))
 
 
-BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 MODES = (
     "plain", "greedy", "top-k", "top-p", "top-k top-p",
     "guided", "guided greedy", "guided top-k", "guided top-p", "guided top-k top-p",
@@ -198,6 +235,11 @@ for _shape in SHAPES:
     CASES[f"group_attention, {_shape}, B = 1, fp16"] = lambda shape=_shape: group_attention(shape, 1, FP16)
     CASES[f"group_attention, {_shape}, B = 1, fp32"] = lambda shape=_shape: group_attention(shape, 1, FP32)
     CASES[f"locality_order, {_shape}, B = 2"] = lambda shape=_shape: locality_order(shape, 2)
+for _product, (*_, _operator_name) in PRODUCTS.items():
+    for _rows in (20, 74) if _product in ("qkv", "fc2") else (74,):
+        CASES[f"{_operator_name}, L {_product}, {_rows} rows, bf16, sm_90"] = lambda product=_product, rows=_rows: (
+            few_rows(product, rows)
+        )
 for _mode in MODES:
     CASES[f"sample_tokens, V = 16384, {_mode}, bf16"] = lambda mode=_mode: sample_tokens(VOCAB, mode, BF16)
 CASES["sample_tokens, V = 16384, guided top-k top-p, fp16"] = lambda: sample_tokens(VOCAB, MODES[-1], FP16)

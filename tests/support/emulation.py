@@ -57,6 +57,8 @@ class Device:
 
 
 SM_80, SM_90 = Device(), Device(90, 132)
+# Operators whose kernels are for devices with clusters of blocks alone.
+NEED_CLUSTERS = ("residual_linear", "normed_linear")
 
 
 @contextmanager

@@ -21,6 +21,7 @@ WRITTEN: dict[str, tuple[str, ...]] = {
     "group_attention": ("k_cache", "v_cache", "workspace"),
     "append_kv": ("k_cache", "v_cache"),
     "residual_layer_norm": ("x",),
+    "residual_linear": ("x",),
     "packed_linear": ("out",),
     "packed_linear_int8": ("out",),
     "conv3x3": ("out",),
@@ -53,6 +54,10 @@ class Draw(random.Random):
         for dim, (size, pad) in enumerate(zip(tensor.shape, pads, strict=True)):
             buffer = buffer.narrow(dim, pad, size)
         return buffer.copy_(tensor)
+
+
+def _of_16_bits(draw: Draw) -> torch.dtype:
+    return draw.choice(FLOATS[1:])
 
 
 def _step(draw: Draw) -> Call:
@@ -138,6 +143,46 @@ def locality_order(draw: Draw) -> Call:
         "repulsion_threshold": draw.choice((0, 1, 2, 9)),
         "seeds": draw.integers(-(2**62), 2**62, batch),
         "known": known,
+    }
+
+
+def residual_linear(draw: Draw) -> Call:
+    rows, width, depth, dtype = (
+        draw.size(),
+        32 * draw.choice((0, 1, 2, 5)),
+        32 * draw.choice((1, 2, 7)),
+        _of_16_bits(draw),
+    )
+    return {
+        "x": draw.sliced(draw.floats(rows, width, spread=2.0)),
+        "rows": draw.sliced(draw.floats(rows, depth, dtype=dtype)),
+        "weight": draw.sliced(draw.floats(width, depth, dtype=dtype, spread=depth**-0.5)),
+        "bias": draw.floats(width, dtype=dtype) if draw.often() else None,
+        "scale": draw.floats(width, dtype=dtype),
+    }
+
+
+def normed_linear(draw: Draw) -> Call:
+    rows, features, depth, dtype = draw.size(), 8 * draw.size(), 32 * draw.choice((1, 2, 7)), _of_16_bits(draw)
+    statistics = torch.stack([draw.floats(rows, depth // 32), 32 + draw.floats(rows, depth // 32).abs()], 2)
+    return {
+        "scaled": draw.sliced(draw.floats(rows, depth, dtype=dtype)),
+        "statistics": statistics,
+        "weight": draw.sliced(draw.floats(features, depth, dtype=dtype, spread=depth**-0.5)),
+        "slope": draw.floats(features),
+        "shift": draw.floats(features),
+        "eps": draw.choice((1e-6, 0.5)),
+        "gelu": draw.random() < 0.5,
+    }
+
+
+def fold_layer_norm(draw: Draw) -> Call:
+    features, depth, dtype = draw.size(), 32 * draw.choice((1, 2, 9)), _of_16_bits(draw)
+    return {
+        "weight": draw.sliced(draw.floats(features, depth, dtype=dtype)),
+        "gamma": draw.floats(depth, dtype=dtype),
+        "beta": draw.floats(depth, dtype=dtype),
+        "bias": draw.floats(features, dtype=dtype) if draw.often() else None,
     }
 
 
@@ -249,6 +294,9 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
         residual_layer_norm,
         sample_tokens,
         locality_order,
+        residual_linear,
+        normed_linear,
+        fold_layer_norm,
         quantize_rows,
         packed_linear,
         packed_linear_int8,

@@ -38,6 +38,7 @@ def test_the_engines_pictures_are_those_drawn_one_at_a_time(found: dict[str, Any
     best = throughput["best fixed batch"]
     assert rates[best] == max(rate for name, rate in rates.items() if name.startswith("batches"))
     assert throughput["engine / best fixed batch"] == pytest.approx(rates["engine"] / rates[best])
+    assert throughput["engine / batches of 4"] == pytest.approx(rates["engine"] / rates["batches of 4"])
     assert throughput["engine / one at a time"] == pytest.approx(rates["engine"] / rates["one at a time"])
     assert found["preview"]["median milliseconds"] > 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,12 @@ EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 
 
 def run(folder: Path, name: str, *arguments: str) -> str:
+    return python(folder, str(ROOT / "examples" / name), *arguments)
+
+
+def python(folder: Path, *arguments: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests/support"), "GOMP_SPINCOUNT": "0"}
-    command = [sys.executable, str(ROOT / "examples" / name), *arguments]
+    command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -52,6 +57,14 @@ def test_operators_agree_with_plain_torch(tmp_path: Path) -> None:
     error, tokens = run(tmp_path, "operators.py").splitlines()
     assert float(error.split()[-1]) < 1e-5
     assert tokens.count(",") == 6
+
+
+def test_the_python_of_readme_runs(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    code = code.replace('"lpd_l_256"', "").replace("golden retriever", "bag")  # the bundled model for the published one
+    python(tmp_path, "-c", code)
+    steps = [f"step_{step:02d}.png" for step in range(1, 11)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dog.png", "fixed.png", "sneaker.png", *steps]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

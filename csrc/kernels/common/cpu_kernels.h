@@ -9,8 +9,11 @@
 #include "group_attention/group_attention.h"
 #include "group_norm/group_norm_scale_shift.h"
 #include "kv_cache/append_kv.h"
+#include "layer_norm_folding/fold_layer_norm.h"
 #include "locality_order/locality_order.h"
+#include "normed_linear/normed_linear.h"
 #include "packed_linear/packed_linear.h"
+#include "residual_linear/residual_linear.h"
 #include "residual_norm/residual_layer_norm.h"
 #include "row_embedding/embed_rows.h"
 #include "row_quantization/quantize_rows.h"
@@ -18,14 +21,16 @@
 #include "training_attention/training_attention.h"
 
 // The calling thread does items [begin, end); callers split the work. Kernels touch nothing but what params point to.
-#define LPD_FOR_EACH_CPU_KERNEL(apply)                                                                             \
-  apply(group_attention, GroupAttentionParams) apply(append_kv, AppendKvParams) apply(embed_rows, EmbedRowsParams) \
-      apply(residual_layer_norm, ResidualLayerNormParams) apply(sample_tokens, SampleTokensParams)                 \
-          apply(locality_order, LocalityOrderParams) apply(quantize_rows, QuantizeRowsParams)                      \
-              apply(pack_linear_rows, PackedLinearParams) apply(packed_linear, PackedLinearParams)                 \
-                  apply(group_norm_partials, GroupNormParams) apply(group_norm_scale_shift, GroupNormParams)       \
-                      apply(conv3x3_weights, Conv3x3Params) apply(conv3x3, Conv3x3Params)                          \
-                          apply(training_attention, TrainingAttentionParams)
+#define LPD_FOR_EACH_CPU_KERNEL(apply)                                                                              \
+  apply(group_attention, GroupAttentionParams) apply(append_kv, AppendKvParams) apply(embed_rows, EmbedRowsParams)  \
+      apply(residual_layer_norm, ResidualLayerNormParams) apply(sample_tokens, SampleTokensParams)                  \
+          apply(locality_order, LocalityOrderParams) apply(quantize_rows, QuantizeRowsParams)                       \
+              apply(pack_linear_rows, PackedLinearParams) apply(packed_linear, PackedLinearParams)                  \
+                  apply(group_norm_partials, GroupNormParams) apply(group_norm_scale_shift, GroupNormParams)        \
+                      apply(conv3x3_weights, Conv3x3Params) apply(conv3x3, Conv3x3Params)                           \
+                          apply(training_attention, TrainingAttentionParams)                                        \
+                              apply(residual_linear, ResidualLinearParams) apply(normed_linear, NormedLinearParams) \
+                                  apply(fold_layer_norm, FoldLayerNormParams)
 
 namespace lpd {
 

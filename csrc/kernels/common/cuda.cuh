@@ -77,6 +77,7 @@ void launch(const char* name, void (*kernel)(Parameters...), Grid grid, dim3 blo
 
 // Multiprocessors of the current device.
 int multiprocessor_count();
+size_t shared_memory_limit();  // that a block may ask for
 
 // Whether the current device may run the kernel in clusters of blocks: its code there must be made for 9.0 or newer, as
 // PTX for 8.0 compiled for a newer device is not. Looked up once per kernel and device.

@@ -87,4 +87,6 @@ bool can_form_clusters(const void* kernel) {
 
 int multiprocessor_count() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 
+size_t shared_memory_limit() { return static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)); }
+
 }  // namespace lpd

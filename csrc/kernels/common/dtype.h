@@ -34,6 +34,16 @@ auto dispatch_dtype(DType dtype, const Use& use) {
   }
 }
 
+// Of those of 16 bits.
+template <class Use>
+auto dispatch_dtype16(DType dtype, const Use& use) {
+  switch (dtype) {
+    case DType::kBFloat16: return use(BFloat16{});
+    case DType::kFloat16: return use(Float16{});
+    default: throw_unknown("16-bit dtype", static_cast<int>(dtype));
+  }
+}
+
 LPD_HOST_DEVICE inline float bits_to_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof(value));

@@ -116,6 +116,7 @@ def _decibels(images: Tensor, expected: Tensor) -> float:
 
 
 def main() -> None:
+    """Times convolutions and decodes, and prints them as tables."""
     batch = int(sys.argv[1]) if len(sys.argv) > 1 else 1
     results = convolution_results(batch, 7) if batch == 1 else []
     for result in results + decode_results(batch, 7 if batch == 1 else 3):

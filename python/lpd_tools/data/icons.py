@@ -154,7 +154,7 @@ def turn_hue(icon: Image.Image, degrees: float) -> Image.Image:
 
 
 def _capped(entries: list[Emoji], package: Package, variants: int) -> list[Emoji]:
-    """Those that the package has, of each base at most `variants`, plain ones first."""
+    """Selects the emoji that the package has, at most `variants` per base, plain ones first."""
     seen: Counter[str] = Counter()
     kept = []
     for entry in entries:

@@ -18,7 +18,7 @@ def read_names(path: str | Path) -> list[str]:
 
 
 def read_arrays(path: str | Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Those of the named arrays that an .npz file has; nothing pickled is read. ValueError for a damaged file."""
+    """Reads the named arrays that an .npz file has, without pickles. ValueError for a damaged file."""
     with content_of(path, "is no readable .npz file"), np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in names if name in file.files}
 

@@ -1,4 +1,4 @@
-"""The routes: OpenAI's image API, health and metrics, over a backend that draws."""
+"""The routes: OpenAI's image API, health and metrics, over a drawing backend."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from lpd_tools.serve.work import Accepted, Backend, Finished, Progress, Shown, W
 
 
 class Door:
-    """Counts the requests under way, and is closed before the server is."""
+    """Counts running requests, and closes before the server does."""
 
     def __init__(self) -> None:
         self.closed = False
         self.inside = 0
 
     def check_open(self) -> None:
-        """ApiError while the server is being shut down."""
+        """Raises ApiError while the server is shutting down."""
         if self.closed:
             raise unavailable("the server is shutting down")
 
     def __enter__(self) -> None:
-        """One more inside."""
+        """Counts a request."""
         self.inside += 1
 
     def __exit__(self, *_: object) -> None:
-        """One less."""
+        """Counts a request as done."""
         self.inside -= 1
 
 
 def create_app(backend: Backend, config: Serving, door: Door) -> FastAPI:
-    """The application. Raises OSError or ValueError for its file of keys."""
+    """Creates the application. Raises OSError or ValueError for its file of keys."""
     app = FastAPI(title="lpd_ext", docs_url=None, redoc_url=None)
     app.add_middleware(
         Limits, max_bytes=config.max_body_bytes, seconds=config.body_seconds, keys=read_keys(config.api_keys)
@@ -92,7 +92,7 @@ def create_app(backend: Backend, config: Serving, door: Door) -> FastAPI:
 
 
 async def answer(backend: Backend, work: Work, request: Request, door: Door, event: str) -> Response:
-    """Draw, and answer with the images, or with a stream of events whose names begin with `event`."""
+    """Draws, and answers with the images or with a stream of events whose names begin with `event`."""
     options = work.options
     if options.partial_images and not options.stream:
         raise ApiError(400, "partial_images needs stream to be true", param="partial_images")
@@ -100,7 +100,7 @@ async def answer(backend: Backend, work: Work, request: Request, door: Door, eve
         raise ApiError(400, f"n must be 1 with stream, got {options.n}", param="n")
     door.check_open()
     progress = backend.draw(work)
-    accepted = await anext(progress)  # refusals are raised here, before the answer begins
+    accepted = await anext(progress)  # errors are raised here, before the response starts
     assert isinstance(accepted, Accepted)
     if options.stream:
         events = _events(progress, accepted, options, door, event)
@@ -123,7 +123,7 @@ async def answer(backend: Backend, work: Work, request: Request, door: Door, eve
 
 
 async def _result_unless_gone(progress: Progress, request: Request) -> Finished | None:
-    """The pictures; None if the client left, whose work is cancelled then."""
+    """Returns the pictures, or None if the client left, whose work is then cancelled."""
 
     async def finish() -> Finished:
         async with aclosing(progress):

@@ -18,13 +18,13 @@ import httpx
 def served(
     *options: str, environment: Mapping[str, str] | None = None, patience: float = 60
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`lpd serve` with these options: its address, and its process, which is ended. Raises RuntimeError."""
+    """Runs `lpd serve` with these options; yields its address and its process, and ends it. Raises RuntimeError."""
     process = subprocess.Popen(
         [str(Path(sys.executable).with_name("lpd")), "serve", "--port", "0", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        cwd=sys.prefix,  # no folder that holds unbuilt sources
+        cwd=sys.prefix,  # a folder without unbuilt sources
         env={**os.environ, **(environment or {})},
     )
     try:
@@ -35,7 +35,7 @@ def served(
 
 
 def _address(process: subprocess.Popen[str], until: float) -> str:
-    """Where it listens, once it would take a request."""
+    """Waits until the server takes requests; returns its address."""
     assert process.stdout is not None
     said = ""
     for line in process.stdout:

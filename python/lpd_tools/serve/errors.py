@@ -1,4 +1,4 @@
-"""Refusals in the shape that OpenAI's clients read."""
+"""Error responses in the form that OpenAI's clients read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INVALID = "invalid_request_error"
 
 @dataclass
 class ApiError(Exception):
-    """An answer other than images."""
+    """An error response."""
 
     status: int
     message: str
@@ -26,37 +26,37 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """{"error": {...}}."""
+        """Returns {"error": {...}}."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For other processes: an exception is copied by its `args`, which a dataclass does not set."""
+        """Pickles the exception, which would be copied by its `args`, which a dataclass does not set."""
         return type(self), (self.status, self.message, self.kind, self.param, self.code, self.headers)
 
     def response(self) -> JSONResponse:
-        """The error as an answer."""
+        """Returns the error as a response."""
         return JSONResponse(self.body, self.status, self.headers)
 
 
 def overloaded(message: str, seconds: float) -> ApiError:
-    """429: come back after so many seconds."""
+    """Returns a 429 error: retry after so many seconds."""
     headers = {"Retry-After": str(max(1, round(seconds)))}
     return ApiError(429, message, "rate_limit_error", code="server_overloaded", headers=headers)
 
 
 def unavailable(message: str) -> ApiError:
-    """503: not now, and nobody knows when."""
+    """Returns a 503 error, without a time to retry."""
     return ApiError(503, message, "server_error", code="unavailable")
 
 
 async def answer_api_error(_: Request, error: Exception) -> JSONResponse:
-    """For `ApiError`."""
+    """Handles `ApiError`."""
     assert isinstance(error, ApiError)
     return error.response()
 
 
 async def answer_invalid(_: Request, error: Exception) -> JSONResponse:
-    """For what does not fit the schema: 400, naming the first field that is wrong."""
+    """Handles requests that do not fit the schema: 400, with the name of the first wrong field."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = [str(part) for part in first["loc"] if part != "body"]
@@ -68,11 +68,11 @@ async def answer_invalid(_: Request, error: Exception) -> JSONResponse:
 
 
 async def answer_http(_: Request, error: Exception) -> JSONResponse:
-    """For paths and methods that there are not."""
+    """Handles unknown paths and methods."""
     assert isinstance(error, HTTPException)
     return ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {})).response()
 
 
 async def answer_unforeseen(_: Request, error: Exception) -> JSONResponse:
-    """For mistakes of the server's own; its log has them."""
+    """Handles unexpected errors of the server, which its log describes."""
     return ApiError(500, "the server made a mistake; its log says which", "server_error").response()

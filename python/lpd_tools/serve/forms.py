@@ -16,10 +16,10 @@ _FIELDS = 50
 
 
 async def read_edit(request: Request) -> Work:
-    """The edit that a form asks for; ApiError or RequestValidationError naming what is wrong."""
+    """Parses the edit in a form; ApiError or RequestValidationError with the name of a wrong field."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise ApiError(400, "an edit is sent as multipart/form-data, with the files image and mask")
-    # The whole body was bounded before it came here.
+    # The size of the whole body is bounded already.
     async with request.form(max_files=3, max_fields=_FIELDS) as form:
         files: dict[str, list[UploadFile]] = {"image": [], "mask": []}
         texts: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What every request must pass before a route sees it: its body's size and speed, and a key."""
+"""Checks every request before a route sees it: size and speed of its body, and a key."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lpd_tools.serve.errors import ApiError
 
-OPEN_PATHS = ("/health", "/ready")  # for load balancers, which have no key
+OPEN_PATHS = ("/health", "/ready")  # for load balancers, which have no keys
 
 
 def read_keys(path: str) -> list[bytes]:
-    """The keys of a file, one a line; ValueError if there is none."""
+    """Reads the keys of a file, one per line; ValueError if there is none."""
     if not path:
         return []
     keys = [line.strip().encode() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -46,7 +46,7 @@ class Limits:
             await too_slow.response()(scope, receive, send)
             return
         if body is None:
-            return  # whoever sent it is gone
+            return  # the client has left
         messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:
@@ -59,7 +59,7 @@ class Limits:
             return
         given = dict(scope["headers"]).get(b"authorization", b"")
         scheme, _, key = given.partition(b" ")
-        # Every key is compared whole, in constant time: the time taken tells nothing of any.
+        # Every key is compared in constant time, so that the time reveals nothing.
         right = [hmac.compare_digest(key.strip(), known) for known in self.keys]
         if scheme.lower() != b"bearer" or not any(right):
             raise ApiError(

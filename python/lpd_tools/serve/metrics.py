@@ -1,4 +1,4 @@
-"""What Prometheus reads at /metrics."""
+"""Metrics for Prometheus at /metrics."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Metrics:
         self.mean_step_seconds = 0.0  # of the last steps
 
     def on_step(self, report: StepReport) -> None:
-        """For `Engine(on_step=…)`."""
+        """Records a step, as `Engine(on_step=...)` calls it."""
         self.step_seconds.observe(report.seconds)
         self.step_images.observe(report.images)
         self.mean_step_seconds += (report.seconds - self.mean_step_seconds) * (0.1 if self.mean_step_seconds else 1.0)
 
     def watch(self, engine: Engine) -> None:
-        """Gauges that look at the engine when they are read."""
+        """Adds gauges that query the engine when they are read."""
         for name, text, read in (
             ("lpd_images_running", "Images being drawn", lambda: engine.num_running),
             ("lpd_images_waiting", "Images whose turn has not come", lambda: engine.num_waiting),
@@ -47,12 +47,12 @@ class Metrics:
             Gauge(name, text, registry=self.registry).set_function(read)
 
     def text(self) -> bytes:
-        """All of them, in Prometheus's text format."""
+        """Returns all metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
 
 class Measured:
-    """Counts and times what an application answers, by route: paths that there are not are 'other'."""
+    """Counts and times an application's responses, by route; unknown paths are 'other'."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics

@@ -1,4 +1,4 @@
-"""Picture files as the API sends them."""
+"""Encodes picture files for the API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Format = Literal["png", "webp", "jpeg"]
 
 
 def encode(picture: Image.Image, kind: Format, compression: int | None = None) -> bytes:
-    """The bytes of a file. compression: quality of webp and jpeg, in [0, 100]; None is 100, for webp lossless."""
+    """Returns the bytes of a file. compression: quality of webp and jpeg in [0, 100]; None: 100, or lossless webp."""
     file = io.BytesIO()
     if kind == "png":
         picture.save(file, "PNG")

@@ -1,4 +1,4 @@
-"""Many machines: Ray Serve routes, scales, checks and replaces replicas of the service that `lpd serve` runs.
+"""Serving on many machines: Ray Serve routes to, scales, checks and replaces replicas of `lpd serve`'s service.
 
     serve run lpd_tools.serve.ray:app model=lpd_l_256 max_images=16 replicas=2
 
@@ -68,7 +68,7 @@ class Replica:
 
 
 class Replicas:
-    """The replicas behind Ray's handle; a `Backend`."""
+    """A `Backend` of the replicas behind Ray's handle."""
 
     def __init__(self) -> None:
         self._found: DeploymentHandle | None = None
@@ -80,7 +80,7 @@ class Replicas:
         return self._found
 
     async def draw(self, work: Work) -> Progress:
-        """Draw by one replica and, if that dies, once more by another: the seed is fixed before, the images equal."""
+        """Draws in one replica and, if it dies, again in another; the seed is fixed before, so the images are equal."""
         if work.options.seed is None:
             seed = random.SystemRandom().randrange(_SEEDS)
             work = replace(work, options=work.options.model_copy(update={"seed": seed}))
@@ -113,12 +113,12 @@ class Replicas:
         return bool(await self._handle.ready.remote())
 
     async def metrics(self) -> bytes:
-        """Of one of the replicas; Ray has its own for all of them."""
+        """Returns the metrics of one replica; Ray has its own for all of them."""
         return bytes(await self._handle.metrics.remote())
 
 
 def replicas_for_waiting(context: AutoscalingContext, images_per_replica: float = 8) -> tuple[int, dict[str, Any]]:
-    """As many replicas as the images at all of them ask for, of so many each."""
+    """Returns the number of replicas needed for the images at all of them, so many each."""
     by_replica = (context.aggregated_metrics or {}).get(_WAITING, {})
     wanted = -(-sum(by_replica.values()) // images_per_replica)
     low, high = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
@@ -126,7 +126,7 @@ def replicas_for_waiting(context: AutoscalingContext, images_per_replica: float 
 
 
 def read_arguments(arguments: Mapping[str, Any]) -> RayServing:
-    """The settings in `serve run`'s key=value arguments, all text, or in a config file's; ValueError naming a key."""
+    """Parses the settings in `serve run`'s key=value arguments or in a config file; ValueError with a wrong key."""
     known = {item.name: item for item in settings_of(RayServing)}
     values = {}
     for name, value in arguments.items():
@@ -140,7 +140,7 @@ def read_arguments(arguments: Mapping[str, Any]) -> RayServing:
 
 
 def app(arguments: Mapping[str, str]) -> Application:
-    """What `serve run lpd_tools.serve.ray:app` builds; arguments are those of `lpd serve`, and `replicas`."""
+    """Builds the application of `serve run lpd_tools.serve.ray:app`; arguments as of `lpd serve`, and `replicas`."""
     config = read_arguments(arguments)
     options: dict[str, Any] = {"num_replicas": config.replicas}
     if config.max_replicas > config.replicas:
@@ -169,7 +169,7 @@ def app(arguments: Mapping[str, str]) -> Application:
     def gateway() -> FastAPI:
         return create_app(Replicas(), config, Door())
 
-    # Requests that it hands on cost it little: it holds as many as all replicas may.
+    # Handing on a request costs little, so the gateway holds as many as all replicas together.
     held = (config.max_images + config.max_waiting) * max(config.replicas, config.max_replicas)
     entrance = serve.deployment(
         serve.ingress(gateway)(), name="Gateway", max_ongoing_requests=held, ray_actor_options={"num_cpus": 0.1}

@@ -10,7 +10,7 @@ _SEEDS = 2**53  # JSON's numbers are float64 in browsers
 
 
 class Sampling(BaseModel):
-    """What OpenAI's clients send in `extra_body`; None is the model's default."""
+    """Sampling settings that OpenAI's clients send in `extra_body`; None is the model's default."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -24,7 +24,7 @@ class Sampling(BaseModel):
 
 
 class ImageOptions(Sampling):
-    """What generations and edits share."""
+    """Fields shared by generations and edits."""
 
     prompt: Annotated[str, Field(min_length=1, max_length=1000)]
     model: Annotated[str, Field(max_length=500)] | None = None
@@ -35,7 +35,7 @@ class ImageOptions(Sampling):
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
     stream: bool | None = None
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
-    # Clients send these by habit; they have no meaning for a class-conditional model.
+    # Clients send these by default; they have no meaning for a class-conditional model.
     background: Literal["opaque", "auto"] | None = None
     quality: str | None = None
     style: str | None = None

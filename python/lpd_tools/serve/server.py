@@ -1,4 +1,4 @@
-"""The application on a socket, until it is told to stop."""
+"""Serves the application on a socket until told to stop."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lpd_tools.serve.settings import Serving
 
 
 class DrainingServer(uvicorn.Server):
-    """Stops in order: SIGTERM or SIGINT lets the requests under way end and refuses others; a second one cuts them off.
+    """Shuts down gracefully: SIGTERM or SIGINT lets running requests finish and refuses others; a second one ends them.
 
-    It returns then, instead of dying of the signal.
+    Then it returns, instead of dying of the signal.
     """
 
     def __init__(self, config: uvicorn.Config, door: Door, patience: float) -> None:
@@ -36,14 +36,14 @@ class DrainingServer(uvicorn.Server):
         self.door.closed = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second."""
+        """Called ten times a second."""
         if self.door.closed and (not self.door.inside or time.monotonic() > self.deadline):
             self.should_exit = True
         return await super().on_tick(counter)
 
 
 def run(pipe: LPDPipeline, name: str, config: Serving, bound: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT. Raises OSError or ValueError for the file of keys."""
+    """Serves until SIGTERM or SIGINT. Raises OSError or ValueError for the file of keys."""
     service, door = ImageService(pipe, name, config), Door()
     try:
         app = Measured(create_app(service, config, door), metrics=service.figures)

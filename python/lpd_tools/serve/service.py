@@ -1,4 +1,4 @@
-"""The engine as the routes see it: checked work in, picture files out."""
+"""The service behind the routes: takes checked work and returns picture files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lpd_tools.serve.work import Accepted, Finished, Progress, Shown, Work
 
 
 class ImageService:
-    """One model and its engine, limits and metrics; a `Backend`."""
+    """A `Backend` of one model with its engine, limits and metrics."""
 
     def __init__(self, pipe: LPDPipeline, name: str, config: Serving) -> None:
         self.pipe, self.name, self.config = pipe, name, config
@@ -37,7 +37,7 @@ class ImageService:
 
     @property
     def size(self) -> str:
-        """Width and height of its pictures in pixels, as clients write them: 256x256."""
+        """Width and height of the pictures in pixels, in the form 256x256."""
         height, width = self.pipe.model.config.grid
         stride = self.pipe.tokenizer.config.stride
         return f"{width * stride}x{height * stride}"
@@ -83,7 +83,7 @@ class ImageService:
         return self.figures.text()
 
     def _prepare(self, work: Work) -> DecodeRequest | Drawing:
-        """ApiError naming what cannot be drawn."""
+        """Prepares work; ApiError with the name of what cannot be drawn."""
         options = work.options
         labels, sampling = self._call(options)
         if not isinstance(options, Edit):
@@ -95,7 +95,7 @@ class ImageService:
             holes = picture if work.mask is None else open_image(work.mask, MAX_PIXELS)
             if work.mask is None and not picture.has_transparency_data:
                 raise ValueError("mask must be given, or the image must have transparent parts, which are painted then")
-        if holes.has_transparency_data:  # OpenAI's masks: what is transparent is to be painted
+        if holes.has_transparency_data:  # OpenAI's masks: transparent pixels are painted
             holes = holes.convert("RGBA").getchannel("A").point(lambda alpha: 0 if alpha else 255)
         fitting: dict[str, Any] = {
             "dilate": options.dilate or 0,
@@ -106,7 +106,7 @@ class ImageService:
             return plan_inpaint(self.pipe, picture, holes, labels, **fitting, **sampling)
 
     def _call(self, options: ImageOptions) -> tuple[list[int | str | None], dict[str, Any]]:
-        """Labels and sampling options of a body."""
+        """Returns the labels and sampling options of a body."""
         if options.model not in (None, "", self.name):
             message = f"The model {options.model!r} does not exist; this server has {self.name!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
@@ -119,7 +119,7 @@ class ImageService:
         return [parse_label(self.pipe, options.prompt)] * count, sampling | {"seeds": options.seed}
 
     def _submit(self, drawing: DecodeRequest | Drawing, previews: int) -> Handle:
-        """Hand it to the engine; ApiError where that is full or closed."""
+        """Submits work to the engine; ApiError if it is full or closed."""
         try:
             return self.engine.submit(drawing, previews)
         except EngineFullError as error:
@@ -130,7 +130,7 @@ class ImageService:
             raise ApiError(400, str(error), param="n") from error
 
     async def _until_deadline(self, handle: Handle) -> AsyncIterator[Preview | LPDPipelineOutput]:
-        """The previews, then the images; ApiError if they take too long."""
+        """Yields the previews, then the images; ApiError if they take too long."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.config.request_seconds
         events = aiter(handle)
@@ -145,14 +145,14 @@ class ImageService:
             raise unavailable(f"the request took longer than {self.config.request_seconds:g} seconds") from None
 
     async def _encoded(self, pictures: list[Image.Image], options: ImageOptions) -> list[bytes]:
-        """In a thread: it may take as long as a step."""
+        """Encodes a picture in a thread, since it may take as long as a step."""
         kind, compression = options.output_format or "png", options.output_compression
         return await asyncio.to_thread(lambda: [encode(picture, kind, compression) for picture in pictures])
 
 
 @contextmanager
 def _refusals(param: str | None = None) -> Iterator[None]:
-    """What the library refuses is a 400."""
+    """Turns the library's errors about arguments into a 400."""
     try:
         yield
     except (ValueError, TypeError, OSError) as error:

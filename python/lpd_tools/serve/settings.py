@@ -1,4 +1,4 @@
-"""What `lpd serve` can be told."""
+"""Settings of `lpd serve`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SECONDS = Range(0, open_low=True)
 
 @dataclass(frozen=True)
 class Serving(Listening):
-    """A server of OpenAI's API, and the limits of one request."""
+    """Settings of the server and the limits of one request."""
 
     max_images_per_request: int = setting(10, "largest n of a request", range=AT_LEAST_ONE)
     max_body_bytes: int = setting(16 << 20, "largest body of a request", range=AT_LEAST_ONE)
@@ -24,7 +24,7 @@ class Serving(Listening):
 
 @dataclass(frozen=True)
 class RayServing(Serving):
-    """The same of each replica, and how many there are; Ray has the address."""
+    """The settings of each replica, and the number of replicas; Ray has the address."""
 
     replicas: int = setting(1, "processes that draw, each with its model and cache", range=AT_LEAST_ONE)
     max_replicas: int = setting(1, "up to which more are started while images wait", range=AT_LEAST_ONE)

@@ -1,4 +1,4 @@
-"""What goes between the routes and whoever draws, here or in another process: work there, and pictures back."""
+"""Messages between the routes and a backend, here or in another process: work, and pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Accepted:
-    """The work will be drawn; what each picture will be."""
+    """Work that will be drawn, with the format of its pictures."""
 
     size: str  # 256x256
     num_tokens: int
@@ -47,16 +47,16 @@ Progress = AsyncGenerator[Accepted | Shown | Finished, None]
 
 
 class Backend(Protocol):
-    """Draws. `draw` yields one `Accepted`, the previews, one `Finished`, or raises ApiError; leaving it cancels."""
+    """Draws: `draw` yields one `Accepted`, the previews, one `Finished`, or raises ApiError; leaving it cancels."""
 
     def draw(self, work: Work) -> Progress:
-        """Draw what is asked for."""
+        """Draws the work."""
 
     async def describe(self) -> dict[str, Any]:
-        """An entry of `GET /v1/models`."""
+        """Returns an entry of `GET /v1/models`."""
 
     async def ready(self) -> bool:
-        """Whether work would be taken."""
+        """Whether the backend takes work."""
 
     async def metrics(self) -> bytes:
-        """For Prometheus."""
+        """Returns metrics for Prometheus."""

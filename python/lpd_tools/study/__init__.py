@@ -1,1 +1,1 @@
-"""The study: how the quality of images follows from steps, orders, thresholds, guidance and mutual visibility."""
+"""Studies: how the quality of images depends on steps, orders, thresholds, guidance and mutual visibility."""

@@ -1,4 +1,4 @@
-"""`lpd study-editing`: measures what the CSV file lacks, point by point, then writes the tables and the pictures."""
+"""`lpd study-editing`: measures the points missing from the CSV file, then writes the tables and the pictures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FEWEST = 4  # images on either side: a covariance needs two, also when a tenth 
 def run_editing_study(config: EditingStudy) -> Path:
     """Measures, draws and writes; returns the CSV file.
 
-    Raises ValueError for impossible settings, and for results that other models or settings began.
+    Raises ValueError for wrong settings, and for results begun with other models or settings.
     """
     for name, known in (("masks", MASKS), ("orders", ORDER_POLICIES)):
         if unknown := sorted(set(getattr(config, name)) - set(known)):

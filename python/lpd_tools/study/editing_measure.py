@@ -1,4 +1,4 @@
-"""One point of the study of editing: what the judge and the model say of edited pictures."""
+"""Measures one point of the study of editing: edited pictures by a judge and by the model's likelihood."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PARTS = 10
 
 
 class EditInstruments:
-    """What every point is measured with: a pipeline, a judge, the first test images, and the others to compare with."""
+    """The instruments of all points: a pipeline, a judge, the first test images, and the others to compare with."""
 
     def __init__(self, pipe: LPDPipeline, judge: Judge, test: LabelledImages, images: int) -> None:
         self.pipe, self.device = pipe, pipe.model.pos_embed.device
@@ -50,7 +50,7 @@ class EditInstruments:
         self._compared: dict[EditPoint, Tensor] = {}  # nats of what points are compared with
 
     def measure(self, point: EditPoint) -> Edited:
-        """All that can be said of the pictures of a point; image i is drawn from seed i."""
+        """Measures the pictures of a point; image i is drawn from seed i."""
         if point.picture != EDITED:
             pictures = VQTokenizer.to_pixels(self.compared(point))
             return Edited(point, **self._looks(pictures, pictures))
@@ -71,11 +71,11 @@ class EditInstruments:
         )
 
     def drawings(self, point: EditPoint) -> list[Drawing]:
-        """The edits of all images, in batches."""
+        """Plans the edits of all images, in batches."""
         return [self.plan(point, part) for part in torch.arange(len(self.labels)).split(BATCH)]
 
     def plan(self, point: EditPoint, rows: Tensor) -> Drawing:
-        """The edits of some images, int64 [n]."""
+        """Plans the edits of some images, int64 [n]."""
         return plan_inpaint(
             self.pipe,
             list(self.pictures[rows]),
@@ -89,7 +89,7 @@ class EditInstruments:
 
     @torch.inference_mode()
     def draw(self, drawing: Drawing) -> tuple[Tensor, Tensor]:
-        """Pixels uint8 [n, H, W, 3] of edits, and of what they are before the known ones are pasted."""
+        """Draws pixels uint8 [n, H, W, 3] of edits, and of the same before the known pixels are pasted."""
         assert drawing.finish is not None
         images = replace(drawing, finish=None).run("pt").images
         pasted = drawing.finish(images, torch.arange(len(images)))
@@ -97,7 +97,7 @@ class EditInstruments:
 
     @torch.inference_mode()
     def compared(self, point: EditPoint) -> Tensor:
-        """Pictures float32 [B, 3, H, W] that are not drawn."""
+        """Returns the pictures float32 [B, 3, H, W] for comparison, which are not drawn."""
         if point.picture == RECONSTRUCTION:
             grids = self.tokens.unflatten(1, self.pipe.model.config.grid).split(BATCH)
             return torch.cat([self.pipe.tokenizer.decode(grid.to(self.device)).cpu() for grid in grids])
@@ -106,7 +106,7 @@ class EditInstruments:
         return self.pictures
 
     def nats(self, requests: list[DecodeRequest]) -> Tensor:
-        """Teacher-forced nats float64 [B] of the true tokens of what is hidden, the same of every image."""
+        """Returns the teacher-forced nats float64 [B] of the true tokens of the hidden cells."""
         parts = []
         for tokens, labels, request in zip(self.tokens.split(BATCH), self.labels.split(BATCH), requests, strict=True):
             assert request.known_tokens is not None
@@ -120,7 +120,7 @@ class EditInstruments:
         return torch.cat(parts)
 
     def _nats_to_compare(self, point: EditPoint) -> Tensor:
-        """Those of one token at a time in random orders, or with one block of known cells instead of several."""
+        """Returns the nats of one token at a time in random orders, or with one block of known cells."""
         if point.prefill_block:
             other = replace(point, prefill_block=0)
         else:
@@ -131,7 +131,7 @@ class EditInstruments:
         return self._compared[other]
 
     def _looks(self, pasted: Tensor, plain: Tensor) -> dict[str, Any]:
-        """What the judge says of pixels uint8 [B, H, W, 3]."""
+        """Returns the judge's measures of pixels uint8 [B, H, W, 3]."""
         images, plain_images = from_pixels(pasted), from_pixels(plain)
         features = judge_features(self.judge, images)
         return {
@@ -151,12 +151,12 @@ class EditInstruments:
 
 
 def jackknife_error(measure: Callable[[Tensor], float], values: Tensor) -> float:
-    """The standard error of a measure of values [B, ...], from what it says without each tenth of them in turn."""
+    """Returns the standard error of a measure of values [B, ...], leaving out each tenth of them in turn."""
     part_of = torch.arange(len(values)) % _PARTS
     without = torch.tensor([measure(values[part_of != part]) for part in range(_PARTS)], dtype=torch.float64)
     return math.sqrt(float(without.var(correction=0)) * (_PARTS - 1))
 
 
 def _error(values: Tensor) -> float:
-    """The standard error of the mean of values [B]."""
+    """Returns the standard error of the mean of values [B]."""
     return float(values.std() / math.sqrt(len(values)))

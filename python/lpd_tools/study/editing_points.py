@@ -1,4 +1,4 @@
-"""What the study of editing measures: masks, ways to draw what they hide, and what edits are compared with."""
+"""The points of the study of editing: masks, ways to draw the hidden cells, and pictures to compare with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MASKS: dict[str, tuple[slice, slice]] = {
 
 @dataclass(frozen=True)
 class EditPoint:
-    """One way to draw what a mask hides, or pictures to compare with, which have no order, steps or blocks.
+    """One way to draw the cells hidden by a mask, or pictures to compare with, without order, steps or blocks.
 
     picture: "edited"; "unedited" and its "reconstruction" by the tokenizer, both without a mask; "filled": with what is
     hidden continued smoothly, as the tokenizer of an edit sees it. prefill_block: known cells at once; 0: all.
@@ -39,7 +39,7 @@ class EditPoint:
 
 @dataclass(frozen=True)
 class Edited:
-    """What was measured at a point; NaN where it makes no sense.
+    """The measurements at a point; NaN where they do not apply.
 
     `plain_`: of pictures as the tokenizer gives them back, before the known pixels are pasted. `_error`: standard
     errors over images. The excess is image by image that over one token at a time in random orders, or where known
@@ -62,19 +62,19 @@ class Edited:
 
 
 def hidden_pixels(mask: str) -> Tensor:
-    """The pixels that a mask hides, bool [H, W]."""
+    """Returns the pixels that a mask hides, bool [H, W]."""
     hidden = torch.zeros(SIDE, SIDE, dtype=torch.bool)
     hidden[MASKS[mask]] = True
     return hidden
 
 
 def hidden_cells(mask: str, stride: int) -> int:
-    """How many cells of so many pixels a side are to be drawn."""
+    """Returns the number of cells to draw, of so many pixels a side."""
     return int(masked_cells(hidden_pixels(mask)[None], stride).sum())
 
 
 def edit_points(config: EditingStudy) -> list[EditPoint]:
-    """What edits are compared with; masks x steps x orders; blocks of prefill, in the first order at the most steps."""
+    """Returns the points: comparisons; masks x steps x orders; blocks of prefill, in the first order at most steps."""
     points = [EditPoint(UNEDITED), EditPoint(RECONSTRUCTION), *(EditPoint(FILLED, mask) for mask in config.masks)]
     points += [
         EditPoint(EDITED, mask, order, steps)
@@ -87,5 +87,5 @@ def edit_points(config: EditingStudy) -> list[EditPoint]:
 
 
 def in_blocks(config: EditingStudy, mask: str, block: int) -> EditPoint:
-    """The edit whose known cells enter in blocks of so many; 0: in one."""
+    """Returns the edit whose known cells enter in blocks of so many; 0: in one."""
     return EditPoint(EDITED, mask, config.orders[0], max(config.steps), block)

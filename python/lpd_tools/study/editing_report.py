@@ -1,4 +1,4 @@
-"""The tables and the pictures of the study of editing, from its CSV file."""
+"""Makes the tables and the pictures of the study of editing from its CSV file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Measure:
     digits: int
 
     def cell(self, result: Edited | None) -> str:
-        """For a table."""
+        """Formats the measure for a table."""
         if result is None:
             return ""
         value, error = self.of(result)
@@ -62,7 +62,7 @@ EXCESS = Measure("nats beyond one token a step", lambda one: (one.excess_nats, o
 
 
 def tables(results: Results, config: EditingStudy) -> str:
-    """All tables in Markdown: what edits are compared with, each measure by order, pasting, blocks of prefill."""
+    """Returns all tables in Markdown: comparisons, each measure by order, pasting, blocks of prefill."""
     ways = [(mask, steps) for mask in config.masks for steps in config.steps]
     parts = [_compared(results, config)]
     for measure in (RECOGNISED, FRECHET, EXCESS, NATS):
@@ -90,7 +90,7 @@ def _compared(results: Results, config: EditingStudy) -> str:
 
 
 def _pasting(results: Results, config: EditingStudy) -> str:
-    """Of edits in the first order, with the known pixels pasted and as the tokenizer gives them back."""
+    """Compares edits in the first order with the known pixels pasted and as the tokenizer reconstructs them."""
     rows = []
     for mask in config.masks:
         for steps in config.steps:
@@ -105,7 +105,7 @@ def _pasting(results: Results, config: EditingStudy) -> str:
 
 
 def _blocks(results: Results, config: EditingStudy) -> str:
-    """What it costs that known cells enter in several blocks."""
+    """Tabulates the cost of known cells that enter in several blocks."""
     rows = []
     for mask in config.masks:
         found = [results.get(in_blocks(config, mask, block)) for block in (0, *config.prefill_blocks)]
@@ -118,7 +118,7 @@ def _blocks(results: Results, config: EditingStudy) -> str:
 
 
 def draw_chart(results: Results, config: EditingStudy, path: Path) -> None:
-    """A row for each measure and a column for each mask: a curve over the steps for each order, with errors."""
+    """Draws a row per measure and a column per mask: a curve over the steps for each order, with errors."""
     measures = (EXCESS, RECOGNISED, FRECHET)
     figure = Figure(figsize=(3.6 * len(config.masks), 2.6 * len(measures)), layout="constrained")
     rows = figure.subplots(len(measures), len(config.masks), sharex=True, sharey="row", squeeze=False)
@@ -152,7 +152,7 @@ def _curve(
 
 
 def draw_pictures(instruments: EditInstruments, config: EditingStudy, path: Path) -> None:
-    """Images of different classes, what is hidden of them, and what the fewest and the most steps make of it."""
+    """Draws images of different classes, their hidden parts, and the edits with the fewest and the most steps."""
     firsts = [int((instruments.labels == label).nonzero()[0]) for label in instruments.labels.unique()]
     chosen = [firsts[i % len(firsts)] for i in range(_SHOWN * len(config.masks))]
     ways = [
@@ -185,5 +185,5 @@ def _hatched(pixels: Tensor, hidden: Tensor) -> Tensor:
 
 
 def figure_settings(config: EditingStudy) -> dict[str, Any]:
-    """What a picture of the study says of itself."""
+    """Returns the settings that a picture of the study carries."""
     return {"command": "study-editing", **asdict(config)}

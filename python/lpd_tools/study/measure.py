@@ -1,4 +1,4 @@
-"""One point of the study, by its four instruments: two that count nats, two that look at pictures."""
+"""Measures one point of the study by four instruments: two count nats, two look at pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lpd_tools.training.judge import Judge, grey, judge_features, predict
 
 
 class Instruments:
-    """What every point is measured with: pipelines by how they were trained, a judge, real images and their tokens."""
+    """The instruments of all points: pipelines by their training, a judge, real images and their tokens."""
 
     def __init__(
         self, pipes: Mapping[str, LPDPipeline], judge: Judge, test: LabelledImages, images: int, scored: int
@@ -39,14 +39,14 @@ class Instruments:
         self.tokens = self.tokens.flatten(1).cpu()
 
     def measure(self, point: Point) -> Measured:
-        """All instruments at `point`; image i has seed `point.seed * images + i`, so seeds share no image."""
+        """Measures a point by all instruments; image i has seed `point.seed * images + i`, so seeds share no image."""
         model = self.pipes[point.trained].model
         first = point.seed * self.images
         labels = torch.arange(self.images) % model.config.num_classes
         temperature = self.pipes[point.trained].defaults.temperature
         drawn = from_pixels(self._pixels(point, self._tokens(point, labels, first, temperature)))
         free_labels = labels[: len(self.tokens)]
-        # As the model sees the images: neither guidance nor temperature between them and it.
+        # Drawn without guidance at temperature 1, as the model itself scores images.
         free = self._tokens(replace(point, guidance_scale=1.0), free_labels, first, temperature=1.0)
         sizes = group_sizes(model.config.num_tokens, point.steps)
         orders = self._orders(point, sizes, first, len(self.tokens))
@@ -62,7 +62,7 @@ class Instruments:
         )
 
     def _tokens(self, point: Point, labels: Tensor, first_seed: int, temperature: float) -> Tensor:
-        """Tokens int64 [B, N], on the CPU, drawn as at `point`, image i from seed first_seed + i."""
+        """Draws tokens int64 [B, N], on the CPU, with the settings of `point`, image i from seed first_seed + i."""
         draw = self._pipeline_tokens if point.drawn == "mutual" else self._plain_tokens
         batches = labels.split(BATCH)
         drawn = [draw(point, batch, first_seed + i * BATCH, temperature) for i, batch in enumerate(batches)]
@@ -89,7 +89,7 @@ class Instruments:
         return drawn.tokens.flatten(1)
 
     def _plain_tokens(self, point: Point, labels: Tensor, seed: int, temperature: float) -> Tensor:
-        """Queries hidden from each other, which the kernels do not have: plain torch, one random stream for a batch."""
+        """Draws in plain torch, with one random stream per batch: kernels cannot hide queries from each other."""
         pipe = self.pipes[point.trained]
         sizes = group_sizes(pipe.model.config.num_tokens, point.steps)
         torch.manual_seed(seed)

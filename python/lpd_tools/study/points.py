@@ -1,4 +1,4 @@
-"""What the study measures: points, and the sweeps that they belong to."""
+"""The points of the study and the sweeps that they belong to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Measured:
-    """The four instruments at a point."""
+    """The four measurements at a point."""
 
     point: Point
     images: int
@@ -34,7 +34,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Sweeps:
-    """The values that the study takes; `base` gives those that a sweep leaves alone, and the default T."""
+    """The values of the sweeps; `base` has those that a sweep leaves alone, and the default T."""
 
     base: Point
     steps: Sequence[int]
@@ -74,7 +74,7 @@ class Sweeps:
         return self._seeds((replace(self.base, guidance_scale=scale) for scale in self.guidance_scales), 2)
 
     def all_points(self) -> list[Point]:
-        """Every point once; all orders, steps and sweeps of seed 0 first, so that a broken-off study is even."""
+        """Returns every point once, those of seed 0 first, so that an interrupted study covers all sweeps."""
         sweeps = (self.order_points(), self.visibility_points(), self.threshold_points(), self.guidance_points())
         unique = dict.fromkeys(point for sweep in sweeps for point in sweep)
         return sorted(unique, key=lambda point: point.seed)

@@ -1,4 +1,4 @@
-"""The results of a study: a CSV file with a row for each point measured, and what they depend on beside the points."""
+"""The results of a study: a CSV file with a row per measured point, and the models and settings behind them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class AtPoint(Protocol):
-    """A dataclass of a `point`, a dataclass itself, and of what was measured there."""
+    """A dataclass of a `point`, itself a dataclass, and its measurements."""
 
     @property
     def point(self) -> DataclassInstance: ...
@@ -28,7 +28,7 @@ Result = TypeVar("Result", bound=AtPoint)
 
 
 def read_results(path: Path, kind: type[Result]) -> dict[Any, Result]:
-    """By point, those of a CSV file (none if it is missing or empty); ValueError for other columns or a broken row."""
+    """Reads results by point (none if the file is missing or empty); ValueError for other columns or a broken row."""
     if not path.exists() or path.stat().st_size == 0:
         return {}
     with content_of(path, "is no CSV file"):
@@ -52,7 +52,7 @@ def read_results(path: Path, kind: type[Result]) -> dict[Any, Result]:
 
 
 def append_result(path: Path, result: AtPoint) -> None:
-    """Adds a row, the header before the first, and has it on the disk when it returns."""
+    """Appends a row, after a header if it is the first; it is on disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists() or path.stat().st_size == 0
     names = [name for name in get_type_hints(type(result)) if name != "point"]
@@ -67,14 +67,14 @@ def append_result(path: Path, result: AtPoint) -> None:
 
 
 def note_beginning(path: Path, depends_on: Mapping[str, Any]) -> None:
-    """Writes what the results depend on beside the points; ValueError if those at hand began with other values."""
+    """Writes the models and settings behind the results; ValueError if existing results began with other values."""
     noted = dict(depends_on)
     if path.exists():
         before = read_json(path)
         if not isinstance(before, dict):
             raise ValueError(f"path {str(path)!r} must hold what a study began with, got {type(before).__name__}")
         for name, value in depends_on.items():
-            # A model that joins later, as a twin may, has points of its own.
+            # A model added later, such as a twin, has points of its own.
             if name in before and before[name] != value:
                 raise ValueError(f"{name} is {value!r}, but the results in {str(path)!r} began with {before[name]!r}")
         noted = before | noted

@@ -1,4 +1,4 @@
-"""What the studies can be told. No library of its own is imported here: `lpd --help` must be quick."""
+"""Settings of the studies. Imports no heavy library: `lpd --help` must be quick."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lpd_tools.settings import ANY_AMOUNT, AT_LEAST_ONE, Range, Settings, settin
 
 @dataclass(frozen=True)
 class Study(Settings):
-    """What is measured, and where it goes: `out` with `.csv`, `.json`, `_times.json`, `_*.png` and `_tables.md`.
+    """Settings of `lpd study`, which writes `out` with `.csv`, `.json`, `_times.json`, `_*.png` and `_tables.md`.
 
-    A study that is broken off goes on where it was.
+    An interrupted study continues where it was.
     """
 
     out: str = setting(..., "path of the results, without suffix (docs/results/quality/8x8)")
@@ -41,9 +41,9 @@ class Study(Settings):
 
 @dataclass(frozen=True)
 class EditingStudy(Settings):
-    """What is measured, and where it goes: `out` with `.csv`, `.json`, `_*.png` and `_tables.md`.
+    """Settings of `lpd study-editing`, which writes `out` with `.csv`, `.json`, `_*.png` and `_tables.md`.
 
-    A study that is broken off goes on where it was.
+    An interrupted study continues where it was.
     """
 
     out: str = setting(..., "path of the results, without suffix (docs/results/editing)")

@@ -1,4 +1,4 @@
-"""How long an image takes, in a pass of its own: the rest of the study may share the machine with other work."""
+"""Times images in a pass of its own: the rest of the study may share the machine with other work."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _REPEATS = 3
 
 
 def kind_of(point: Point) -> str:
-    """What the time depends on: steps, and whether guidance makes an image two sequences. Orders cost microseconds."""
+    """Returns what an image's time depends on: steps, and whether it is guided. Orders cost microseconds."""
     return f"{point.steps} steps, {'unguided' if point.guidance_scale == 1 else 'guided'}"
 
 
 def time_points(pipe: LPDPipeline, points: Sequence[Point], path: Path) -> None:
-    """Milliseconds per image, label to pixels in batches, for each kind of point that the kernels draw; into `path`."""
+    """Times images, label to pixels in batches, for each kind of point that the kernels draw; writes to `path`."""
     kinds = {kind_of(point): point for point in points if point.drawn == "mutual"}
     labels = [i % pipe.model.config.num_classes for i in range(BATCH)]
     draws: list[Callable[[], Any]] = [
@@ -53,7 +53,7 @@ def time_points(pipe: LPDPipeline, points: Sequence[Point], path: Path) -> None:
 
 
 def read_times(path: Path) -> Mapping[str, float]:
-    """Milliseconds per image by `kind_of`; empty if they have not been measured."""
+    """Reads milliseconds per image by `kind_of`; empty if not measured."""
     if not path.exists():
         return {}
     with content_of(path, "holds no times of a study"):

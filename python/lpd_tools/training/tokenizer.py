@@ -110,7 +110,7 @@ class TokenizerTask:
         self._seen: list[tuple[Tensor, Tensor | None]] = []  # vectors [n, d] of this step, and their codes [n]
 
     def batch(self, step: int, rows: slice) -> ImageBatch:
-        """Those rows of the batch of `step`."""
+        """Returns the given rows of the batch of `step`."""
         index, flip = self.shuffle.batch(step), None
         if self.config.mirror:
             generator = step_generator(self.config.seed, step, stream=2)

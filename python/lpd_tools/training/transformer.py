@@ -111,7 +111,7 @@ class TransformerTask:
         self.shuffle = EpochShuffle(len(cache.train), config.batch_size, config.seed)
 
     def batch(self, step: int, rows: slice) -> Batch:
-        """Those rows of the batch of `step`."""
+        """Returns the given rows of the batch of `step`."""
         return make_batch(self.cache, self.shuffle.batch(step), self.config, step, rows).to(self.device)
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

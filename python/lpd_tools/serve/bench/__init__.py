@@ -1,1 +1,1 @@
-"""`lpd bench-serve`: how fast the engine is beside the pipeline, and how the server bears load and nonsense."""
+"""`lpd bench-serve`: measures the engine against the pipeline, and the server under overload and malformed requests."""

@@ -1,4 +1,4 @@
-"""Requests that no client should send: wrong types, huge numbers, bombs, files cut short, clients that leave."""
+"""Malformed requests: wrong types, huge numbers, decompression bombs, truncated files, clients that leave."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _PATHS = (
 _HEAD = (
     "POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
 )
-# What a client may send must be one of these answers; a 500 is a mistake, and so is none.
+# Every request must get one of these answers; a 500, or none, is a bug.
 ALLOWED = frozenset({200, 307, 400, 404, 405, 408, 413, 429, 499})
 
 
 def malformed(config: ServeBench) -> dict[str, Any]:
-    """Sends them all; counts answers by status, and tells whether a good request gets what it got before."""
+    """Sends them all, counts answers by status, and checks that a good request still gets the same answer."""
     options = ["--max-images", "4", "--max-waiting", "16", "--body-seconds", "2", "--max-body-bytes", "2000000"]
     with served(*options) as (address, process):
         before = _good_image(address)
@@ -77,7 +77,7 @@ def _idle(address: str) -> bool:
 
 
 def send(address: str, rng: random.Random) -> str:
-    """One request of any kind; its status, "left" where the client did, "none" where no answer came."""
+    """Sends one request of any kind; returns its status, "left" if the client left, "none" without an answer."""
     kinds = (_send_json, _send_json, _send_json, _send_bytes, _send_form, _send_form, _send_path, _leave, _cut_body)
     try:
         return rng.choice(kinds)(address, rng)
@@ -88,7 +88,7 @@ def send(address: str, rng: random.Random) -> str:
 
 
 def _value(rng: random.Random, depth: int = 0) -> Any:
-    """Any JSON value, borderline ones among them."""
+    """Draws any JSON value, borderline ones included."""
     kind = rng.randrange(12 if depth < 3 else 9)
     if kind == 0:
         return None
@@ -195,7 +195,7 @@ def _connect(address: str) -> socket.socket:
 
 
 def _leave(address: str, rng: random.Random) -> str:
-    """Asks for images and leaves at some stage of the answer."""
+    """Requests images and leaves at some stage of the answer."""
     body = {"prompt": "3", "num_inference_steps": 64, "guidance_scale": 3.0, "stream": rng.random() < 0.5}
     body |= {"partial_images": 3} if body["stream"] else {"n": rng.randint(1, 4)}
     text = json.dumps(body).encode()
@@ -209,7 +209,7 @@ def _leave(address: str, rng: random.Random) -> str:
 
 
 def _cut_body(address: str, rng: random.Random) -> str:
-    """Sends a part of a request, and leaves or lets the server give it up."""
+    """Sends part of a request, then leaves or lets the server give up."""
     text = _HEAD.format(60).encode() + json.dumps(_GOOD).encode()[:50]
     if rng.random() < 0.2:
         text = rng.randbytes(rng.randint(1, 300)) + b"\r\n\r\n"

@@ -1,4 +1,4 @@
-"""More load than the server can bear: what is taken is right and answered, the rest is told when to come back."""
+"""Overload: accepted requests must be answered correctly, and the others told when to retry."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CALIBRATION = 48  # requests sent to find the capacity
 
 
 def overload(pipe: LPDPipeline, config: ServeBench) -> dict[str, Any]:
-    """Twice as many requests per second as the server answers; all that it answers is compared with the library's."""
+    """Sends twice the requests per second that the server can answer; compares all answers with the library's."""
     calls = mixed_calls(pipe, _DISTINCT, config.seed)
     expected = [pipe(**call).images[0] for call in calls]
     options = ["--max-images", str(config.max_images), "--max-waiting", str(2 * config.max_images)]
@@ -46,7 +46,7 @@ def overload(pipe: LPDPipeline, config: ServeBench) -> dict[str, Any]:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of a process that lies in RAM."""
+    """Returns the resident memory of a process."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) << 10
@@ -54,7 +54,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def body_of(call: Call) -> dict[str, Any]:
-    """The request of an image."""
+    """Returns the request of an image."""
     sampling = {"seed": call["seeds"], **{key: call[key] for key in ("num_inference_steps", "guidance_scale")}}
     return {"prompt": str(call["class_labels"])} | sampling
 
@@ -68,7 +68,7 @@ def _client(address: str) -> httpx.AsyncClient:
 
 
 async def _capacity(address: str, calls: list[Call]) -> float:
-    """Requests per second where as many are under way as keep the server busy and none is refused."""
+    """Measures the requests per second that keep the server busy without refusals."""
     async with _client(address) as client:
         await asyncio.gather(*(_ask(client, call) for call in calls[:4]))
         todo = [calls[i % len(calls)] for i in range(_CALIBRATION)]
@@ -85,7 +85,7 @@ async def _capacity(address: str, calls: list[Call]) -> float:
 async def _offer(
     address: str, calls: list[Call], expected: list[Image.Image], rate: float, config: ServeBench
 ) -> dict[str, Any]:
-    """Sends requests at a rate, whatever becomes of them."""
+    """Sends requests at a fixed rate, whatever the answers."""
     rng = random.Random(config.seed)
     pictures = [encode(image, "png") for image in expected]
     seconds: list[float] = []
@@ -119,7 +119,7 @@ async def _offer(
 
 
 def _same(found: bytes, wanted: bytes) -> bool:
-    """The same file, or at least the same pixels."""
+    """Whether two files are the same, or at least their pixels."""
     if found == wanted:
         return True
     images = [Image.open(io.BytesIO(data)).convert("RGB").tobytes() for data in (found, wanted)]

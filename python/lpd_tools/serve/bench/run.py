@@ -18,7 +18,7 @@ from lpd_tools.serve.bench.settings import ServeBench
 
 
 def run(pipe: LPDPipeline, config: ServeBench) -> dict[str, Any]:
-    """What was found, by part; also written to `output`."""
+    """Returns the results by part; also writes them to `output`."""
     if config.output:
         check_output(Path(config.output), ".json")
     parts: dict[str, Callable[[], dict[str, Any]]] = {

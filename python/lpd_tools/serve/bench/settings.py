@@ -1,4 +1,4 @@
-"""What `lpd bench-serve` can be told."""
+"""Settings of `lpd bench-serve`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PARTS = ("throughput", "preview", "overload", "malformed")
 
 @dataclass(frozen=True)
 class ServeBench(Settings):
-    """What is measured, of which model, and for how long."""
+    """Settings of `lpd bench-serve`: parts, model and durations."""
 
     part: tuple[str, ...] = setting(PARTS, f"of {', '.join(PARTS)}")
     model: str = setting("", "published model, hub id, folder or weight file (the bundled model if empty)")

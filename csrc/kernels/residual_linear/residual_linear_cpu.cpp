@@ -1,0 +1,37 @@
+// residual_linear on the CPU: 32 columns of a row at a time.
+#include "common/cpu_kernels.h"
+#include "few_row_product/few_row_product_cpu.h"
+
+namespace lpd::LPD_ISA {
+namespace {
+
+template <class T>
+void residual_linear_rows(const ResidualLinearParams& p, int64_t begin, int64_t end) {
+  const T* const bias = static_cast<const T*>(p.bias);
+  const T* const scale = static_cast<const T*>(p.scale);
+  for (int64_t row = begin; row < end; ++row) {
+    float* const x = p.x + row * p.x_stride;
+    T* const scaled = static_cast<T*>(p.scaled) + row * p.num_features;
+    float* statistics = p.statistics + row * p.num_features / kStatisticsColumns * 2;
+    for (int32_t first = 0; first < p.num_features; first += kStatisticsColumns, statistics += 2) {
+      float sum = 0.0f, squares = 0.0f;
+      for (int32_t n = first; n < first + kStatisticsColumns; ++n) {
+        x[n] += product_at<T>(p, row, n) + (bias == nullptr ? 0.0f : to_float(bias[n]));
+        scaled[n] = from_float<T>(x[n] * to_float(scale[n]));
+        sum += x[n];
+      }
+      const float mean = sum / kStatisticsColumns;
+      for (int32_t n = first; n < first + kStatisticsColumns; ++n) squares += (x[n] - mean) * (x[n] - mean);
+      statistics[0] = mean;
+      statistics[1] = squares;
+    }
+  }
+}
+
+}  // namespace
+
+void residual_linear(const ResidualLinearParams& p, int64_t begin, int64_t end) {
+  dispatch_dtype16(p.dtype, [&](auto element) { residual_linear_rows<decltype(element)>(p, begin, end); });
+}
+
+}  // namespace lpd::LPD_ISA

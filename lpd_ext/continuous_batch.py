@@ -56,6 +56,7 @@ class ContinuousBatch:
         with decoding_modes(self._device):
             capacity = Capacity(max_images, slots, cache_positions=num_tokens, most_rows=0)
             self._state = DecodeState(model, capacity, Filters(False, False))
+        self._weights = weights_of(model)
         # Always the lowest ones first: images that are alike then come to lie as those before them did.
         self._free_rows, self._free_slots = list(range(max_images)), list(range(slots))
         self._plan_step = lru_cache(maxsize=_STEPS_KEPT)(plan_step)
@@ -103,10 +104,25 @@ class ContinuousBatch:
         places, rows = zip(*((image.place, image.schedule.rows(image.steps_done)) for image in images), strict=True)
         self._state.filters = Filters(any(i.filters.top_k for i in images), any(i.filters.top_p for i in images))
         with decoding_modes(self._device):
+            self._follow_weights()
             self._draw(places, rows)
         for image in images:
             image.steps_done += 1
         return [image for image in images if image.finished]
+
+    def _follow_weights(self) -> None:
+        """Layers and weights that were replaced are used from now on; moved ones do not fit the caches."""
+        model = self._state.model
+        if (weights := weights_of(model)) == self._weights:
+            return
+        ours, theirs = ((t.device, t.dtype) for t in (self._state.parts.layers[0].k_cache, model.pos_embed))
+        if ours != theirs:
+            raise RuntimeError(
+                f"the model was moved to {theirs[0]}, {theirs[1]}; the caches are on {ours[0]}, {ours[1]}"
+            )
+        self._state.look_up_weights()
+        begin(self._state)
+        self._weights = weights
 
     def _draw(self, places: tuple[Place, ...], rows: tuple[tuple[int, int, int], ...]) -> None:
         step = self._plan_step(places, rows, self._state.model.config.num_tokens, self._device)
@@ -119,8 +135,7 @@ class ContinuousBatch:
         captured = None
         if mix in self._seen:
             with self._graphs.lock:
-                weights = weights_of(self._state.model)
-                captured = self._graphs.find(weights, mix, partial(CapturedDecode, self._state, [run]))
+                captured = self._graphs.find(self._weights, mix, partial(CapturedDecode, self._state, [run]))
                 if captured is not None:
                     captured.replay()
         else:

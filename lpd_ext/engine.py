@@ -6,25 +6,24 @@ import atexit
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from threading import Condition, Thread
 from time import perf_counter
 from types import TracebackType
 
-import torch
-from PIL import Image
-from torch import Tensor
-
 from lpd_ext.checks import as_int, as_positive_int
-from lpd_ext.continuous_batch import ContinuousBatch, RunningImage
+from lpd_ext.continuous_batch import ContinuousBatch
 from lpd_ext.cuda_graphs import DecodeGraphs
-from lpd_ext.drawing import Drawing, LPDPipelineOutput
-from lpd_ext.handle import Handle, Preview
+from lpd_ext.decode_state import cache_bytes
+from lpd_ext.drawing import Drawing
+from lpd_ext.handle import Handle
 from lpd_ext.pace import Pace
+from lpd_ext.parts import available
 from lpd_ext.pipeline import LPDPipeline
-from lpd_ext.pixel_thread import PixelJob, PixelThread
+from lpd_ext.pixel_thread import PixelThread
 from lpd_ext.request import DecodeRequest
+from lpd_ext.submission import Part, Submission
 
 logger = logging.getLogger(__name__)
 _GRAPHS_KEPT = 64  # each of one step, for a mix of images that came before
@@ -51,40 +50,6 @@ class StepReport:
     waiting: int  # images, after it
 
 
-@dataclass(eq=False)
-class _Part:
-    """One image of a submitted request."""
-
-    owner: _Submitted
-    index: int
-    request: DecodeRequest
-    running: RunningImage | None = None
-
-    @property
-    def steps_left(self) -> int:
-        done = 0 if self.running is None else self.running.steps_done
-        return self.request.schedules[0].num_steps - done
-
-
-@dataclass(eq=False)
-class _Submitted:
-    """A request, the images of it that are finished, and the groups after which a preview is wanted."""
-
-    drawing: Drawing
-    handle: Handle
-    previews: int | None
-    tokens: Tensor  # int64 [B, h, w], -1 where not drawn; for the thread of pixels
-    pictures: dict[int, object] = field(default_factory=dict)  # of finished images
-    preview_pending: set[int] = field(default_factory=set)
-    shown: set[int] = field(default_factory=set)  # images of which there was a preview
-
-    def wants_preview(self, group: int, num_groups: int) -> bool:
-        """Whether after this group, from 1, which is not the last: that one's picture is the result."""
-        if self.previews is None:
-            return group >= 1  # not of known cells
-        return group in {round(num_groups * i / (self.previews + 1)) for i in range(1, self.previews + 1)}
-
-
 class Engine:
     """Draws requests as they come, many at once; for any number of threads, and for asyncio.
 
@@ -92,7 +57,10 @@ class Engine:
     Tokens are those of `pipe` alone with the same seed (on a GPU, GEMMs of other sizes round differently). Pictures are
     decoded in a thread of their own, several at once, beside the next steps. Use it in a `with` block, or `close` it.
 
-    on_step: called after each step, in the engine's thread. Raises ValueError for sizes below 1.
+    Weights that are replaced are used from the next step on; a model that is moved fails its requests.
+
+    on_step: called after each step, in the engine's thread. Raises ValueError for sizes below 1, and for a KV cache
+    that is larger than the memory that is there.
     """
 
     def __init__(
@@ -108,11 +76,12 @@ class Engine:
         self.max_images = as_positive_int(max_images, "max_images")
         self.max_waiting = as_positive_int(max_waiting, "max_waiting")
         self._on_step = on_step
+        self._check_memory()
         graphs = DecodeGraphs(limit=_GRAPHS_KEPT) if pipe.cuda_graphs else None
         self._batch = ContinuousBatch(pipe.model, self.max_images, graphs=graphs)
         self._changed = Condition()
-        self._waiting: deque[_Part] = deque()
-        self._running: list[_Part] = []
+        self._waiting: deque[Part] = deque()
+        self._running: list[Part] = []
         self._closing = False
         self._device = pipe.model.pos_embed.device
         self._pace = Pace(self._device)
@@ -121,6 +90,16 @@ class Engine:
         self._thread.start()
         atexit.register(self.close, finish=False)  # a thread that Python's end finds in a kernel takes the process down
         logger.info("engine: %d images at once, %.1f MB of KV cache", self.max_images, self.cache_bytes / 1e6)
+
+    def _check_memory(self) -> None:
+        """On a CPU memory that is not there would be given all the same, and missed while images are drawn."""
+        model = self.pipe.model
+        free, each = available(model.pos_embed.device), cache_bytes(model.config, model.pos_embed.dtype, images=1)
+        if (needed := self.max_images * each) > free:
+            raise ValueError(
+                f"max_images = {self.max_images} needs {needed} bytes of KV cache, but {int(free)} bytes of memory are "
+                f"available, enough for {int(free // each)} images"
+            )
 
     @property
     def cache_bytes(self) -> int:
@@ -149,9 +128,8 @@ class Engine:
             raise ValueError(f"request was made for a model of {request.config}, got {self.pipe.model.config}")
         if previews is not None and as_int(previews, "previews") < 0:
             raise ValueError(f"previews must be None or >= 0, got {previews}")
-        tokens = torch.full((len(request.labels), *request.config.grid), -1, device=self._device)
-        submitted = _Submitted(drawing, Handle(request), previews, tokens)
-        parts = [_Part(submitted, b, request.images(slice(b, b + 1))) for b in range(len(request.labels))]
+        submitted = Submission(drawing, previews)
+        parts = submitted.parts()
         with self._changed:
             if self._closing:
                 raise EngineClosedError("the engine is closed and takes no requests")
@@ -166,7 +144,7 @@ class Engine:
             self._changed.notify_all()
         submitted.handle.add_done_callback(lambda _: self._wake())
         if not parts:
-            self._finish(submitted)
+            submitted.finish()
         return submitted.handle
 
     def steps_until_begun(self) -> int:
@@ -235,14 +213,14 @@ class Engine:
         if any(part.owner.handle.done() for part in self._waiting):
             self._waiting = deque(part for part in self._waiting if not part.owner.handle.done())
 
-    def _begin_waiting(self) -> list[_Part]:
+    def _begin_waiting(self) -> list[Part]:
         admitted = []
         while self._waiting and self._num_free:
             admitted.append(self._waiting.popleft())
             self._running.append(admitted[-1])
         return admitted
 
-    def _leave(self, part: _Part) -> None:
+    def _leave(self, part: Part) -> None:
         self._running.remove(part)
         if part.running is not None:
             self._batch.release([part.running])
@@ -258,11 +236,12 @@ class Engine:
             num_groups = len(image.schedule.group_sizes)
             group = image.steps_done - len(image.schedule.prefill)
             if image.finished:
-                self._finish_later(part, self._batch.tokens(image))
+                self._pixels.put(part.to_finish(self._batch.tokens(image)), may_wait=True)
                 with self._changed:
                     self._leave(part)
-            elif part.owner.wants_preview(group, num_groups) and part.index not in part.owner.preview_pending:
-                self._show_later(part, self._batch.tokens(image), group, num_groups)
+            elif part.wants_preview(group, num_groups):
+                urgent = not part.previews
+                self._pixels.put(part.to_show(self._batch.tokens(image), group, num_groups), urgent=urgent)
         if not self._running:
             self._pixels.hurry()
         seconds = perf_counter() - begun
@@ -270,43 +249,6 @@ class Engine:
             self._on_step(StepReport(seconds, num_images, len(self._waiting)))
         if self._device.type == "cpu":  # where the next step would take the cores from it
             self._pixels.wait_for_urgent(seconds)
-
-    def _show_later(self, part: _Part, tokens: Tensor, step: int, num_steps: int) -> None:
-        owner = part.owner
-        owner.preview_pending.add(part.index)
-
-        def show(picture: Image.Image) -> None:
-            owner.preview_pending.discard(part.index)
-            grid = job.tokens.cpu()
-            owner.handle.publish(Preview(part.index, step, num_steps, grid, picture))
-
-        job = self._job(part, tokens, show)
-        self._pixels.put(job, urgent=part.index not in owner.shown)
-        owner.shown.add(part.index)
-
-    def _finish_later(self, part: _Part, tokens: Tensor) -> None:
-        owner = part.owner
-
-        def finish(picture: Image.Image) -> None:
-            if bool((job.tokens < 0).any()):
-                raise RuntimeError("logits contain NaN or are -inf throughout: nothing can be drawn")
-            owner.tokens[part.index] = job.tokens
-            owner.pictures[part.index] = picture
-            if len(owner.pictures) == len(owner.tokens):
-                self._finish(owner)
-
-        job = self._job(part, tokens, finish)
-        self._pixels.put(job, may_wait=True)
-
-    def _job(self, part: _Part, tokens: Tensor, deliver: Callable[[Image.Image], None]) -> PixelJob:
-        owner, handle = part.owner, part.owner.handle
-        grid = tokens.unflatten(0, self.pipe.model.config.grid)
-        return PixelJob(owner.drawing, grid, part.index, deliver, handle.finish, lambda: not handle.done())
-
-    def _finish(self, owner: _Submitted) -> None:
-        request = owner.handle.request
-        images = [owner.pictures[b] for b in range(len(request.labels))]
-        owner.handle.finish(LPDPipelineOutput(images, owner.tokens, list(request.seeds)))
 
     def _fail_running(self, error: Exception) -> None:
         with self._changed:

@@ -42,11 +42,11 @@ def parts_of(
     needed = bytes_of_images(model, request)
     worst = max(needed, default=0)
     if most * worst > _ALWAYS_THERE and not _is_captured(model, request, graphs):
-        free = _available(model.pos_embed.device)
+        free = available(model.pos_embed.device)
         if graphs is not None and len(graphs) and most * worst > _SHARE * free:
             with graphs.lock:
                 graphs.clear()  # the caches of other batches go before this one is drawn in parts
-            free = _available(model.pos_embed.device)
+            free = available(model.pos_embed.device)
         most = min(most, max(1, int(min(_SHARE * free / worst, batch))))
         if most < batch:
             log.warning(
@@ -88,8 +88,8 @@ def _is_captured(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs |
     return graphs is not None and graphs.supports(model.pos_embed.device) and graphs.has(Layout.of(request))
 
 
-def _available(device: torch.device) -> float:
-    """Bytes that a decode may take on the device; infinite where nothing tells."""
+def available(device: torch.device) -> float:
+    """Bytes that decodes may take on the device; infinite where nothing tells."""
     if device.type == "cpu":
         free = memory.available()
         return math.inf if free is None else free

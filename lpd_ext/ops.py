@@ -97,13 +97,17 @@ def embed_rows(
     weight: Tensor,
     bias: Tensor,
     eps: float = 1e-6,
+    content_index: Tensor | None = None,
+    position_index: Tensor | None = None,
 ) -> Tensor:
     """Returns LayerNorm(content[content_ids] + position_embedding[positions]), the fp32 residual stream [R, E].
 
-    content_ids, positions int64 [R]; content [M, E]; position_embedding [1 + N, E]; weight, bias [E]. On CUDA the row
-    of an id outside its table is NaN.
+    content_ids, positions int64 [R]; content [M, E]; position_embedding [1 + N, E]; weight, bias [E]. content_index,
+    position_index int64 [R] pick the rows' ids, content_ids[content_index], of ids of any length. On CUDA the row of an
+    id or index outside its table is NaN.
     """
-    result: Tensor = _ops.embed_rows(content_ids, positions, content, position_embedding, weight, bias, eps)
+    tables = (content_ids, positions, content, position_embedding, weight, bias)
+    result: Tensor = _ops.embed_rows(*tables, eps, content_index, position_index)
     return result
 
 
@@ -116,8 +120,11 @@ def _(
     weight: Tensor,
     bias: Tensor,
     eps: float,
+    content_index: Tensor | None = None,
+    position_index: Tensor | None = None,
 ) -> Tensor:
-    return content.new_empty((content_ids.shape[0], content.shape[1]), dtype=torch.float32)
+    rows = (content_ids if content_index is None else content_index).shape[0]
+    return content.new_empty((rows, content.shape[1]), dtype=torch.float32)
 
 
 def residual_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
@@ -167,6 +174,57 @@ def _(
     cell: Tensor,
 ) -> Tensor:
     return seed.new_empty(conditional_row.shape)
+
+
+def sample_step(
+    logits: Tensor,
+    conditional_row: Tensor,
+    unconditional_row: Tensor,
+    image: Tensor,
+    token_index: Tensor,
+    write_index: Tensor,
+    twin_index: Tensor,
+    guidance: Tensor,
+    temperature: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    seeds: Tensor,
+    positions: Tensor,
+    contents: Tensor,
+    grid: Tensor,
+) -> None:
+    """Draws the tokens of a step as `sample_tokens` does, by the tables of a decode, and writes them to these.
+
+    Token m is drawn with the settings of its image: guidance [B, N] at token_index[m], temperature, top_k, top_p and
+    seeds [B]. Its cell is positions[write_index[m]] - 1. It goes to contents[write_index[m]], to
+    contents[twin_index[m]] (-1: nowhere) and to grid int64 [B, N] at its cell. image, token_index, write_index,
+    twin_index int64 [M], the latter two into positions and contents int64 [S, N + 2], flattened. On CUDA a token whose
+    indices lie outside is not drawn.
+    """
+    places = (image, token_index, write_index, twin_index)
+    settings = (guidance, temperature, top_k, top_p, seeds)
+    _ops.sample_step(logits, conditional_row, unconditional_row, *places, *settings, positions, contents, grid)
+
+
+@torch.library.register_fake("lpd_ext::sample_step")
+def _(
+    logits: Tensor,
+    conditional_row: Tensor,
+    unconditional_row: Tensor,
+    image: Tensor,
+    token_index: Tensor,
+    write_index: Tensor,
+    twin_index: Tensor,
+    guidance: Tensor,
+    temperature: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    seeds: Tensor,
+    positions: Tensor,
+    contents: Tensor,
+    grid: Tensor,
+) -> None:
+    return None
 
 
 def locality_order(
@@ -472,6 +530,7 @@ OPERATORS = (
     "embed_rows",
     "residual_layer_norm",
     "sample_tokens",
+    "sample_step",
     "locality_order",
     "residual_linear",
     "normed_linear",

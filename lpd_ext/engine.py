@@ -1,4 +1,4 @@
-"""A pipeline that serves: requests come at any time and are drawn together, oldest first, by continuous batching."""
+"""An engine for servers: requests come at any time and are drawn together, oldest first, by continuous batching."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from lpd_ext.request import DecodeRequest
 from lpd_ext.submission import Part, Submission
 
 logger = logging.getLogger(__name__)
-_GRAPHS_KEPT = 64  # each of one step, for a mix of images that came before
+_GRAPHS_KEPT = 64  # each of one step, for a mix of images seen before
 
 
 class EngineFullError(RuntimeError):
-    """As many images wait as may; `steps` more steps bring the next one's turn."""
+    """The queue is full; after `steps` more steps the next image starts."""
 
     def __init__(self, steps: int, max_waiting: int) -> None:
         super().__init__(f"{max_waiting} images wait already: the next one would begin in {steps} steps")
@@ -38,7 +38,7 @@ class EngineFullError(RuntimeError):
 
 
 class EngineClosedError(RuntimeError):
-    """The engine takes no requests any more."""
+    """The engine is closed and takes no requests."""
 
 
 @dataclass(frozen=True)
@@ -46,21 +46,22 @@ class StepReport:
     """One step of the engine, for metrics."""
 
     seconds: float
-    images: int  # that it drew tokens of
-    waiting: int  # images, after it
+    images: int  # images that it drew tokens of
+    waiting: int  # images still waiting after it
 
 
 class Engine:
     """Draws requests as they come, many at once; for any number of threads, and for asyncio.
 
-    An image takes its place as soon as one is free, oldest first, whether or not others of its request have theirs.
-    Tokens are those of `pipe` alone with the same seed (on a GPU, GEMMs of other sizes round differently). Pictures are
-    decoded in a thread of their own, several at once, beside the next steps. Use it in a `with` block, or `close` it.
+    An image starts as soon as a place is free, oldest first, whether or not others of its request have started. Its
+    tokens are those that `pipe` draws with the same seed (on a GPU, GEMMs of other sizes round differently). Pictures
+    are decoded in a thread of their own, several at once, beside the next steps. Use it in a `with` block, or `close`
+    it.
 
-    Weights that are replaced are used from the next step on; a model that is moved fails its requests.
+    Replaced weights are used from the next step on; requests fail if the model is moved.
 
     on_step: called after each step, in the engine's thread. Raises ValueError for sizes below 1, and for a KV cache
-    that is larger than the memory that is there.
+    larger than the free memory.
     """
 
     def __init__(
@@ -88,11 +89,11 @@ class Engine:
         self._pixels = PixelThread()
         self._thread = Thread(target=self._run, name="lpd-engine", daemon=True)
         self._thread.start()
-        atexit.register(self.close, finish=False)  # a thread that Python's end finds in a kernel takes the process down
+        atexit.register(self.close, finish=False)  # a thread in a kernel at Python's exit takes the process down
         logger.info("engine: %d images at once, %.1f MB of KV cache", self.max_images, self.cache_bytes / 1e6)
 
     def _check_memory(self) -> None:
-        """On a CPU memory that is not there would be given all the same, and missed while images are drawn."""
+        """Checks the free memory: a CPU's system would promise more than it has, and fail while images are drawn."""
         model = self.pipe.model
         free, each = available(model.pos_embed.device), cache_bytes(model.config, model.pos_embed.dtype, images=1)
         if (needed := self.max_images * each) > free:
@@ -103,7 +104,7 @@ class Engine:
 
     @property
     def cache_bytes(self) -> int:
-        """Size of the KV caches, taken once; they never grow."""
+        """Size of the KV caches, allocated once; they never grow."""
         return self._batch.cache_bytes
 
     @property
@@ -113,11 +114,11 @@ class Engine:
 
     @property
     def num_waiting(self) -> int:
-        """Images whose turn has not come."""
+        """Images that have not started."""
         return len(self._waiting)
 
     def submit(self, work: DecodeRequest | Drawing, previews: int | None = 0) -> Handle:
-        """Take a request, as `pipe.prepare` makes it, or an edit, as `editing.plan_inpaint`; returns at once.
+        """Submits a request of `pipe.prepare`, or an edit of `editing.plan_inpaint`; returns at once.
 
         previews: how many of each image, evenly over its steps; None: after every group. Raises ValueError for a
         request of another model, EngineFullError while too many wait, EngineClosedError after `close`.
@@ -148,12 +149,12 @@ class Engine:
         return submitted.handle
 
     def steps_until_begun(self) -> int:
-        """Steps after which an image submitted now has its place: exact unless someone cancels, then fewer."""
+        """Returns after how many steps an image submitted now would start; fewer if others are cancelled."""
         with self._changed:
             return self._steps_until_begun()
 
     def close(self, *, finish: bool = True) -> None:
-        """Refuse new requests and end: after all that were taken are drawn, or, with finish=False, cancelling them."""
+        """Refuses new requests and ends, after drawing those accepted or, with finish=False, cancelling them."""
         with self._changed:
             self._closing = True
             owners = {part.owner for part in (*self._waiting, *self._running)} if not finish else set()
@@ -165,13 +166,13 @@ class Engine:
         atexit.unregister(self.close)
 
     def __enter__(self) -> Engine:
-        """The engine itself."""
+        """Returns the engine."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close; after an exception without drawing what waits."""
+        """Closes the engine; after an exception without drawing waiting requests."""
         self.close(finish=kind is None)
 
     @property
@@ -203,7 +204,7 @@ class Engine:
                 for part in admitted:
                     (part.running,) = self._batch.admit(part.request)
                 self._step()
-            except Exception as error:  # whatever it is, its owners must hear of it and the engine must go on
+            except Exception as error:  # whatever it is, the owners must be told and the engine must go on
                 logger.exception("a step failed; the %d images in it are lost", len(self._running))
                 self._fail_running(error)
 

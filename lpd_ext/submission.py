@@ -1,4 +1,4 @@
-"""A request that was handed to an engine, image by image: which previews it wants, and what is finished of it."""
+"""A request submitted to an engine, image by image: the previews it wants, and its finished images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lpd_ext.request import DecodeRequest
 
 @dataclass(eq=False)
 class Submission:
-    """A request, and its images that are finished.
+    """A request and its finished images.
 
     previews: how many of each image, evenly over its steps; None: after every group.
     """
@@ -36,12 +36,12 @@ class Submission:
         self.tokens = torch.full(shape, -1, device=self.drawing.model.pos_embed.device)
 
     def parts(self) -> list[Part]:
-        """Its images."""
+        """Returns the request's images."""
         request = self.drawing.request
         return [Part(self, b, request.images(slice(b, b + 1))) for b in range(len(request.labels))]
 
     def finish(self) -> None:
-        """Hand the images over."""
+        """Delivers the images."""
         request = self.handle.request
         images = [self.pictures[b] for b in range(len(request.labels))]
         self.handle.finish(LPDPipelineOutput(images, self.tokens, list(request.seeds)))
@@ -49,7 +49,7 @@ class Submission:
 
 @dataclass(eq=False)
 class Part:
-    """One image of a submission; running: its place in the batch, once it has one."""
+    """One image of a submission; running: its place in the batch, once it has started."""
 
     owner: Submission
     index: int
@@ -60,12 +60,12 @@ class Part:
 
     @property
     def steps_left(self) -> int:
-        """Until it is drawn."""
+        """Steps until the image is drawn."""
         done = 0 if self.running is None else self.running.steps_done
         return self.request.schedules[0].num_steps - done
 
     def wants_preview(self, group: int, num_groups: int) -> bool:
-        """Whether after this group, from 1, which is not the last: that one's picture is the result."""
+        """Whether a preview is wanted after this group, counted from 1; never after the last: that is the result."""
         if self.pending:
             return False
         count = self.owner.previews
@@ -74,7 +74,7 @@ class Part:
         return group in {round(num_groups * i / (count + 1)) for i in range(1, count + 1)}
 
     def to_show(self, tokens: Tensor, step: int, num_steps: int) -> PixelJob:
-        """What makes a preview of tokens int64 [N]."""
+        """Returns the job that decodes a preview of tokens int64 [N]."""
         self.previews += 1
         self.pending = True
 
@@ -86,7 +86,7 @@ class Part:
         return job
 
     def to_finish(self, tokens: Tensor) -> PixelJob:
-        """What makes its picture of tokens int64 [N], and hands the request over if it is the last."""
+        """Returns the job that decodes the picture of tokens int64 [N], and delivers the request with its last one."""
         owner = self.owner
 
         def finish(picture: Image.Image) -> None:

@@ -205,12 +205,12 @@ def _(
 def residual_linear(
     x: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Add rows W^T + bias to the fp32 residual stream x [R, N] in place; return what normed_linear takes of the sum.
+    """Adds rows W^T + bias to the fp32 residual stream x [R, N] in place; returns the input of normed_linear.
 
     That is x * scale [R, N] in weight's dtype, and fp32 [R, N / 32, 2], the mean and the sum of squared deviations of
-    every 32 columns. rows [R, K], weight [N, K], bias and scale [N] in bfloat16 or float16 (of which x * scale must
-    not exceed the range); N and K multiples of 32. To the last bit, a row does not depend on the others. On CUDA from
-    compute capability 9.0 on.
+    every 32 columns. rows [R, K], weight [N, K], bias and scale [N] are bfloat16 or float16, whose range x * scale must
+    not exceed; N and K are multiples of 32. A row does not depend on the others, to the last bit. On CUDA it needs
+    compute capability 9.0.
     """
     result: tuple[Tensor, Tensor] = _ops.residual_linear(x, rows, weight, bias, scale)
     return result
@@ -231,11 +231,11 @@ def normed_linear(
     eps: float = 1e-6,
     gelu: bool = False,
 ) -> Tensor:
-    """LayerNorm(x) W^T + bias [R, N], or GELU of it (exact form), of what residual_linear left of x.
+    """Returns LayerNorm(x) W^T + bias [R, N], or its GELU (exact form), from the results of residual_linear.
 
-    scaled [R, K] = x * gamma and weight [N, K] in bfloat16 or float16, K a multiple of 32, N of 8; slope = W gamma and
-    shift = W beta + bias float32 [N], from fold_layer_norm. To the last bit, a row does not depend on the others. On
-    CUDA from compute capability 9.0 on.
+    scaled [R, K] = x * gamma and weight [N, K] are bfloat16 or float16, K a multiple of 32, N of 8; slope = W gamma and
+    shift = W beta + bias, float32 [N], come from fold_layer_norm. A row does not depend on the others, to the last bit.
+    On CUDA it needs compute capability 9.0.
     """
     result: Tensor = _ops.normed_linear(scaled, statistics, weight, slope, shift, eps, gelu)
     return result
@@ -249,9 +249,9 @@ def _(
 
 
 def fold_layer_norm(weight: Tensor, gamma: Tensor, beta: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """slope = W gamma and shift = W beta + bias, float32 [N]: a LayerNorm as normed_linear takes it.
+    """Returns slope = W gamma and shift = W beta + bias, float32 [N], with which normed_linear applies a LayerNorm.
 
-    weight [N, K], gamma and beta [K], bias [N] in bfloat16 or float16; K a multiple of 32.
+    weight [N, K], gamma and beta [K], bias [N] are bfloat16 or float16; K is a multiple of 32.
     """
     result: tuple[Tensor, Tensor] = _ops.fold_layer_norm(weight, gamma, beta, bias)
     return result

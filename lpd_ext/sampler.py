@@ -205,11 +205,11 @@ def _begin_and_advance(state: DecodeState, step: Step) -> None:
 
 
 def _weights_of(model: LPDModel) -> Hashable:
-    """What a recorded decode depends on besides its layout."""
+    """Returns a key of everything that a captured decode depends on besides its layout."""
     return weights_of(model), chosen_products()
 
 
 def _wait_for(device: torch.device) -> None:
-    """Until a GPU has done what it was given; not where the garbage collector ends a decode amid a recording."""
+    """Waits until a GPU is done, except where the garbage collector ends a decode during a capture."""
     if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
         torch.cuda.current_stream(device).synchronize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -92,6 +93,8 @@ def lpd(
 ) -> None:
     """Locality-aware parallel decoding: draw images, train models, measure them."""
     show_logs(verbose)
+    # Pillow's, before pictures that are too large are refused.
+    warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
 
 
 for panel, commands in GROUPS.items():

@@ -216,6 +216,12 @@ MISTAKES = {
     "one_buffer_for_all_tiles": Mistake(
         "residual_linear", "TSan", "((tile % 2 * plan_.units + unit_of_block)", "((unit_of_block)"
     ),
+    "sums_in_a_chain": Mistake(
+        "residual_linear",
+        "differs",
+        "add(tree_sum<kCount / 2>(at, first), tree_sum<kCount / 2>(at, first + kCount / 2))",
+        "add(tree_sum<kCount - 1>(at, first), at(first + kCount - 1))",
+    ),
     "a_feature_of_another_row": Mistake("normed_linear", "differs", "4 * (lane_ % 8) + lane_ / 8 % 2", "lane_ % 16"),
     "swizzle_of_weights_on_one_side": Mistake(
         "normed_linear", "differs", "(chunk ^ (feature >> 2 & 7))", "(chunk ^ (feature & 7))"

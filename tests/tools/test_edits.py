@@ -216,6 +216,12 @@ def test_what_is_refused_is_one_sentence(arguments: tuple[object, ...], message:
     assert sorted(Path().iterdir()) == files
 
 
+def test_a_huge_picture_is_refused_without_a_warning_before() -> None:
+    Image.new("1", (12000, 9000)).save("huge.png")
+    sentence = refused("inpaint", "huge.png", "hole.png", "9")
+    assert sentence == "error: images ('huge.png') cannot be read: 12000 x 9000 pixels are more than 50,000,000 "
+
+
 def test_labels_do_not_change_an_edit() -> None:
     done("inpaint", "boot.png", "hole.png", "9", "--output", "out.png")
     assert "labels and --images cannot change" in refused("sample", "bag", "--like", "out.png")

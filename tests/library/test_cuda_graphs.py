@@ -133,7 +133,7 @@ def tensors_of(state: DecodeState) -> dict[str, int]:
     found = {name: value for name, value in vars(state).items() if isinstance(value, Tensor) and name[0] != "_"}
     for i, layer in enumerate(state.parts.layers):
         found |= {f"k_cache {i}": layer.k_cache, f"v_cache {i}": layer.v_cache}
-    assert len(found) == 11 + 2 * len(state.parts.layers)
+    assert len(found) == 9 + 2 * len(state.parts.layers)
     return {name: tensor.data_ptr() for name, tensor in found.items()}
 
 

@@ -29,8 +29,10 @@ def right_call(name: str) -> Call:
     for seed in range(1000):
         call = CALLS[name](Draw(seed))
         written = [call[argument] for argument in WRITTEN[name]]
-        fits = all(isinstance(t, Tensor) and min(t.shape) > 1 and t._version == 0 for t in written)
-        if fits and all(t.is_contiguous() for t in tensors_of(call).values()) and call.get("delta", 0) is not None:
+        fits = all(isinstance(t, Tensor) and min(t.shape) > 1 and t.is_contiguous() for t in written)
+        if name == "residual_linear":  # whose CUDA kernel takes no other rows
+            fits = fits and all(t.is_contiguous() and t._version == 0 for t in tensors_of(call).values())
+        if fits and call.get("delta", 0) is not None:
             return call
     raise AssertionError(f"no call of {name}")
 

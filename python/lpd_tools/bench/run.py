@@ -19,6 +19,7 @@ from lpd_tools.bench.cases import SHAPES, Case, cases
 from lpd_tools.bench.decode import BASELINES, PUBLISHED, Decode, time_on_cpu, time_on_cuda
 from lpd_tools.bench.host import time_host
 from lpd_tools.bench.image import time_decoders, time_images
+from lpd_tools.bench.products import ROWS, product_cases
 from lpd_tools.bench.result import Result, cell
 from lpd_tools.bench.settings import Bench, Part
 from lpd_tools.bench.timing import copy_bandwidth, interleaved, time_text
@@ -47,6 +48,9 @@ def run_bench(chosen: Bench) -> None:
         for name in run.shapes:
             for images in chosen.batches or [1]:
                 results += run.host(name, images)
+    if Part.products in run.parts:
+        for name in run.shapes:
+            results += run.products(name)
     if Part.training in run.parts:
         for name in run.shapes:
             for images in chosen.batches or [_TRAINING_BATCH]:
@@ -88,8 +92,12 @@ class _Run:
             raise ValueError(
                 "device cuda: lpd_ext was built without CUDA kernels; install it again where nvcc is found"
             )
-        if on_cuda and parts - {Part.operators, Part.decode}:
-            raise ValueError("part must be operators or decode on device cuda: the others time kernels of the CPU")
+        if on_cuda and parts - {Part.operators, Part.decode, Part.products}:
+            raise ValueError(
+                "part must be operators, decode or products on device cuda: the others time kernels of the CPU"
+            )
+        if Part.products in parts and not (on_cuda and torch.cuda.get_device_capability(device) >= (9, 0)):
+            raise ValueError("part products needs device cuda of compute capability 9.0 or newer")
         shapes = chosen.shapes or [_FIRST_SHAPE]
         for name in shapes:
             if name not in SHAPES:
@@ -127,6 +135,15 @@ class _Run:
         title = f"Decode of {name}, {layers} layers, B = {images}"
         results = self.shown(title, lambda: timed(decode, self.chosen.decodes, self.baselines))
         return [result.at(name, images, step, layers) for result in results]
+
+    def products(self, name: str) -> list[Result]:
+        results = []
+        for rows in ROWS:
+            with torch.inference_mode():
+                timed = product_cases(SHAPES[name], self.device, self.dtype, rows)
+                results += [_time_case(case, self.chosen.repeats, self.device, self.bandwidth) for case in timed]
+        self.console.print(_operator_table(f"Products of {name}, {str(self.dtype).removeprefix('torch.')}", results))
+        return [result.at(name, 1) for result in results]
 
     def host(self, name: str, images: int) -> list[Result]:
         title = f"Before the first step of {name}, B = {images}"

@@ -37,6 +37,7 @@ class Part(str, Enum):
     image = "image"
     training = "training"
     host = "host"
+    products = "products"
 
 
 @dataclass(frozen=True)

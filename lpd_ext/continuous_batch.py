@@ -1,4 +1,4 @@
-"""Continuous batching: images that come and go between two steps, each at a step of its own."""
+"""Continuous batching: images join and leave between two steps, each at a step of its own."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lpd_ext.request import DecodeRequest
 from lpd_ext.sampler import advance, begin
 from lpd_ext.weights_key import weights_of
 
-_STEPS_KEPT = 256  # plans of steps that may come again
+_STEPS_KEPT = 256  # plans of steps that may recur
 
 
 @dataclass(eq=False)
 class RunningImage:
-    """An image that has a place in a batch, and how many of its steps are done."""
+    """An image in a batch, and the number of its steps that are done."""
 
     place: Place
     schedule: Schedule
@@ -33,21 +33,21 @@ class RunningImage:
 
     @property
     def finished(self) -> bool:
-        """Whether all of its tokens are drawn."""
+        """Whether all tokens of the image are drawn."""
         return self.steps_done == self.schedule.num_steps
 
 
 class ContinuousBatch:
-    """Room for images that are drawn together though they came at different times; for one thread at a time.
+    """A batch for images that come at different times and are drawn together; for one thread at a time.
 
-    An image takes a cache slot, with guidance two, of a pool taken once. Its tokens are those of `sampler.generate`: an
-    image depends on its own request alone. Raises ValueError for sizes below 1.
+    An image takes a cache slot, or two with guidance, from a pool allocated once. Its tokens are those of
+    `sampler.generate`, since an image depends on its own request alone. Raises ValueError for sizes below 1.
     """
 
     def __init__(
         self, model: LPDModel, max_images: int, max_sequences: int | None = None, graphs: DecodeGraphs | None = None
     ) -> None:
-        """max_sequences: cache slots; by default two for every image. graphs: on CUDA, for steps that come again."""
+        """max_sequences: cache slots; by default two per image. graphs: on CUDA, for steps that recur."""
         slots = 2 * max_images if max_sequences is None else max_sequences
         if max_images < 1 or slots < 1:
             raise ValueError(f"max_images and max_sequences must be >= 1, got {max_images} and {slots}")
@@ -56,11 +56,12 @@ class ContinuousBatch:
         with decoding_modes(self._device):
             capacity = Capacity(max_images, slots, cache_positions=num_tokens, most_rows=0)
             self._state = DecodeState(model, capacity, Filters(False, False))
-        # Always the lowest ones first: images that are alike then come to lie as those before them did.
+        self._weights = weights_of(model)
+        # Always the lowest first, so that similar images get the places of those before them.
         self._free_rows, self._free_slots = list(range(max_images)), list(range(slots))
         self._plan_step = lru_cache(maxsize=_STEPS_KEPT)(plan_step)
         self._graphs = graphs if graphs is not None and graphs.supports(self._device) else None
-        self._seen: OrderedDict[Hashable, None] = OrderedDict()  # steps that were drawn before
+        self._seen: OrderedDict[Hashable, None] = OrderedDict()  # steps seen before
         self.running: list[RunningImage] = []
 
     @property
@@ -74,7 +75,7 @@ class ContinuousBatch:
         return len(request.labels) <= len(self._free_rows) and sequences <= len(self._free_slots)
 
     def admit(self, request: DecodeRequest) -> list[RunningImage]:
-        """Give the request's images places; the next `advance` begins them. RuntimeError where they do not fit."""
+        """Gives the request's images places; the next `advance` starts them. RuntimeError if they do not fit."""
         if request.config != self._state.model.config:
             raise ValueError(f"request was made for a model of {request.config}, got {self._state.model.config}")
         if not self.fits(request):
@@ -96,17 +97,32 @@ class ContinuousBatch:
         return images
 
     def advance(self) -> list[RunningImage]:
-        """One step of every image that is not finished; returns those that it finished."""
+        """Runs one step of every unfinished image; returns the images that it finished."""
         images = [image for image in self.running if not image.finished]
         if not images:
             return []
         places, rows = zip(*((image.place, image.schedule.rows(image.steps_done)) for image in images), strict=True)
         self._state.filters = Filters(any(i.filters.top_k for i in images), any(i.filters.top_p for i in images))
         with decoding_modes(self._device):
+            self._follow_weights()
             self._draw(places, rows)
         for image in images:
             image.steps_done += 1
         return [image for image in images if image.finished]
+
+    def _follow_weights(self) -> None:
+        """Uses replaced layers and weights from now on; RuntimeError if they were moved away from the caches."""
+        model = self._state.model
+        if (weights := weights_of(model)) == self._weights:
+            return
+        ours, theirs = ((t.device, t.dtype) for t in (self._state.parts.layers[0].k_cache, model.pos_embed))
+        if ours != theirs:
+            raise RuntimeError(
+                f"the model was moved to {theirs[0]}, {theirs[1]}; the caches are on {ours[0]}, {ours[1]}"
+            )
+        self._state.look_up_weights()
+        begin(self._state)
+        self._weights = weights
 
     def _draw(self, places: tuple[Place, ...], rows: tuple[tuple[int, int, int], ...]) -> None:
         step = self._plan_step(places, rows, self._state.model.config.num_tokens, self._device)
@@ -114,13 +130,12 @@ class ContinuousBatch:
         if self._graphs is None:
             run()
             return
-        # Recording takes longer than a step: only a mix of images that has come before is worth it.
+        # Capturing takes longer than a step, so it is worth it only for a mix of images seen before.
         mix = (places, rows, self._state.filters)
         captured = None
         if mix in self._seen:
             with self._graphs.lock:
-                weights = weights_of(self._state.model)
-                captured = self._graphs.find(weights, mix, partial(CapturedDecode, self._state, [run]))
+                captured = self._graphs.find(self._weights, mix, partial(CapturedDecode, self._state, [run]))
                 if captured is not None:
                     captured.replay()
         else:
@@ -131,11 +146,11 @@ class ContinuousBatch:
             run()
 
     def tokens(self, image: RunningImage) -> Tensor:
-        """The image's tokens int64 [N] in raster order so far, -1 where none is yet."""
+        """Returns the image's tokens so far, int64 [N] in raster order, -1 where not drawn."""
         return self._state.grid[image.place.image].clone()
 
     def release(self, images: Sequence[RunningImage]) -> None:
-        """Give the places of images back, finished or not."""
+        """Frees the places of images, finished or not."""
         for image in images:
             self.running.remove(image)
             heappush(self._free_rows, image.place.image)

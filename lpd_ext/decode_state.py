@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lpd_ext import memory, ops
-from lpd_ext.model import LPDModel
+from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.plan import Capacity, Places, Plan, plan_decoding
 from lpd_ext.request import DecodeRequest
 
@@ -66,6 +66,11 @@ class Layout:
         return plan_decoding(self.group_sizes, self.guided, num_tokens, device, self.prefill)
 
 
+def cache_bytes(config: LPDConfig, dtype: torch.dtype, images: int) -> int:
+    """Size of the KV caches of so many images of any schedule, each with its unconditional twin."""
+    return 2 * images * 2 * config.depth * config.dim * config.num_tokens * dtype.itemsize
+
+
 class DecodeState:
     """Tables, KV caches and work memory of the images being drawn, allocated once before the first step.
 
@@ -101,9 +106,13 @@ class DecodeState:
             _field(self.settings, record, name)[:, 0] for name in ("seed", "temperature", "top_p", "top_k")
         )
         cache_shape = (config.depth, capacity.sequences, config.heads, capacity.cache_positions, config.head_dim)
-        k_cache, v_cache = (memory.empty(cache_shape, dtype, device) for _ in range(2))
-        self.parts = model.decoding_parts(k_cache, v_cache, capacity.most_rows)
+        self._k_cache, self._v_cache = (memory.empty(cache_shape, dtype, device) for _ in range(2))
+        self.look_up_weights()
         self.workspace = ops.group_attention_workspace(config.head_dim, device)
+
+    def look_up_weights(self) -> None:
+        """Go on with the layers and weights that the model has now."""
+        self.parts = self.model.decoding_parts(self._k_cache, self._v_cache, self.capacity.most_rows)
 
     def load(self, request: DecodeRequest, places: Places, teacher: Tensor | None = None) -> None:
         """Writes a request's data to its places; nothing of it is drawn or cached yet.

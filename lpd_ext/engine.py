@@ -1,4 +1,4 @@
-"""A pipeline that serves: requests come at any time and are drawn together, oldest first, by continuous batching."""
+"""An engine for servers: requests come at any time and are drawn together, oldest first, by continuous batching."""
 
 from __future__ import annotations
 
@@ -6,32 +6,31 @@ import atexit
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from threading import Condition, Thread
 from time import perf_counter
 from types import TracebackType
 
-import torch
-from PIL import Image
-from torch import Tensor
-
 from lpd_ext.checks import as_int, as_positive_int
-from lpd_ext.continuous_batch import ContinuousBatch, RunningImage
+from lpd_ext.continuous_batch import ContinuousBatch
 from lpd_ext.cuda_graphs import DecodeGraphs
-from lpd_ext.drawing import Drawing, LPDPipelineOutput
-from lpd_ext.handle import Handle, Preview
+from lpd_ext.decode_state import cache_bytes
+from lpd_ext.drawing import Drawing
+from lpd_ext.handle import Handle
 from lpd_ext.pace import Pace
+from lpd_ext.parts import available
 from lpd_ext.pipeline import LPDPipeline
-from lpd_ext.pixel_thread import PixelJob, PixelThread
+from lpd_ext.pixel_thread import PixelThread
 from lpd_ext.request import DecodeRequest
+from lpd_ext.submission import Part, Submission
 
 logger = logging.getLogger(__name__)
-_GRAPHS_KEPT = 64  # each of one step, for a mix of images that came before
+_GRAPHS_KEPT = 64  # each of one step, for a mix of images seen before
 
 
 class EngineFullError(RuntimeError):
-    """As many images wait as may; `steps` more steps bring the next one's turn."""
+    """The queue is full; after `steps` more steps the next image starts."""
 
     def __init__(self, steps: int, max_waiting: int) -> None:
         super().__init__(f"{max_waiting} images wait already: the next one would begin in {steps} steps")
@@ -39,7 +38,7 @@ class EngineFullError(RuntimeError):
 
 
 class EngineClosedError(RuntimeError):
-    """The engine takes no requests any more."""
+    """The engine is closed and takes no requests."""
 
 
 @dataclass(frozen=True)
@@ -47,52 +46,22 @@ class StepReport:
     """One step of the engine, for metrics."""
 
     seconds: float
-    images: int  # that it drew tokens of
-    waiting: int  # images, after it
-
-
-@dataclass(eq=False)
-class _Part:
-    """One image of a submitted request."""
-
-    owner: _Submitted
-    index: int
-    request: DecodeRequest
-    running: RunningImage | None = None
-
-    @property
-    def steps_left(self) -> int:
-        done = 0 if self.running is None else self.running.steps_done
-        return self.request.schedules[0].num_steps - done
-
-
-@dataclass(eq=False)
-class _Submitted:
-    """A request, the images of it that are finished, and the groups after which a preview is wanted."""
-
-    drawing: Drawing
-    handle: Handle
-    previews: int | None
-    tokens: Tensor  # int64 [B, h, w], -1 where not drawn; for the thread of pixels
-    pictures: dict[int, object] = field(default_factory=dict)  # of finished images
-    preview_pending: set[int] = field(default_factory=set)
-    shown: set[int] = field(default_factory=set)  # images of which there was a preview
-
-    def wants_preview(self, group: int, num_groups: int) -> bool:
-        """Whether after this group, from 1, which is not the last: that one's picture is the result."""
-        if self.previews is None:
-            return group >= 1  # not of known cells
-        return group in {round(num_groups * i / (self.previews + 1)) for i in range(1, self.previews + 1)}
+    images: int  # images that it drew tokens of
+    waiting: int  # images still waiting after it
 
 
 class Engine:
     """Draws requests as they come, many at once; for any number of threads, and for asyncio.
 
-    An image takes its place as soon as one is free, oldest first, whether or not others of its request have theirs.
-    Tokens are those of `pipe` alone with the same seed (on a GPU, GEMMs of other sizes round differently). Pictures are
-    decoded in a thread of their own, several at once, beside the next steps. Use it in a `with` block, or `close` it.
+    An image starts as soon as a place is free, oldest first, whether or not others of its request have started. Its
+    tokens are those that `pipe` draws with the same seed (on a GPU, GEMMs of other sizes round differently). Pictures
+    are decoded in a thread of their own, several at once, beside the next steps. Use it in a `with` block, or `close`
+    it.
 
-    on_step: called after each step, in the engine's thread. Raises ValueError for sizes below 1.
+    Replaced weights are used from the next step on; requests fail if the model is moved.
+
+    on_step: called after each step, in the engine's thread. Raises ValueError for sizes below 1, and for a KV cache
+    larger than the free memory.
     """
 
     def __init__(
@@ -108,23 +77,34 @@ class Engine:
         self.max_images = as_positive_int(max_images, "max_images")
         self.max_waiting = as_positive_int(max_waiting, "max_waiting")
         self._on_step = on_step
+        self._check_memory()
         graphs = DecodeGraphs(limit=_GRAPHS_KEPT) if pipe.cuda_graphs else None
         self._batch = ContinuousBatch(pipe.model, self.max_images, graphs=graphs)
         self._changed = Condition()
-        self._waiting: deque[_Part] = deque()
-        self._running: list[_Part] = []
+        self._waiting: deque[Part] = deque()
+        self._running: list[Part] = []
         self._closing = False
         self._device = pipe.model.pos_embed.device
         self._pace = Pace(self._device)
         self._pixels = PixelThread()
         self._thread = Thread(target=self._run, name="lpd-engine", daemon=True)
         self._thread.start()
-        atexit.register(self.close, finish=False)  # a thread that Python's end finds in a kernel takes the process down
+        atexit.register(self.close, finish=False)  # a thread in a kernel at Python's exit takes the process down
         logger.info("engine: %d images at once, %.1f MB of KV cache", self.max_images, self.cache_bytes / 1e6)
+
+    def _check_memory(self) -> None:
+        """Checks the free memory: a CPU's system would promise more than it has, and fail while images are drawn."""
+        model = self.pipe.model
+        free, each = available(model.pos_embed.device), cache_bytes(model.config, model.pos_embed.dtype, images=1)
+        if (needed := self.max_images * each) > free:
+            raise ValueError(
+                f"max_images = {self.max_images} needs {needed} bytes of KV cache, but {int(free)} bytes of memory are "
+                f"available, enough for {int(free // each)} images"
+            )
 
     @property
     def cache_bytes(self) -> int:
-        """Size of the KV caches, taken once; they never grow."""
+        """Size of the KV caches, allocated once; they never grow."""
         return self._batch.cache_bytes
 
     @property
@@ -134,11 +114,11 @@ class Engine:
 
     @property
     def num_waiting(self) -> int:
-        """Images whose turn has not come."""
+        """Images that have not started."""
         return len(self._waiting)
 
     def submit(self, work: DecodeRequest | Drawing, previews: int | None = 0) -> Handle:
-        """Take a request, as `pipe.prepare` makes it, or an edit, as `editing.plan_inpaint`; returns at once.
+        """Submits a request of `pipe.prepare`, or an edit of `editing.plan_inpaint`; returns at once.
 
         previews: how many of each image, evenly over its steps; None: after every group. Raises ValueError for a
         request of another model, EngineFullError while too many wait, EngineClosedError after `close`.
@@ -149,9 +129,8 @@ class Engine:
             raise ValueError(f"request was made for a model of {request.config}, got {self.pipe.model.config}")
         if previews is not None and as_int(previews, "previews") < 0:
             raise ValueError(f"previews must be None or >= 0, got {previews}")
-        tokens = torch.full((len(request.labels), *request.config.grid), -1, device=self._device)
-        submitted = _Submitted(drawing, Handle(request), previews, tokens)
-        parts = [_Part(submitted, b, request.images(slice(b, b + 1))) for b in range(len(request.labels))]
+        submitted = Submission(drawing, previews)
+        parts = submitted.parts()
         with self._changed:
             if self._closing:
                 raise EngineClosedError("the engine is closed and takes no requests")
@@ -166,16 +145,16 @@ class Engine:
             self._changed.notify_all()
         submitted.handle.add_done_callback(lambda _: self._wake())
         if not parts:
-            self._finish(submitted)
+            submitted.finish()
         return submitted.handle
 
     def steps_until_begun(self) -> int:
-        """Steps after which an image submitted now has its place: exact unless someone cancels, then fewer."""
+        """Returns after how many steps an image submitted now would start; fewer if others are cancelled."""
         with self._changed:
             return self._steps_until_begun()
 
     def close(self, *, finish: bool = True) -> None:
-        """Refuse new requests and end: after all that were taken are drawn, or, with finish=False, cancelling them."""
+        """Refuses new requests and ends, after drawing those accepted or, with finish=False, cancelling them."""
         with self._changed:
             self._closing = True
             owners = {part.owner for part in (*self._waiting, *self._running)} if not finish else set()
@@ -187,13 +166,13 @@ class Engine:
         atexit.unregister(self.close)
 
     def __enter__(self) -> Engine:
-        """The engine itself."""
+        """Returns the engine."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close; after an exception without drawing what waits."""
+        """Closes the engine; after an exception without drawing waiting requests."""
         self.close(finish=kind is None)
 
     @property
@@ -225,7 +204,7 @@ class Engine:
                 for part in admitted:
                     (part.running,) = self._batch.admit(part.request)
                 self._step()
-            except Exception as error:  # whatever it is, its owners must hear of it and the engine must go on
+            except Exception as error:  # whatever it is, the owners must be told and the engine must go on
                 logger.exception("a step failed; the %d images in it are lost", len(self._running))
                 self._fail_running(error)
 
@@ -235,14 +214,14 @@ class Engine:
         if any(part.owner.handle.done() for part in self._waiting):
             self._waiting = deque(part for part in self._waiting if not part.owner.handle.done())
 
-    def _begin_waiting(self) -> list[_Part]:
+    def _begin_waiting(self) -> list[Part]:
         admitted = []
         while self._waiting and self._num_free:
             admitted.append(self._waiting.popleft())
             self._running.append(admitted[-1])
         return admitted
 
-    def _leave(self, part: _Part) -> None:
+    def _leave(self, part: Part) -> None:
         self._running.remove(part)
         if part.running is not None:
             self._batch.release([part.running])
@@ -258,11 +237,12 @@ class Engine:
             num_groups = len(image.schedule.group_sizes)
             group = image.steps_done - len(image.schedule.prefill)
             if image.finished:
-                self._finish_later(part, self._batch.tokens(image))
+                self._pixels.put(part.to_finish(self._batch.tokens(image)), may_wait=True)
                 with self._changed:
                     self._leave(part)
-            elif part.owner.wants_preview(group, num_groups) and part.index not in part.owner.preview_pending:
-                self._show_later(part, self._batch.tokens(image), group, num_groups)
+            elif part.wants_preview(group, num_groups):
+                urgent = not part.previews
+                self._pixels.put(part.to_show(self._batch.tokens(image), group, num_groups), urgent=urgent)
         if not self._running:
             self._pixels.hurry()
         seconds = perf_counter() - begun
@@ -270,43 +250,6 @@ class Engine:
             self._on_step(StepReport(seconds, num_images, len(self._waiting)))
         if self._device.type == "cpu":  # where the next step would take the cores from it
             self._pixels.wait_for_urgent(seconds)
-
-    def _show_later(self, part: _Part, tokens: Tensor, step: int, num_steps: int) -> None:
-        owner = part.owner
-        owner.preview_pending.add(part.index)
-
-        def show(picture: Image.Image) -> None:
-            owner.preview_pending.discard(part.index)
-            grid = job.tokens.cpu()
-            owner.handle.publish(Preview(part.index, step, num_steps, grid, picture))
-
-        job = self._job(part, tokens, show)
-        self._pixels.put(job, urgent=part.index not in owner.shown)
-        owner.shown.add(part.index)
-
-    def _finish_later(self, part: _Part, tokens: Tensor) -> None:
-        owner = part.owner
-
-        def finish(picture: Image.Image) -> None:
-            if bool((job.tokens < 0).any()):
-                raise RuntimeError("logits contain NaN or are -inf throughout: nothing can be drawn")
-            owner.tokens[part.index] = job.tokens
-            owner.pictures[part.index] = picture
-            if len(owner.pictures) == len(owner.tokens):
-                self._finish(owner)
-
-        job = self._job(part, tokens, finish)
-        self._pixels.put(job, may_wait=True)
-
-    def _job(self, part: _Part, tokens: Tensor, deliver: Callable[[Image.Image], None]) -> PixelJob:
-        owner, handle = part.owner, part.owner.handle
-        grid = tokens.unflatten(0, self.pipe.model.config.grid)
-        return PixelJob(owner.drawing, grid, part.index, deliver, handle.finish, lambda: not handle.done())
-
-    def _finish(self, owner: _Submitted) -> None:
-        request = owner.handle.request
-        images = [owner.pictures[b] for b in range(len(request.labels))]
-        owner.handle.finish(LPDPipelineOutput(images, owner.tokens, list(request.seeds)))
 
     def _fail_running(self, error: Exception) -> None:
         with self._changed:

@@ -1,4 +1,4 @@
-"""The linear layers of a model for decoding steps of few rows: LayerNorms folded away between products of our own.
+"""Linear layers for decoding steps of few rows: LayerNorms are folded into the products around them.
 
 Between two layers goes what ops.residual_linear makes of the residual stream, and ops.normed_linear takes. Which
 products a decode uses says the environment variable LPD_PRODUCTS.
@@ -22,7 +22,7 @@ _SHARED_BYTES = 200 * 1024  # per block: fewer hold no product of four times the
 
 
 def chosen_products() -> str:
-    """What LPD_PRODUCTS asks for: 'own', where they can be had; 'cublaslt'; or 'auto', which is still the same.
+    """Reads LPD_PRODUCTS: 'own', used where possible; 'cublaslt'; or 'auto', which is the same as 'cublaslt' for now.
 
     Raises ValueError for anything else.
     """
@@ -51,11 +51,11 @@ class NormedLayer:
         return len(self._weight)
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Computes the slope and the shift [N] of the weights as they are now."""
+        """Computes the slope and the shift [N] of the present weights."""
         return ops.fold_layer_norm(self._weight, self._gamma, self._beta, self._bias)
 
     def keep(self, slope: Tensor, shift: Tensor) -> None:
-        """Uses these from now on."""
+        """Sets the slope and the shift to use from now on."""
         self._slope, self._shift = slope, shift
 
     def __call__(self, scaled: Tensor, statistics: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class NormedLayer:
 
 
 class ResidualLayer:
-    """A linear layer whose result is added to the residual stream, which `norm` follows."""
+    """A linear layer whose result is added to the residual stream, before the LayerNorm `norm`."""
 
     def __init__(self, linear: nn.Linear, norm: nn.LayerNorm) -> None:
         self._weight, self._bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
@@ -101,7 +101,7 @@ class FewRows:
 
 
 def can_multiply_few_rows(linears: Sequence[nn.Module], norms: Sequence[nn.Module], width: int) -> bool:
-    """Whether our own products take these layers, where they are: all plain, of one dtype of 16 bits."""
+    """Whether our own products take these layers on their device: all plain, of one 16-bit dtype."""
     weights = [layer.weight for layer in (*linears, *norms) if isinstance(layer, nn.Linear | nn.LayerNorm)]
     plain = all(type(layer) is nn.Linear and is_plain(layer) for layer in linears)
     if not plain or len(weights) < len(linears) + len(norms) or not all(type(norm) is nn.LayerNorm for norm in norms):

@@ -295,7 +295,7 @@ class LPDModel(nn.Module):
 
     def decode_step(
         self,
-        content_ids: Tensor,
+        contents: Tensor,
         positions: Tensor,
         parts: DecodingParts,
         step: Step,
@@ -303,14 +303,16 @@ class LPDModel(nn.Module):
     ) -> Tensor | None:
         """Runs one decoding step over ragged rows; returns logits [num query rows, V], None without query rows.
 
-        content_ids, positions int64 [R], context rows first; their K and V enter the KV caches in `parts`. In the last
-        block context rows go no further than that. The next step overwrites the logits. workspace: see
+        contents, positions int64 [S, N + 2], the tables of plan.py, whose entries step.content_index and
+        step.position_index are the rows. K and V of the context rows, which come first, enter the KV caches in `parts`.
+        In the last block they go no further than that. The next step overwrites the logits. workspace: see
         ops.group_attention.
         """
         heads, head_dim = self.config.heads, self.config.head_dim
         scale = head_dim**-0.5
         ln = self.z_proj_ln
-        x = ops.embed_rows(content_ids, positions, self.content, self.pos_embed, ln.weight, ln.bias, ln.eps)
+        tables = (contents.view(-1), positions.view(-1), self.content, self.pos_embed, ln.weight, ln.bias)
+        x = ops.embed_rows(*tables, ln.eps, step.content_index, step.position_index)
         delta: Tensor | None = None
         few_rows = parts.few_rows if len(x) <= MOST_ROWS else None
         normed: tuple[Tensor, Tensor] | None = None  # by a block of few rows, for the layer that follows it

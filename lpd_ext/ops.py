@@ -97,13 +97,17 @@ def embed_rows(
     weight: Tensor,
     bias: Tensor,
     eps: float = 1e-6,
+    content_index: Tensor | None = None,
+    position_index: Tensor | None = None,
 ) -> Tensor:
     """Returns LayerNorm(content[content_ids] + position_embedding[positions]), the fp32 residual stream [R, E].
 
-    content_ids, positions int64 [R]; content [M, E]; position_embedding [1 + N, E]; weight, bias [E]. On CUDA the row
-    of an id outside its table is NaN.
+    content_ids, positions int64 [R]; content [M, E]; position_embedding [1 + N, E]; weight, bias [E]. content_index,
+    position_index int64 [R] pick the rows' ids, content_ids[content_index], of ids of any length. On CUDA the row of an
+    id or index outside its table is NaN.
     """
-    result: Tensor = _ops.embed_rows(content_ids, positions, content, position_embedding, weight, bias, eps)
+    tables = (content_ids, positions, content, position_embedding, weight, bias)
+    result: Tensor = _ops.embed_rows(*tables, eps, content_index, position_index)
     return result
 
 
@@ -116,8 +120,11 @@ def _(
     weight: Tensor,
     bias: Tensor,
     eps: float,
+    content_index: Tensor | None = None,
+    position_index: Tensor | None = None,
 ) -> Tensor:
-    return content.new_empty((content_ids.shape[0], content.shape[1]), dtype=torch.float32)
+    rows = (content_ids if content_index is None else content_index).shape[0]
+    return content.new_empty((rows, content.shape[1]), dtype=torch.float32)
 
 
 def residual_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
@@ -169,6 +176,57 @@ def _(
     return seed.new_empty(conditional_row.shape)
 
 
+def sample_step(
+    logits: Tensor,
+    conditional_row: Tensor,
+    unconditional_row: Tensor,
+    image: Tensor,
+    token_index: Tensor,
+    write_index: Tensor,
+    twin_index: Tensor,
+    guidance: Tensor,
+    temperature: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    seeds: Tensor,
+    positions: Tensor,
+    contents: Tensor,
+    grid: Tensor,
+) -> None:
+    """Draws the tokens of a step as `sample_tokens` does, by the tables of a decode, and writes them to these.
+
+    Token m is drawn with the settings of its image: guidance [B, N] at token_index[m], temperature, top_k, top_p and
+    seeds [B]. Its cell is positions[write_index[m]] - 1. It goes to contents[write_index[m]], to
+    contents[twin_index[m]] (-1: nowhere) and to grid int64 [B, N] at its cell. image, token_index, write_index,
+    twin_index int64 [M], the latter two into positions and contents int64 [S, N + 2], flattened. On CUDA a token whose
+    indices lie outside is not drawn.
+    """
+    places = (image, token_index, write_index, twin_index)
+    settings = (guidance, temperature, top_k, top_p, seeds)
+    _ops.sample_step(logits, conditional_row, unconditional_row, *places, *settings, positions, contents, grid)
+
+
+@torch.library.register_fake("lpd_ext::sample_step")
+def _(
+    logits: Tensor,
+    conditional_row: Tensor,
+    unconditional_row: Tensor,
+    image: Tensor,
+    token_index: Tensor,
+    write_index: Tensor,
+    twin_index: Tensor,
+    guidance: Tensor,
+    temperature: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    seeds: Tensor,
+    positions: Tensor,
+    contents: Tensor,
+    grid: Tensor,
+) -> None:
+    return None
+
+
 def locality_order(
     group_sizes: Tensor,
     height: int,
@@ -205,12 +263,12 @@ def _(
 def residual_linear(
     x: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Add rows W^T + bias to the fp32 residual stream x [R, N] in place; return what normed_linear takes of the sum.
+    """Adds rows W^T + bias to the fp32 residual stream x [R, N] in place; returns the input of normed_linear.
 
     That is x * scale [R, N] in weight's dtype, and fp32 [R, N / 32, 2], the mean and the sum of squared deviations of
-    every 32 columns. rows [R, K], weight [N, K], bias and scale [N] in bfloat16 or float16 (of which x * scale must
-    not exceed the range); N and K multiples of 32. To the last bit, a row does not depend on the others. On CUDA from
-    compute capability 9.0 on.
+    every 32 columns. rows [R, K], weight [N, K], bias and scale [N] are bfloat16 or float16, whose range x * scale must
+    not exceed; N and K are multiples of 32. A row does not depend on the others, to the last bit. On CUDA it needs
+    compute capability 9.0.
     """
     result: tuple[Tensor, Tensor] = _ops.residual_linear(x, rows, weight, bias, scale)
     return result
@@ -231,11 +289,11 @@ def normed_linear(
     eps: float = 1e-6,
     gelu: bool = False,
 ) -> Tensor:
-    """LayerNorm(x) W^T + bias [R, N], or GELU of it (exact form), of what residual_linear left of x.
+    """Returns LayerNorm(x) W^T + bias [R, N], or its GELU (exact form), from the results of residual_linear.
 
-    scaled [R, K] = x * gamma and weight [N, K] in bfloat16 or float16, K a multiple of 32, N of 8; slope = W gamma and
-    shift = W beta + bias float32 [N], from fold_layer_norm. To the last bit, a row does not depend on the others. On
-    CUDA from compute capability 9.0 on.
+    scaled [R, K] = x * gamma and weight [N, K] are bfloat16 or float16, K a multiple of 32, N of 8; slope = W gamma and
+    shift = W beta + bias, float32 [N], come from fold_layer_norm. A row does not depend on the others, to the last bit.
+    On CUDA it needs compute capability 9.0.
     """
     result: Tensor = _ops.normed_linear(scaled, statistics, weight, slope, shift, eps, gelu)
     return result
@@ -249,9 +307,9 @@ def _(
 
 
 def fold_layer_norm(weight: Tensor, gamma: Tensor, beta: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """slope = W gamma and shift = W beta + bias, float32 [N]: a LayerNorm as normed_linear takes it.
+    """Returns slope = W gamma and shift = W beta + bias, float32 [N], with which normed_linear applies a LayerNorm.
 
-    weight [N, K], gamma and beta [K], bias [N] in bfloat16 or float16; K a multiple of 32.
+    weight [N, K], gamma and beta [K], bias [N] are bfloat16 or float16; K is a multiple of 32.
     """
     result: tuple[Tensor, Tensor] = _ops.fold_layer_norm(weight, gamma, beta, bias)
     return result
@@ -472,6 +530,7 @@ OPERATORS = (
     "embed_rows",
     "residual_layer_norm",
     "sample_tokens",
+    "sample_step",
     "locality_order",
     "residual_linear",
     "normed_linear",

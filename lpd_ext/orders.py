@@ -126,7 +126,8 @@ def _orders_by_policy(
             longest = max(map(len, group_sizes), default=0)
             padded = [[*sizes, *[0] * (longest - len(sizes))] for sizes in group_sizes]
             table = torch.tensor(padded, dtype=torch.int32).reshape(len(padded), longest)
-        return ops.locality_order(table.to(seeds.device), *grid, proximity, repulsion, seeds, known)
+        known = None if known is None else known.contiguous()
+        return ops.locality_order(table.to(seeds.device), *grid, proximity, repulsion, seeds.contiguous(), known)
     if policy == "random":
         return _random_order(grid, seeds, known)
     fixed = {"raster": raster_order, "halton": halton_order, "spiral": spiral_order}[policy]
@@ -168,7 +169,7 @@ def _random_order(grid: Grid, seeds: Tensor, known: Tensor | None) -> Tensor:
     height, width = grid
     # One group of all cells with nothing drawn: a random cell, then the others by their random numbers.
     one_group = torch.tensor([height * width], dtype=torch.int32, device=seeds.device)
-    return restrict_to_free(ops.locality_order(one_group, height, width, 1.0, 0, seeds), known)
+    return restrict_to_free(ops.locality_order(one_group, height, width, 1.0, 0, seeds.contiguous()), known)
 
 
 def raster_order(grid: Grid) -> Tensor:

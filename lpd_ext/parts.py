@@ -1,4 +1,4 @@
-"""Many images in parts, one after the other, where memory is too small for all at once; each image is the same."""
+"""Splits a batch that does not fit in memory into parts, drawn one after the other; each image stays the same."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lpd_ext.plan import Schedule
 from lpd_ext.request import DecodeRequest
 
 log = logging.getLogger(__name__)
-_SHARE = 0.75  # of what is available, for the caches and work memory of a part; pixels and others have the rest
-_ALWAYS_THERE = 64e6  # bytes, for which nothing is looked up
-_TEMPORARIES = 8  # vectors of the model's width that a row has at once, beside the results of the linear layers
+_SHARE = 0.75  # share of the free memory for the caches and work memory of a part; pixels and the rest need some too
+_ALWAYS_THERE = 64e6  # bytes, below which free memory is not looked up
+_TEMPORARIES = 8  # vectors of the model's width alive per row, beside the results of the linear layers
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,20 @@ class Part:
 def parts_of(
     model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs | None = None, max_images: int | None = None
 ) -> list[Part]:
-    """The request in parts of equally many images, at most max_images, that fit into what memory is available.
+    """Splits the request into equal parts of at most max_images that fit into the free memory.
 
-    One image is never split, whether it fits or not. That memory makes more parts than one is logged as a warning.
+    A single image is never split, whether it fits or not. Logs a warning if memory requires several parts.
     """
     batch = len(request.labels)
     most = batch if max_images is None else min(batch, max_images)
     needed = bytes_of_images(model, request)
     worst = max(needed, default=0)
     if most * worst > _ALWAYS_THERE and not _is_captured(model, request, graphs):
-        free = _available(model.pos_embed.device)
+        free = available(model.pos_embed.device)
         if graphs is not None and len(graphs) and most * worst > _SHARE * free:
             with graphs.lock:
-                graphs.clear()  # the caches of other batches go before this one is drawn in parts
-            free = _available(model.pos_embed.device)
+                graphs.clear()  # frees the caches of other batches before splitting this one
+            free = available(model.pos_embed.device)
         most = min(most, max(1, int(min(_SHARE * free / worst, batch))))
         if most < batch:
             log.warning(
@@ -64,7 +64,7 @@ def parts_of(
 
 
 def bytes_of_images(model: LPDModel, request: DecodeRequest) -> list[int]:
-    """About how much memory each image takes while it is drawn beside others: KV cache, tables, and rows of a step."""
+    """Estimates the memory of each image while it is drawn beside others: KV cache, tables, and rows of a step."""
     config, size = model.config, model.pos_embed.element_size()
     results = (3 + 1 + config.mlp_ratio + _TEMPORARIES) * config.dim + 2 * config.vocab_size  # of a row
     by_schedule: dict[Schedule, int] = {}
@@ -84,12 +84,12 @@ def _slices(count: int, size: int) -> Iterator[slice]:
 
 
 def _is_captured(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs | None) -> bool:
-    """Whether a captured decode has the memory already."""
+    """Whether a captured decode already holds the memory."""
     return graphs is not None and graphs.supports(model.pos_embed.device) and graphs.has(Layout.of(request))
 
 
-def _available(device: torch.device) -> float:
-    """Bytes that a decode may take on the device; infinite where nothing tells."""
+def available(device: torch.device) -> float:
+    """Returns the bytes that decodes may take on the device; infinite if unknown."""
     if device.type == "cpu":
         free = memory.available()
         return math.inf if free is None else free

@@ -1,4 +1,4 @@
-"""Tokens become pictures in a thread of their own, several at once, beside the steps that draw the next ones."""
+"""Decodes tokens to pictures in a thread of its own, several at once, beside the steps that draw the next ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FOR_COMPANY = 0.03  # seconds that a finished image waits for others
 
 @dataclass(frozen=True)
 class PixelJob:
-    """A grid to be shown, and whom to tell."""
+    """A grid to decode, and the callbacks for its picture."""
 
     drawing: Drawing
     tokens: Tensor  # int64 [h, w], -1 where not drawn
@@ -40,7 +40,7 @@ class _Entry:
 
 
 class PixelThread:
-    """Decodes what it is given: first what is urgent, alone; then what is due, with what lies there besides."""
+    """Decodes jobs: urgent ones first, alone; then the due ones, together with others that are waiting."""
 
     def __init__(self) -> None:
         self._entries: list[_Entry] = []
@@ -52,7 +52,7 @@ class PixelThread:
         self._thread.start()
 
     def put(self, job: PixelJob, *, urgent: bool = False, may_wait: bool = False) -> None:
-        """Take a job; one that may wait does so until there are several, for a moment at most."""
+        """Takes a job; one that may wait does so until there are several, for a moment at most."""
         due = 0.0 if urgent else monotonic() + (_FOR_COMPANY if may_wait else 0.0)
         with self._changed:
             self._num_urgent += urgent
@@ -61,24 +61,24 @@ class PixelThread:
             self._changed.notify_all()
 
     def hurry(self) -> None:
-        """No others will come soon: nothing need wait."""
+        """Tells that no other jobs will come soon, so that none need wait."""
         with self._changed:
             self._hurried = True
             self._changed.notify_all()
 
     def wait_for_urgent(self, seconds: float) -> None:
-        """Until what is urgent is done, at most so long."""
+        """Waits until urgent jobs are done, at most so long."""
         with self._changed:
             self._changed.wait_for(lambda: not self._num_urgent, seconds)
 
     def close(self) -> None:
-        """End after what was put before; returns at once."""
+        """Ends the thread after all jobs put before; returns at once."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
 
     def join(self) -> None:
-        """Wait for the end."""
+        """Waits for the thread to end."""
         self._thread.join()
 
     def _run(self) -> None:
@@ -89,7 +89,7 @@ class PixelThread:
                 self._changed.notify_all()
 
     def _next(self) -> list[_Entry]:
-        """What to decode together; nothing: the end."""
+        """Returns the jobs to decode together; an empty list ends the thread."""
         with self._changed:
             while not self._is_ready():
                 if self._closing and not self._entries:
@@ -106,7 +106,7 @@ class PixelThread:
         return self._hurried or self._closing or len(self._entries) >= _TOGETHER or self._entries[0].due <= monotonic()
 
     def _goes_with(self, first: _Entry) -> bool:
-        """Whether the next one does: with what is urgent goes nothing else, which would take longer."""
+        """Whether the next job may join; nothing joins an urgent one, which would take longer."""
         entry = self._entries[0]
         drawings = (first.job.drawing, entry.job.drawing)
         one, other = ((drawing.tokenizer, drawing.pixel_dtype) for drawing in drawings)
@@ -119,7 +119,7 @@ def _decode(jobs: Sequence[PixelJob]) -> None:
     try:
         images = pictures([(job.drawing, job.tokens, job.row) for job in jobs])
     except Exception as error:
-        if len(jobs) > 1:  # whose fault it is comes out
+        if len(jobs) > 1:  # so that each gets its own error
             for job in jobs:
                 _decode([job])
         else:

@@ -77,7 +77,7 @@ class Step:
     token_index: Tensor  # int64 [M], its n: place in the image's order
     conditional_row: Tensor  # int32 [M], row of the logits
     unconditional_row: Tensor  # int32 [M], -1 without guidance
-    write_source: Tensor  # int64 [W], index into the M tokens of each query row, twins' rows too
+    twin_index: Tensor  # int64 [M], place of the token in `contents` for the unconditional twin, -1 without guidance
 
     @property
     def num_rows(self) -> int:
@@ -86,8 +86,8 @@ class Step:
 
     @property
     def write_index(self) -> Tensor:
-        """Places of drawn tokens in `contents`, int64 [W]: first the M of the images, then those of their twins."""
-        return self.position_index[self.num_context_rows :]
+        """Places of drawn tokens in `contents`, int64 [M]."""
+        return self.position_index[self.num_context_rows : self.num_context_rows + len(self.image)]
 
 
 @dataclass(frozen=True)
@@ -201,11 +201,14 @@ def plan_step(
     batch = len(places)
     drawn = num_query[:batch]
     image = np.array([place.image for place in places], dtype=np.int64)
-    twin_logit = np.full(batch, -1)
+    # Of each image's first token: its twin's row of the logits, and its twin's place.
+    twin_logit, twin_column = np.full(batch, -1), np.full(batch, -1)
     twin_logit[with_twin] = first_logit[batch:]
+    twin_column[with_twin] = (first_column + num_context)[batch:]
     conditional_row = _ranges(first_logit[:batch], drawn)
-    unconditional_row = np.where(np.repeat(twin_logit, drawn) < 0, -1, _ranges(twin_logit, drawn))
-    first_token = np.cumsum(drawn) - drawn
+
+    def of_twin(first: Integers) -> Integers:
+        return np.where(np.repeat(first, drawn) < 0, -1, _ranges(first, drawn))
 
     def tensor(values: Integers, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.as_tensor(values, dtype=dtype).to(device)
@@ -222,8 +225,8 @@ def plan_step(
         image=tensor(np.repeat(image, drawn)),
         token_index=tensor(_ranges((cached + num_context)[:batch] - 1, drawn)),
         conditional_row=tensor(conditional_row, torch.int32),
-        unconditional_row=tensor(unconditional_row, torch.int32),
-        write_source=tensor(_ranges(first_token[source], num_query)),
+        unconditional_row=tensor(of_twin(twin_logit), torch.int32),
+        twin_index=tensor(of_twin(twin_column)),
     )
 
 

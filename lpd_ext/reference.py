@@ -22,8 +22,12 @@ def embed_rows(
     weight: Tensor,
     bias: Tensor,
     eps: float = 1e-6,
+    content_index: Tensor | None = None,
+    position_index: Tensor | None = None,
 ) -> Tensor:
     """LayerNorm(content[content_ids] + position_embedding[positions]) [R, E]; fp32 for 16-bit tables."""
+    content_ids = content_ids if content_index is None else content_ids[content_index]
+    positions = positions if position_index is None else positions[position_index]
     dtype = torch.promote_types(content.dtype, torch.float32)
     rows = content[content_ids].to(dtype) + position_embedding[positions].to(dtype)
     return F.layer_norm(rows, rows.shape[-1:], weight.to(dtype), bias.to(dtype), eps)
@@ -329,6 +333,34 @@ def sample_tokens(
     """Draws one token per entry of conditional_row; int64 [M]."""
     probabilities = token_probabilities(logits, conditional_row, unconditional_row, guidance, temperature, top_k, top_p)
     return descend(probabilities, seed, cell)
+
+
+def sample_step(
+    logits: Tensor,
+    conditional_row: Tensor,
+    unconditional_row: Tensor,
+    image: Tensor,
+    token_index: Tensor,
+    write_index: Tensor,
+    twin_index: Tensor,
+    guidance: Tensor,
+    temperature: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    seeds: Tensor,
+    positions: Tensor,
+    contents: Tensor,
+    grid: Tensor,
+) -> None:
+    """Draws a step's tokens by the tables of a decode, and writes them to these."""
+    cell = positions.flatten()[write_index] - 1
+    top_k, top_p = (None if setting is None else setting[image] for setting in (top_k, top_p))
+    settings = (guidance[image, token_index], temperature[image], top_k, top_p, seeds[image])
+    tokens = sample_tokens(logits, conditional_row, unconditional_row, *settings, cell)
+    contents.view(-1)[write_index] = tokens
+    has_twin = twin_index >= 0
+    contents.view(-1)[twin_index[has_twin]] = tokens[has_twin]
+    grid[image, cell] = tokens
 
 
 def descend(probabilities: Tensor, seed: Tensor, cell: Tensor) -> Tensor:

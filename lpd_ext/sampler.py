@@ -30,33 +30,35 @@ def begin(state: DecodeState) -> None:
 
 def prefill(state: DecodeState, step: Step) -> None:
     """Runs a step of context rows alone: known cells, or the condition before them, enter the KV cache."""
-    state.model.decode_step(*_rows_of(state, step), state.parts, step, state.workspace)
+    state.model.decode_step(state.contents, state.positions, state.parts, step, state.workspace)
 
 
 def decode_step(state: DecodeState, step: Step) -> Tensor:
     """Feeds the last step's tokens and asks for the next groups: logits [rows, V], overwritten by the next step."""
-    logits = state.model.decode_step(*_rows_of(state, step), state.parts, step, state.workspace)
+    logits = state.model.decode_step(state.contents, state.positions, state.parts, step, state.workspace)
     assert logits is not None  # the step has query rows
     return logits
 
 
 def sample(state: DecodeState, step: Step, logits: Tensor) -> None:
     """Draws the step's tokens from its logits, into the grids and to where the next step reads them."""
-    image = step.image
-    cells = state.positions.view(-1)[step.write_index[: len(image)]] - 1
-    tokens = ops.sample_tokens(
+    ops.sample_step(
         logits,
         step.conditional_row,
         step.unconditional_row,
-        state.guidance[image, step.token_index],
-        state.temperature[image],
-        state.top_k[image] if state.filters.top_k else None,
-        state.top_p[image] if state.filters.top_p else None,
-        state.seeds[image],
-        cells,
+        step.image,
+        step.token_index,
+        step.write_index,
+        step.twin_index,
+        state.guidance,
+        state.temperature,
+        state.top_k if state.filters.top_k else None,
+        state.top_p if state.filters.top_p else None,
+        state.seeds,
+        state.positions,
+        state.contents,
+        state.grid,
     )
-    state.contents.view(-1).index_copy_(0, step.write_index, tokens[step.write_source])
-    state.grid.index_put_((image, cells), tokens)
 
 
 def advance(state: DecodeState, step: Step) -> None:
@@ -65,11 +67,6 @@ def advance(state: DecodeState, step: Step) -> None:
         prefill(state, step)
     else:
         sample(state, step, decode_step(state, step))
-
-
-def _rows_of(state: DecodeState, step: Step) -> tuple[Tensor, Tensor]:
-    """Returns content ids and positions of the step's rows."""
-    return state.contents.view(-1)[step.content_index], state.positions.view(-1)[step.position_index]
 
 
 def decode(
@@ -205,11 +202,11 @@ def _begin_and_advance(state: DecodeState, step: Step) -> None:
 
 
 def _weights_of(model: LPDModel) -> Hashable:
-    """What a recorded decode depends on besides its layout."""
+    """Returns a key of everything that a captured decode depends on besides its layout."""
     return weights_of(model), chosen_products()
 
 
 def _wait_for(device: torch.device) -> None:
-    """Until a GPU has done what it was given; not where the garbage collector ends a decode amid a recording."""
+    """Waits until a GPU is done, except where the garbage collector ends a decode during a capture."""
     if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
         torch.cuda.current_stream(device).synchronize()

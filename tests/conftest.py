@@ -38,6 +38,7 @@ SLOW = [
     "test_evaluation",
     "test_copies",
     "test_fuzz_files",
+    "test_engine_mixed",
     "test_edits",
     "test_serve",
     "test_cuda_launch",

@@ -81,6 +81,7 @@ EmbedRowsParams embed_rows_params(const Arrays& arrays, int64_t rows, int64_t co
   p.bias = arrays.bias.data();
   p.content_stride = p.position_stride = width + padding;
   p.num_rows = rows;
+  p.num_content_ids = p.num_position_ids = rows;
   p.num_contents = contents;
   p.num_positions = positions;
   p.width = width;
@@ -137,6 +138,7 @@ SampleTokensParams sample_tokens_params(const Arrays& arrays, int64_t tokens, in
   p.seed = arrays.seed.data();
   p.cell = arrays.cell.data();
   p.logits_stride = vocab_size + padding;
+  p.guidance_stride = p.temperature_stride = p.top_k_stride = p.top_p_stride = p.seed_stride = 1;
   p.num_tokens = tokens;
   p.vocab_size = vocab_size;
   p.dtype = dtype;

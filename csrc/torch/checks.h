@@ -97,7 +97,7 @@ inline void check_rows_contiguous(const Tensor& t, const char* name) {
         " must be contiguous in its last dimension, got stride ", t.stride(t.dim() - 1));
 }
 
-// What CUDA kernels copy 16 bytes at a time.
+// Memory that CUDA kernels copy 16 bytes at a time.
 inline void check_cuda_rows(const Tensor& t, const char* name) {
   const auto element = static_cast<int64_t>(t.element_size());
   bool aligned = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;

@@ -150,11 +150,30 @@ void append_kv(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, 
 
 // ---- embed_rows, residual_layer_norm ----
 
+// How many rows ids stand for: one each, or one for each entry of `index`.
+int64_t num_id_rows(const Tensor& ids, const char* name, const OptionalTensor& index, const char* index_name,
+                    const Tensor& first) {
+  check_array(ids, name, first, ScalarType::Long, index.has_value() ? "[L]" : "[R]", {-1});
+  if (index.has_value()) check_array(*index, index_name, first, ScalarType::Long, "[R]", {-1});
+  return index.has_value() ? index->size(0) : ids.size(0);
+}
+
+// The id of a row is looked up and checked; there are `end` of them.
+void check_id(const int64_t* ids, const char* name, const int64_t* index, const char* index_name, int64_t num_ids,
+              int64_t row, int64_t end) {
+  const int64_t at = index == nullptr ? row : index[row];
+  check(at >= 0 && at < num_ids, index_name, "[", row, "] = ", at, " must be in [0, ", num_ids, ")");
+  check(ids[at] >= 0 && ids[at] < end, name, "[", at, "] = ", ids[at], " must be in [0, ", end, ")");
+}
+
 Tensor embed_rows(const Tensor& content_ids, const Tensor& positions, const Tensor& content,
-                  const Tensor& position_embedding, const Tensor& weight, const Tensor& bias, double eps) {
-  check_array(content_ids, "content_ids", content_ids, ScalarType::Long, "[R]", {-1});
-  const int64_t rows = size32(content_ids.size(0), "content_ids: R");
-  check_array(positions, "positions", content_ids, ScalarType::Long, "[R]", {rows});
+                  const Tensor& position_embedding, const Tensor& weight, const Tensor& bias, double eps,
+                  const OptionalTensor& content_index, const OptionalTensor& position_index) {
+  const int64_t rows = size32(num_id_rows(content_ids, "content_ids", content_index, "content_index", content_ids),
+                              content_index.has_value() ? "content_index: R" : "content_ids: R");
+  const int64_t position_rows = num_id_rows(positions, "positions", position_index, "position_index", content_ids);
+  check(position_rows == rows, position_index.has_value() ? "position_index" : "positions", " must have shape [R] = [",
+        rows, "], got [", position_rows, "]");
   check_device(content, "content", content_ids);
   const lpd::DType dtype = float_dtype(content, "content");
   check_shape(content, "content", "[M, E]", {-1, -1});
@@ -170,6 +189,10 @@ Tensor embed_rows(const Tensor& content_ids, const Tensor& positions, const Tens
   lpd::EmbedRowsParams params{};
   params.content_ids = static_cast<const int64_t*>(content_ids.const_data_ptr());
   params.positions = static_cast<const int64_t*>(positions.const_data_ptr());
+  params.content_index = optional_data<int64_t>(content_index);
+  params.position_index = optional_data<int64_t>(position_index);
+  params.num_content_ids = content_ids.size(0);
+  params.num_position_ids = positions.size(0);
   params.num_contents = content.size(0);
   params.num_positions = position_embedding.size(0);
   // A row of an empty table is none; kernels read the first one in place of a wrong one.
@@ -177,10 +200,10 @@ Tensor embed_rows(const Tensor& content_ids, const Tensor& positions, const Tens
   check(rows == 0 || params.num_positions > 0, "position_embedding must have rows, got an empty table");
   // CUDA kernels, which cannot be checked beforehand without waiting for the device, make a NaN row of a wrong id.
   for (int64_t row = 0; row < rows && !on_cuda_kernels(content_ids); ++row) {
-    check(params.content_ids[row] >= 0 && params.content_ids[row] < params.num_contents, "content_ids[", row,
-          "] = ", params.content_ids[row], " must be in [0, ", params.num_contents, ")");
-    check(params.positions[row] >= 0 && params.positions[row] < params.num_positions, "positions[", row,
-          "] = ", params.positions[row], " must be in [0, ", params.num_positions, ")");
+    check_id(params.content_ids, "content_ids", params.content_index, "content_index", params.num_content_ids, row,
+             params.num_contents);
+    check_id(params.positions, "positions", params.position_index, "position_index", params.num_position_ids, row,
+             params.num_positions);
   }
   Tensor x = torch::stable::new_empty(content, {rows, width}, ScalarType::Float);
   params.content = content.const_data_ptr();
@@ -237,62 +260,156 @@ Tensor residual_layer_norm(const Tensor& x, const OptionalTensor& delta, const T
   return normed;
 }
 
-// ---- sample_tokens ----
+// ---- sample_tokens, sample_step ----
+
+// The logits, and which of their rows each token mixes.
+lpd::SampleTokensParams mixed_rows(const Tensor& logits, const Tensor& conditional_row,
+                                   const Tensor& unconditional_row) {
+  lpd::SampleTokensParams params{};
+  params.dtype = float_dtype(logits, "logits");
+  check_shape(logits, "logits", "[Q, V]", {-1, -1});
+  check_rows_contiguous(logits, "logits");
+  const int64_t vocab_size = logits.size(1);
+  check(vocab_size >= 1 && vocab_size <= (int64_t{1} << 24), "logits: V must be in [1, 2^24], got ", vocab_size);
+  check_array(conditional_row, "conditional_row", logits, ScalarType::Int, "[M]", {-1});
+  params.num_tokens = size32(conditional_row.size(0), "conditional_row: M");
+  check_array(unconditional_row, "unconditional_row", logits, ScalarType::Int, "[M]", {params.num_tokens});
+  params.logits = logits.const_data_ptr();
+  params.conditional_row = static_cast<const int32_t*>(conditional_row.const_data_ptr());
+  params.unconditional_row = static_cast<const int32_t*>(unconditional_row.const_data_ptr());
+  params.logits_stride = logits.stride(0);
+  params.vocab_size = static_cast<int32_t>(vocab_size);
+  return params;
+}
+
+// Of one token; values of CUDA tensors are not looked at.
+void check_sampling_values(const lpd::SampleTokensParams& params, int64_t m, int64_t rows) {
+  check(params.conditional_row[m] >= 0 && params.conditional_row[m] < rows, "conditional_row[", m,
+        "] = ", params.conditional_row[m], " must be in [0, ", rows, ")");
+  check(params.unconditional_row[m] >= -1 && params.unconditional_row[m] < rows, "unconditional_row[", m,
+        "] = ", params.unconditional_row[m], " must be in [-1, ", rows, ")");
+  const lpd::TokenSettings settings = lpd::settings_of(params, m);
+  check(std::isfinite(settings.guidance), "guidance[", settings.image, "] = ", settings.guidance, " must be finite");
+  check(settings.temperature >= 0 && std::isfinite(settings.temperature), "temperature[", settings.image,
+        "] = ", settings.temperature, " must be finite and >= 0");
+  check(settings.top_k >= 0, "top_k[", settings.image, "] = ", settings.top_k, " must be >= 0");
+  check(settings.top_p > 0 && settings.top_p <= 1, "top_p[", settings.image, "] = ", settings.top_p,
+        " must be in (0, 1]");
+}
+
+void draw_tokens(const Tensor& logits, const lpd::SampleTokensParams& params, const int64_t* drawn,
+                 const int64_t* drawn_index) {
+  execute(logits, params, LPD_LAUNCHER(launch_sample_tokens), lpd::cpu_kernels().sample_tokens, params.num_tokens,
+          1.0 * static_cast<double>(params.vocab_size));
+  for (int64_t m = 0; m < params.num_tokens && !on_cuda_kernels(logits); ++m) {
+    check(drawn[drawn_index == nullptr ? m : drawn_index[m]] >= 0, "logits of token ", m, " (row ",
+          params.conditional_row[m], ") contain NaN or are -inf throughout: nothing can be drawn");
+  }
+}
 
 Tensor sample_tokens(const Tensor& logits, const Tensor& conditional_row, const Tensor& unconditional_row,
                      const Tensor& guidance, const Tensor& temperature, const OptionalTensor& top_k,
                      const OptionalTensor& top_p, const Tensor& seed, const Tensor& cell) {
-  const lpd::DType dtype = float_dtype(logits, "logits");
-  check_shape(logits, "logits", "[Q, V]", {-1, -1});
-  check_rows_contiguous(logits, "logits");
-  const int64_t rows = logits.size(0), vocab_size = logits.size(1);
-  check(vocab_size >= 1 && vocab_size <= (int64_t{1} << 24), "logits: V must be in [1, 2^24], got ", vocab_size);
-  check_array(conditional_row, "conditional_row", logits, ScalarType::Int, "[M]", {-1});
-  const int64_t tokens = size32(conditional_row.size(0), "conditional_row: M");
-  check_array(unconditional_row, "unconditional_row", logits, ScalarType::Int, "[M]", {tokens});
+  lpd::SampleTokensParams params = mixed_rows(logits, conditional_row, unconditional_row);
+  const int64_t tokens = params.num_tokens;
   check_array(guidance, "guidance", logits, ScalarType::Float, "[M]", {tokens});
   check_array(temperature, "temperature", logits, ScalarType::Float, "[M]", {tokens});
   if (top_k.has_value()) check_array(*top_k, "top_k", logits, ScalarType::Int, "[M]", {tokens});
   if (top_p.has_value()) check_array(*top_p, "top_p", logits, ScalarType::Float, "[M]", {tokens});
   check_array(seed, "seed", logits, ScalarType::Long, "[M]", {tokens});
   check_array(cell, "cell", logits, ScalarType::Long, "[M]", {tokens});
-
-  lpd::SampleTokensParams params{};
-  params.logits = logits.const_data_ptr();
-  params.conditional_row = static_cast<const int32_t*>(conditional_row.const_data_ptr());
-  params.unconditional_row = static_cast<const int32_t*>(unconditional_row.const_data_ptr());
   params.guidance = static_cast<const float*>(guidance.const_data_ptr());
   params.temperature = static_cast<const float*>(temperature.const_data_ptr());
   params.top_k = optional_data<int32_t>(top_k);
   params.top_p = optional_data<float>(top_p);
   params.seed = static_cast<const int64_t*>(seed.const_data_ptr());
   params.cell = static_cast<const int64_t*>(cell.const_data_ptr());
-  params.logits_stride = logits.stride(0);
-  params.num_tokens = tokens;
-  params.vocab_size = static_cast<int32_t>(vocab_size);
-  params.dtype = dtype;
-  for (int64_t m = 0; m < tokens && values_readable(logits); ++m) {
-    check(params.conditional_row[m] >= 0 && params.conditional_row[m] < rows, "conditional_row[", m,
-          "] = ", params.conditional_row[m], " must be in [0, ", rows, ")");
-    check(params.unconditional_row[m] >= -1 && params.unconditional_row[m] < rows, "unconditional_row[", m,
-          "] = ", params.unconditional_row[m], " must be in [-1, ", rows, ")");
-    check(std::isfinite(params.guidance[m]), "guidance[", m, "] = ", params.guidance[m], " must be finite");
-    check(params.temperature[m] >= 0 && std::isfinite(params.temperature[m]), "temperature[", m,
-          "] = ", params.temperature[m], " must be finite and >= 0");
-    check(!params.top_k || params.top_k[m] >= 0, "top_k[", m, "] = ", params.top_k ? params.top_k[m] : 0,
-          " must be >= 0");
-    check(!params.top_p || (params.top_p[m] > 0 && params.top_p[m] <= 1), "top_p[", m,
-          "] = ", params.top_p ? params.top_p[m] : 1, " must be in (0, 1]");
-  }
+  params.guidance_stride = params.temperature_stride = params.top_k_stride = params.top_p_stride = params.seed_stride =
+      1;
+  for (int64_t m = 0; m < tokens && values_readable(logits); ++m) check_sampling_values(params, m, logits.size(0));
   Tensor result = torch::stable::new_empty(seed, {tokens});
   params.tokens = static_cast<int64_t*>(result.mutable_data_ptr());
-  execute(logits, params, LPD_LAUNCHER(launch_sample_tokens), lpd::cpu_kernels().sample_tokens, tokens,
-          1.0 * static_cast<double>(vocab_size));
-  for (int64_t m = 0; m < tokens && !on_cuda_kernels(logits); ++m) {
-    check(params.tokens[m] >= 0, "logits of token ", m, " (row ", params.conditional_row[m],
-          ") contain NaN or are -inf throughout: nothing can be drawn");
-  }
+  draw_tokens(logits, params, params.tokens, nullptr);
   return result;
+}
+
+// A setting of each image, in a table of any stride.
+void check_by_image(const Tensor& t, const char* name, const Tensor& logits, ScalarType dtype, int64_t images) {
+  check_device(t, name, logits);
+  check_dtype(t, name, dtype);
+  check_shape(t, name, "[B]", {images});
+}
+
+void check_step_values(const lpd::SampleTokensParams& params, int64_t m) {
+  const lpd::StepTables& tables = params.tables;
+  const auto within = [m](const char* name, int64_t value, int64_t low, int64_t end) {
+    check(value >= low && value < end, name, "[", m, "] = ", value, " must be in [", low, ", ", end, ")");
+  };
+  within("image", tables.image[m], 0, tables.num_images);
+  within("token_index", tables.token_index[m], 0, tables.num_cells);
+  within("write_index", tables.write_index[m], 0, tables.num_entries);
+  within("twin_index", tables.twin_index[m], -1, tables.num_entries);
+  const int64_t position = tables.positions[tables.write_index[m]];
+  check(position >= 1 && position <= tables.num_cells, "positions at write_index[", m, "] = ", tables.write_index[m],
+        " must be in [1, ", tables.num_cells, "], got ", position);
+}
+
+void sample_step(const Tensor& logits, const Tensor& conditional_row, const Tensor& unconditional_row,
+                 const Tensor& image, const Tensor& token_index, const Tensor& write_index, const Tensor& twin_index,
+                 const Tensor& guidance, const Tensor& temperature, const OptionalTensor& top_k,
+                 const OptionalTensor& top_p, const Tensor& seeds, const Tensor& positions, const Tensor& contents,
+                 const Tensor& grid) {
+  lpd::SampleTokensParams params = mixed_rows(logits, conditional_row, unconditional_row);
+  const int64_t tokens = params.num_tokens;
+  check_array(image, "image", logits, ScalarType::Long, "[M]", {tokens});
+  check_array(token_index, "token_index", logits, ScalarType::Long, "[M]", {tokens});
+  check_array(write_index, "write_index", logits, ScalarType::Long, "[M]", {tokens});
+  check_array(twin_index, "twin_index", logits, ScalarType::Long, "[M]", {tokens});
+  check_array(grid, "grid", logits, ScalarType::Long, "[B, N]", {-1, -1});
+  const int64_t images = grid.size(0), cells = grid.size(1);
+  check_array(positions, "positions", logits, ScalarType::Long, "[S, N + 2]", {-1, cells + 2});
+  check_array(contents, "contents", logits, ScalarType::Long, "[S, N + 2]", {positions.size(0), cells + 2});
+  check_device(guidance, "guidance", logits);
+  check_dtype(guidance, "guidance", ScalarType::Float);
+  check_shape(guidance, "guidance", "[B, N]", {images, cells});
+  check_rows_contiguous(guidance, "guidance");
+  check_by_image(temperature, "temperature", logits, ScalarType::Float, images);
+  if (top_k.has_value()) check_by_image(*top_k, "top_k", logits, ScalarType::Int, images);
+  if (top_p.has_value()) check_by_image(*top_p, "top_p", logits, ScalarType::Float, images);
+  check_by_image(seeds, "seeds", logits, ScalarType::Long, images);
+  check_written({written(contents, "contents"), written(grid, "grid"), read(logits, "logits"),
+                 read(conditional_row, "conditional_row"), read(unconditional_row, "unconditional_row"),
+                 read(image, "image"), read(token_index, "token_index"), read(write_index, "write_index"),
+                 read(twin_index, "twin_index"), read(guidance, "guidance"), read(temperature, "temperature"),
+                 read(top_k, "top_k"), read(top_p, "top_p"), read(seeds, "seeds"), read(positions, "positions")});
+
+  params.guidance = static_cast<const float*>(guidance.const_data_ptr());
+  params.temperature = static_cast<const float*>(temperature.const_data_ptr());
+  params.top_k = optional_data<int32_t>(top_k);
+  params.top_p = optional_data<float>(top_p);
+  params.seed = static_cast<const int64_t*>(seeds.const_data_ptr());
+  params.guidance_stride = guidance.stride(0);
+  params.temperature_stride = temperature.stride(0);
+  params.top_k_stride = top_k.has_value() ? top_k->stride(0) : 0;
+  params.top_p_stride = top_p.has_value() ? top_p->stride(0) : 0;
+  params.seed_stride = seeds.stride(0);
+  params.tables = {static_cast<const int64_t*>(image.const_data_ptr()),
+                   static_cast<const int64_t*>(token_index.const_data_ptr()),
+                   static_cast<const int64_t*>(write_index.const_data_ptr()),
+                   static_cast<const int64_t*>(twin_index.const_data_ptr()),
+                   static_cast<const int64_t*>(positions.const_data_ptr()),
+                   static_cast<int64_t*>(contents.mutable_data_ptr()),
+                   static_cast<int64_t*>(grid.mutable_data_ptr()),
+                   images,
+                   cells,
+                   positions.numel()};
+  // CUDA kernels look at the tables themselves.
+  for (int64_t m = 0; m < tokens && !on_cuda_kernels(logits); ++m) {
+    check_step_values(params, m);
+    check_sampling_values(params, m, logits.size(0));
+  }
+  mark_written({written(contents, "contents"), written(grid, "grid")});
+  if (tokens > 0) draw_tokens(logits, params, params.tables.contents, params.tables.write_index);
 }
 
 // ---- locality_order ----
@@ -349,6 +466,7 @@ void register_operators(Library& m) {
   m.impl("embed_rows", TORCH_BOX(&embed_rows));
   m.impl("residual_layer_norm", TORCH_BOX(&residual_layer_norm));
   m.impl("sample_tokens", TORCH_BOX(&sample_tokens));
+  m.impl("sample_step", TORCH_BOX(&sample_step));
   m.impl("locality_order", TORCH_BOX(&locality_order));
 }
 

@@ -15,11 +15,15 @@ LPD_LIBRARY(LPD_OPERATOR_NAMESPACE, m) {
   m.def("append_kv(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor segments, int max_rows) -> ()");
   m.def(
       "embed_rows(Tensor content_ids, Tensor positions, Tensor content, Tensor position_embedding, Tensor weight, "
-      "Tensor bias, float eps) -> Tensor");
+      "Tensor bias, float eps, Tensor? content_index=None, Tensor? position_index=None) -> Tensor");
   m.def("residual_layer_norm(Tensor(a!) x, Tensor? delta, Tensor weight, Tensor bias, float eps) -> Tensor");
   m.def(
       "sample_tokens(Tensor logits, Tensor conditional_row, Tensor unconditional_row, Tensor guidance, "
       "Tensor temperature, Tensor? top_k, Tensor? top_p, Tensor seed, Tensor cell) -> Tensor");
+  m.def(
+      "sample_step(Tensor logits, Tensor conditional_row, Tensor unconditional_row, Tensor image, Tensor token_index, "
+      "Tensor write_index, Tensor twin_index, Tensor guidance, Tensor temperature, Tensor? top_k, Tensor? top_p, "
+      "Tensor seeds, Tensor positions, Tensor(a!) contents, Tensor(b!) grid) -> ()");
   m.def(
       "locality_order(Tensor group_sizes, int height, int width, float proximity_threshold, int repulsion_threshold, "
       "Tensor seeds, Tensor? known) -> Tensor");

@@ -132,7 +132,7 @@ void check_gradients(std::initializer_list<Argument> arguments) {
 }  // namespace
 
 void check_written(std::initializer_list<Argument> arguments) {
-  constexpr size_t kMaxArguments = 9;
+  constexpr size_t kMaxArguments = 16;
   std::array<Memory, kMaxArguments> memory;
   check(arguments.size() <= kMaxArguments, "check_written: too many arguments");
   size_t index = 0;

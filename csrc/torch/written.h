@@ -28,8 +28,8 @@ inline Argument read(const std::optional<torch::stable::Tensor>& t, const char* 
 // require grad while autograd records, since the writing would not be recorded.
 void check_written(std::initializer_list<Argument> arguments);
 
-// Once nothing can be refused any more: counts up the version of each tensor, by which a backward pass knows that what
-// it kept was changed.
+// Counts up the version of each tensor, once all checks have passed: by it a backward pass notices that a tensor it
+// saved has changed.
 void mark_written(std::initializer_list<Argument> arguments);
 
 }  // namespace lpd::checks

@@ -1,4 +1,4 @@
-"""Where commands put their pictures: never in the place of another file, unless they are told to."""
+"""Output files of the commands that draw: they never replace a file unless told to."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from lpd_tools.checks import check_output
 def picture_files(output: Path | None, default: str, images: int = 1, *, force: bool) -> list[Path]:
     """Returns the PNG files to write, one for each image.
 
-    Without `output` they are the default's, or with `force` not given, the first of default-2, default-3, ... that are
-    not there yet. Raises ValueError naming a file that cannot be written, or that exists where there is no `force`.
+    Without `output` they are named after the default, or without `force` after the first of default-2, default-3, ...
+    that is free. Raises ValueError with the name of a file that cannot be written, or that exists without `force`.
     """
     if output is None:
         output = Path(default) if force else _first_free(Path(default), images)

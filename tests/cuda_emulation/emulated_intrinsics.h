@@ -45,6 +45,7 @@ LPD_EMULATED_ACCESS T update_atomically(T* p, Update update) {
   using Word = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
   static_assert(sizeof(T) == sizeof(Word), "atomics are of 4 or 8 bytes");
   if (reinterpret_cast<uintptr_t>(p) % sizeof(T) != 0) fail("misaligned atomic of %zu bytes at %p", sizeof(T), p);
+  check_launch_order(p, sizeof(T), true);
   LPD_COUNT_ACCESS(p, sizeof(T), kAtomic);
   Word* const word = reinterpret_cast<Word*>(p);
   Word before = __atomic_load_n(word, __ATOMIC_RELAXED), after;

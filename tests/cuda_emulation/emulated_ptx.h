@@ -40,6 +40,7 @@ LPD_EMULATED_ACCESS void cp_async16(void* shared, const void* global, bool valid
   LPD_COUNT_ACCESS(valid ? global : nullptr, 16, kCopyRead);
   if (valid) {
     if (reinterpret_cast<uintptr_t>(global) % 16 != 0) emulator::fail("cp.async: misaligned source %p", global);
+    emulator::check_launch_order(global, 16, false);
     static_cast<void>(*static_cast<const volatile uint64_t*>(global));  // so that ASan names the line of the issue
   }
   uint64_t* const target = static_cast<uint64_t*>(shared);
@@ -59,6 +60,9 @@ LPD_EMULATED_ACCESS void cp_async_wait() {
     target[1] = source ? source[1] : 0;
   }
 }
+
+inline void wait_for_launch_before() { emulator::wait_for_launch_before(); }
+inline void let_launch_after_begin() { emulator::let_launch_after_begin(); }
 
 inline bool has_clusters() { return emulator::device_has_clusters(); }
 

@@ -66,6 +66,7 @@ void thread_main() {
   if (thread.first_copy != thread.last_copy) {
     fail("exits with %u cp.async in flight", static_cast<unsigned>(thread.last_copy - thread.first_copy));
   }
+  if (grid.early && !thread.waited_for_launch) fail("exits without having waited for the launch before");
   if (cluster.arrived > 0 || thread.arrivals != thread.waits) {
     fail("divergent cluster barrier: exits before it is passed; %u of %u threads have arrived", cluster.arrived,
          cluster.threads);
@@ -111,6 +112,7 @@ void start_threads() {
     thread.warp = thread.block->rank * warps_per_block() + i / 32;
     thread.first_copy = thread.last_copy = thread.groups = 0;
     thread.arrivals = thread.waits = 0;
+    thread.waited_for_launch = false;
     thread.fiber = &fibers[grid.clusters_run % kFiberSets * kMaxThreads + linear];
     start_fiber(*thread.fiber, thread_main, linear);
     make_ready(thread);
@@ -309,12 +311,13 @@ bool pop_copy(uint64_t groups_in_flight, Copy* copy) {
   return true;
 }
 
-void run_grid(const char* name, dim3 grid_size_, dim3 cluster_size, dim3 block_size_, size_t shared_bytes,
+void run_grid(const char* name, dim3 grid_size_, dim3 cluster_size, bool early, dim3 block_size_, size_t shared_bytes,
               void (*body)(const void*), const void* call) {
   const std::lock_guard<std::mutex> lock(one_grid);
   self = nullptr;
-  grid = {name, grid_size_, cluster_size, block_size_, body, call, current_settings.order, 0, 0, 0, {}};
+  grid = {name, grid_size_, cluster_size, block_size_, early, body, call, current_settings.order, 0, 0, 0, {}};
   check_launch(shared_bytes);
+  if (current_settings.launches_follow) begin_launch();
   adopt_thread(host);
   std::vector<uint32_t> order(size_t{grid.size.x / cluster_size.x} * (grid.size.y / cluster_size.y) *
                               (grid.size.z / cluster_size.z));

@@ -4,7 +4,8 @@
 // Compile the kernels with
 //   -std=c++17 -O2 -x c++ -DLPD_CUDA_EMULATED -ffp-contract=off -Wno-unknown-pragmas -Itests/cuda_emulation
 //   -Icsrc/kernels
-// and link them with the runtime, compiled alike: emulator.cpp, emulator_counters.cpp, emulator_mbarrier.cpp,
+// and link them with the runtime, compiled alike: emulator.cpp, emulator_counters.cpp, emulator_launches.cpp,
+// emulator_mbarrier.cpp,
 // emulator_synchronization.cpp, fiber.cpp, warp_operations.cpp; -pthread. Beside that
 //   to count traffic    the kernels with -DLPD_EMULATOR_COUNT -fsanitize=thread, which is not given to the linker;
 //                       the runtime as before, and with it emulator_hooks.cpp
@@ -51,6 +52,7 @@ struct Settings {
   int multiprocessors = 108;
   int compute_capability = 80;       // from 90 on blocks form clusters
   size_t shared_limit = 227 * 1024;  // bytes per block, static and dynamic
+  bool launches_follow = false;      // one stream; of one that begins early it is found out what it does too early
 };
 
 // Settings of all launches that start afterwards.
@@ -82,6 +84,12 @@ void* in_block_of_cluster(void* address, unsigned rank);
 // Every access to what may be another block's shared memory: that block must run, and must go on running until a later
 // barrier of the cluster.
 void check_shared_access(const void* address, size_t bytes);
+
+// Every access to global memory: a launch that may begin before the one before has ended has to wait for that.
+void check_launch_order(const void* address, size_t bytes, bool writes);
+void wait_for_launch_before();
+void let_launch_after_begin();
+void forget_launches();
 
 // On the stack of a CUDA thread, or of the thread that launched: registers, local memory and parameters of a kernel.
 bool is_private(const void* address);
@@ -147,8 +155,8 @@ bool pop_copy(uint64_t groups_in_flight, Copy* copy);  // false if no more need 
 enum class Access { kRead, kWrite, kAtomic, kCopyRead, kCopyWrite, kMatrixRead, kPeerRead, kPeerWrite };
 void count_access(const void* site, const void* address, size_t bytes, Access access);
 
-void run_grid(const char* name, dim3 grid, dim3 cluster, dim3 block, size_t shared_bytes, void (*body)(const void*),
-              const void* call);
+void run_grid(const char* name, dim3 grid, dim3 cluster, bool early, dim3 block, size_t shared_bytes,
+              void (*body)(const void*), const void* call);
 
 }  // namespace lpd::emulator
 
@@ -171,6 +179,7 @@ LPD_EMULATED_ACCESS Vector load_vector(const void* from) {
     emulator::fail("misaligned read of %zu bytes at %p", sizeof(Vector), from);
   }
   emulator::check_shared_access(from, sizeof(Vector));
+  emulator::check_launch_order(from, sizeof(Vector), false);
   LPD_COUNT_ACCESS(from, sizeof(Vector), kRead);
   return *static_cast<const Vector*>(from);
 }
@@ -182,13 +191,16 @@ LPD_EMULATED_ACCESS void store_vector(void* to, Vector value) {
     emulator::fail("misaligned write of %zu bytes at %p", sizeof(Vector), to);
   }
   emulator::check_shared_access(to, sizeof(Vector));
+  emulator::check_launch_order(to, sizeof(Vector), true);
   LPD_COUNT_ACCESS(to, sizeof(Vector), kWrite);
   *static_cast<Vector*>(to) = value;
 }
 
 struct Grid {
   dim3 blocks, cluster;
-  Grid(dim3 blocks_, dim3 cluster_ = dim3(1)) : blocks(blocks_), cluster(cluster_) {}
+  bool early;
+  Grid(dim3 blocks_, dim3 cluster_ = dim3(1), bool early_ = false)
+      : blocks(blocks_), cluster(cluster_), early(early_) {}
 };
 
 // Runs the grid to its end before it returns.
@@ -204,7 +216,7 @@ void launch(const char* name, void (*kernel)(Parameters...), Grid grid, dim3 blo
     const Call& c = *static_cast<const Call*>(call_of_launch);
     std::apply(c.kernel, c.parameters);
   };
-  emulator::run_grid(name, grid.blocks, grid.cluster, block, shared_bytes, body, &call);
+  emulator::run_grid(name, grid.blocks, grid.cluster, grid.early, block, shared_bytes, body, &call);
 }
 
 inline int multiprocessor_count() { return emulator::settings().multiprocessors; }

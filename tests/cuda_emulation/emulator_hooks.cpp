@@ -12,6 +12,7 @@ using lpd::emulator::Access;
 
 static void report_access(const void* site, const void* address, size_t bytes, Access access) {
   lpd::emulator::check_shared_access(address, bytes);
+  lpd::emulator::check_launch_order(address, bytes, access == Access::kWrite);
   lpd::emulator::count_access(site, address, bytes, access);
 }
 

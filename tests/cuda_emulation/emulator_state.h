@@ -63,6 +63,7 @@ struct Thread {
   void* out;
 
   int barrier_result;
+  bool waited_for_launch;
   unsigned arrivals, waits;  // halves of the cluster's barriers that it has come to
   const Mbarrier* barrier;   // that it waits for
 
@@ -93,6 +94,7 @@ struct Tokens {
 struct Grid {
   const char* name;
   dim3 size, cluster_size, block_size;
+  bool early;  // may begin before the launch before has ended
   void (*body)(const void*);
   const void* call;
   Order order;
@@ -130,6 +132,8 @@ void maybe_yield();  // the thread that lets others go on need not go on first
 // ---- Waiting for each other (emulator_synchronization.cpp) ----
 void release_barrier_if_all_arrived(Block& block);
 void converge_warps_of(const Block& block);
+
+void begin_launch();  // emulator_launches.cpp
 
 // ---- mbarriers (emulator_mbarrier.cpp) ----
 void forget_mbarriers();                           // of the cluster before

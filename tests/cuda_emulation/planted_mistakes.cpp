@@ -270,6 +270,33 @@ __global__ void push_to_other_block_kernel(const float* in, float* out) {
   if (i < 32) out[32 * block + i] = sum;
 }
 
+// ---- Launches that begin before the one before has ended ----
+enum class Early { kClean, kReadsTooEarly, kCopiesTooEarly, kWritesTooEarly, kLeavesTooEarly, kNoWait, kLetsNextBegin };
+
+__global__ void write_before_kernel(const float* in, float* middle) {
+  const int i = thread_of_block();
+  if (i < 16) store_vector(middle + 4 * i, load_vector<float4>(in + 4 * i));
+}
+
+// Adds what the launch before wrote to what has been there for longer.
+template <Early kMistake>
+__global__ void begin_early_kernel(const float* in, const float* middle, float* out) {
+  SMEM_ARRAY(float4, values, 16);
+  const int i = thread_of_block(), at = 4 * (i % 16);
+  const float4 old = load_vector<float4>((kMistake == Early::kReadsTooEarly ? middle : in) + at);
+  if (kMistake == Early::kLeavesTooEarly && i == 63) return;
+  if (kMistake == Early::kWritesTooEarly) store_vector(out + at, old);
+  if (kMistake == Early::kCopiesTooEarly && i < 16) ptx::cp_async16(values + i, middle + at);
+  if (kMistake == Early::kLetsNextBegin) ptx::let_launch_after_begin();
+  if (kMistake != Early::kNoWait) ptx::wait_for_launch_before();
+  if (kMistake != Early::kNoWait) ptx::let_launch_after_begin();
+  if (kMistake != Early::kCopiesTooEarly && i < 16) ptx::cp_async16(values + i, middle + at);
+  ptx::cp_async_commit();
+  ptx::cp_async_wait<0>();
+  __syncthreads();
+  if (i < 16) store_vector(out + at, float4{old.x + values[i].x, old.y, old.z, old.w + values[i].w});
+}
+
 // ---- Running them ----
 using Kernel = void (*)(const float*, float*);
 
@@ -328,6 +355,24 @@ Run in_cluster(Kernel kernel, unsigned blocks = 2, unsigned cluster = 2, int com
   };
 }
 
+template <Early kMistake>
+void run_early(const char* name) {
+  emulator::settings().launches_follow = true;
+  Array<float> in(64), middle(64), out(64);
+  for (int i = 0; i < 64; ++i) in.data[i] = static_cast<float>(i % 7);
+  std::memset(out.data, 0, out.bytes);
+  try {
+    launch("write_before", write_before_kernel, dim3(1), dim3(64), 0, nullptr, in.data, middle.data);
+    launch(name, begin_early_kernel<kMistake>, Grid(dim3(1), dim3(1), true), dim3(64), 0, nullptr, in.data, middle.data,
+           out.data);
+  } catch (...) {
+    emulator::settings().launches_follow = false;
+    throw;
+  }
+  emulator::settings().launches_follow = false;
+  print_output(out);
+}
+
 const std::map<std::string, Run> kKernels = {
     {"clean_syncwarp", of(swap_neighbours_kernel<Between::kSyncWarp>)},
     {"clean_syncthreads", of(swap_neighbours_kernel<Between::kSyncThreads>)},
@@ -380,6 +425,13 @@ const std::map<std::string, Run> kKernels = {
     {"push_rounds_without_barrier", in_cluster(push_to_other_block_kernel<Push::kNoBarrierBetweenRounds>)},
     {"misaligned_push", in_cluster(push_to_other_block_kernel<Push::kMisaligned>)},
     {"push_on_an_old_device", in_cluster(push_to_other_block_kernel<Push::kClean>, 1, 1, 89)},
+    {"clean_early_launch", run_early<Early::kClean>},
+    {"early_launch_reads_too_early", run_early<Early::kReadsTooEarly>},
+    {"early_launch_copies_too_early", run_early<Early::kCopiesTooEarly>},
+    {"early_launch_writes_too_early", run_early<Early::kWritesTooEarly>},
+    {"early_launch_is_left_without_wait", run_early<Early::kLeavesTooEarly>},
+    {"early_launch_without_wait", run_early<Early::kNoWait>},
+    {"early_launch_lets_next_begin_too_early", run_early<Early::kLetsNextBegin>},
     {"part_of_a_cluster", in_cluster(read_other_block_kernel<InCluster::kClean>, 3)},
     {"cluster_too_large", in_cluster(read_other_block_kernel<InCluster::kClean>, 9, 9)},
     {"cluster_on_an_old_device", in_cluster(read_other_block_kernel<InCluster::kClean>, 2, 2, 89)},

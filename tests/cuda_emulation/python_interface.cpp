@@ -50,7 +50,12 @@ std::ostream& operator<<(std::ostream& out, const lpd::emulator::LaunchCounts& l
 LPD_EXPORT void lpd_emulator_configure(int order, uint64_t seed, int multiprocessors, int compute_capability,
                                        int64_t shared_limit) {
   lpd::emulator::settings() = {static_cast<lpd::emulator::Order>(order), seed, multiprocessors, compute_capability,
-                               static_cast<size_t>(shared_limit)};
+                               static_cast<size_t>(shared_limit),        false};
+}
+
+LPD_EXPORT void lpd_emulator_follow_launches(int on) {
+  lpd::emulator::settings().launches_follow = on != 0;
+  lpd::emulator::forget_launches();
 }
 
 LPD_EXPORT void lpd_emulator_start_counting(int ranges, const char* const* names, const void* const* addresses,

@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 import torch
 
+from lpd_ext import memory
+from lpd_ext.decode_state import cache_bytes
 from lpd_ext.drawing import LPDPipelineOutput
 from lpd_ext.engine import Engine, EngineClosedError, EngineFullError, StepReport
 from lpd_ext.handle import Handle
+from lpd_ext.linear import pack, unpack
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.request import DecodeRequest
 from lpd_ext.sampler import generate
@@ -265,6 +268,57 @@ def test_an_empty_request_ends_at_once(pipe: LPDPipeline, engine: Engine) -> Non
 def test_the_cache_is_taken_once(pipe: LPDPipeline, engine: Engine) -> None:
     config = pipe.model.config
     assert engine.cache_bytes == 2 * config.depth * (2 * 4) * config.dim * config.num_tokens * 4
+
+
+def test_a_cache_larger_than_the_memory_is_refused(pipe: LPDPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    each = cache_bytes(pipe.model.config, torch.float32, images=1)
+    monkeypatch.setattr(memory, "available", lambda: 3 * each + 1)
+    with pytest.raises(
+        ValueError,
+        match=f"max_images = 4 needs {4 * each} bytes of KV cache, but {3 * each + 1} bytes of memory are available, "
+        "enough for 3 images",
+    ):
+        Engine(pipe, 4)
+    with Engine(pipe, 3) as engine:
+        assert engine.cache_bytes == 3 * each
+    monkeypatch.setattr(memory, "available", lambda: None)  # where nothing tells
+    Engine(pipe, 1).close()
+
+
+def test_replaced_weights_and_layers_are_used() -> None:
+    pipe = LPDPipeline.from_pretrained()
+    unpack(pipe.model)
+    request = pipe.prepare([1, 2], num_inference_steps=5, guidance_scale=2.0, seeds=3)
+    with Engine(pipe, 2) as engine:
+
+        def check() -> torch.Tensor:
+            tokens = engine.submit(request).result(PATIENCE).tokens
+            assert torch.equal(tokens, alone(pipe, request).tokens)
+            return tokens
+
+        seen = [check()]
+        fc1 = pipe.model.blocks[0].mlp.fc1
+        fc1.weight = torch.nn.Parameter(-fc1.weight.detach())
+        seen.append(check())
+        pipe.model.blocks[0].mlp.fc1 = torch.nn.Sequential(fc1, torch.nn.Tanh())
+        seen.append(check())
+        pipe.model.blocks[0].mlp.fc1 = fc1
+        pack(pipe.model)
+        check()
+        assert len({tuple(tokens.flatten().tolist()) for tokens in seen}) == 3
+
+
+def test_a_model_that_is_moved_fails_its_requests() -> None:
+    pipe = LPDPipeline.from_pretrained()
+    unpack(pipe.model)
+    with Engine(pipe, 2) as engine:
+        engine.submit(pipe.prepare(1, seeds=3, num_inference_steps=2)).result(PATIENCE)
+        pipe.model.double()
+        handle = engine.submit(pipe.prepare(1, seeds=3, num_inference_steps=2))
+        with pytest.raises(RuntimeError, match=r"the model was moved to cpu, torch\.float64; the caches are"):
+            handle.result(PATIENCE)
+        pipe.model.float()
+        engine.submit(pipe.prepare(1, seeds=3, num_inference_steps=2)).result(PATIENCE)
 
 
 def test_arguments_are_checked(pipe: LPDPipeline, engine: Engine) -> None:

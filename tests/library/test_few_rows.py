@@ -113,6 +113,20 @@ def test_logits_of_a_model_as_wide_as_lpd_l(monkeypatch: pytest.MonkeyPatch) -> 
     assert own <= usual
 
 
+def test_every_launch_of_a_decode_waits_for_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products begin while the launch before still runs."""
+    if not emulation.library_path().exists():
+        pytest.skip("emulated CUDA kernels are not built: run `make emulated`")
+    emulation.load()
+    model, request = small_model(), request_for(small_model())
+    monkeypatch.setenv("LPD_PRODUCTS", "own")
+    monkeypatch.setattr(ops, "_ops", torch.ops.lpd_emulated)
+    with emulation.running("random", 2, emulation.SM_90):
+        wanted = logits_of(model, request)
+        with emulation.launches_follow():
+            assert logits_of(model, request).equal(wanted)
+
+
 def _no_mean(scaled: Tensor, statistics: Tensor, *rest: object) -> Tensor:
     return torch.ops.lpd_ext.normed_linear(scaled, statistics * torch.tensor([0.0, 1.0]), *rest)
 

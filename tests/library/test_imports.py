@@ -28,6 +28,7 @@ LAYERS = (
     ("lpd_tools",),
     ("lpd_ext",),
     ("lpd_ext.engine",),
+    ("lpd_ext.submission",),
     ("lpd_ext.handle", "lpd_ext.pixel_thread"),
     ("lpd_ext.pipeline", "lpd_ext.compat", "lpd_ext.continuous_batch"),
     ("lpd_ext.mirror", "lpd_ext.editing"),

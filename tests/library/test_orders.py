@@ -290,3 +290,14 @@ def test_bad_thresholds_and_masks() -> None:
         locality_order([1, 3], (2, 2), seeds, 1.0, -1)
     with pytest.raises(ValueError, match=re.escape("known must be bool of shape [1, 4], got torch.bool [2, 4]")):
         restrict_to_free(torch.arange(4)[None], torch.zeros(2, 4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("policy", ["locality", "random", "raster", "outward"])
+def test_known_cells_and_seeds_may_be_views(policy: str) -> None:
+    """As of `expand` and slices, whose memory is not contiguous."""
+    known = torch.zeros(1, 32, dtype=torch.bool)
+    known[0, :8] = True
+    known, seeds = known[:, ::2].expand(3, -1), torch.tensor([1, 7, 2, 7, 3])[::2]
+    arguments = (policy, [4, 8], (4, 4))
+    wanted = make_orders(*arguments, seeds.contiguous(), known=known.contiguous())
+    assert torch.equal(make_orders(*arguments, seeds, known=known), wanted)

@@ -25,8 +25,8 @@ def test_two_images_with_different_schedules_one_guided() -> None:
     assert first.token_index.tolist() == [0, 0, 1]
     assert first.conditional_row.tolist() == [0, 1, 2]
     assert first.unconditional_row.tolist() == [-1, 3, 4]
-    written = dict(zip(first.write_index.tolist(), first.write_source.tolist(), strict=True))
-    assert written == {1: 0, 7: 1, 8: 2, 13: 1, 14: 2}
+    assert first.write_index.tolist() == [1, 7, 8]
+    assert first.twin_index.tolist() == [-1, 13, 14]
 
     assert second.segments.tolist() == [[0, 1, 5, 3, 1, 0], [1, 2, 8, 1, 1, 1], [3, 2, 9, 1, 1, 2]]
     assert second.content_index.tolist() == [1, 7, 8, 13, 14, 5, 5, 5, 11, 17]
@@ -36,6 +36,8 @@ def test_two_images_with_different_schedules_one_guided() -> None:
     assert third.segments.tolist() == [[0, 1, 2, 1, 3, 1], [1, 1, 3, 1, 3, 2]]
     assert third.image.tolist() == [1]
     assert third.unconditional_row.tolist() == [1]
+    assert third.write_index.tolist() == [10]
+    assert third.twin_index.tolist() == [16]
 
 
 def test_every_token_is_drawn_once_and_every_cached_position_fed_once() -> None:

@@ -209,7 +209,7 @@ def test_kernels_and_plain_torch_twins_draw_the_same_image(
         model, [[1, 3, 5, 7]] * 3, guidance_scale=[1.0, 2.5, 4.0], temperature=[1.0, 0.7, 1.3], top_k=[0, 20, 0]
     )
     tokens, conditional, _ = recorded_logits(model, request)
-    for name in ("embed_rows", "residual_layer_norm", "group_attention", "append_kv", "sample_tokens"):
+    for name in ("embed_rows", "residual_layer_norm", "group_attention", "append_kv", "sample_step"):
         monkeypatch.setattr(ops, name, getattr(reference, name))
     twin_tokens, twin_conditional, _ = recorded_logits(model, request)
     assert torch.equal(tokens, twin_tokens)
@@ -218,20 +218,14 @@ def test_kernels_and_plain_torch_twins_draw_the_same_image(
 
 def guidance_seen(model: LPDModel, request: DecodeRequest, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     seen = torch.full(request.orders.shape, float("nan"))
-    draw = ops.sample_tokens
-    steps: list[Step] = []
-    run_step = model.decode_step
+    draw = ops.sample_step
 
-    def step_spy(ids: Tensor, positions: Tensor, parts: DecodingParts, step: Step, *rest: Tensor) -> Tensor | None:
-        steps.append(step)
-        return run_step(ids, positions, parts, step, *rest)
+    def draw_spy(logits: Tensor, c: Tensor, u: Tensor, image: Tensor, n: Tensor, *rest: Tensor) -> None:
+        guidance = rest[2]
+        seen[image, n] = guidance[image, n]
+        draw(logits, c, u, image, n, *rest)
 
-    def draw_spy(logits: Tensor, c: Tensor, u: Tensor, guidance: Tensor, *rest: Tensor) -> Tensor:
-        seen[steps[-1].image, steps[-1].token_index] = guidance
-        return draw(logits, c, u, guidance, *rest)
-
-    monkeypatch.setattr(model, "decode_step", step_spy)
-    monkeypatch.setattr(ops, "sample_tokens", draw_spy)
+    monkeypatch.setattr(ops, "sample_step", draw_spy)
     generate(model, request)
     return seen
 
@@ -257,9 +251,9 @@ def test_guidance_one_and_absent_labels_cost_no_unconditional_rows() -> None:
     rows: list[int] = []
     run_step = model.decode_step
 
-    def counting(ids: Tensor, *rest: Any) -> Tensor | None:
-        rows.append(len(ids))
-        return run_step(ids, *rest)
+    def counting(contents: Tensor, positions: Tensor, parts: DecodingParts, step: Step, *rest: Any) -> Tensor | None:
+        rows.append(len(step.content_index))
+        return run_step(contents, positions, parts, step, *rest)
 
     model.decode_step = counting
     generate(model, request_for(model, [[1, 3, 4]] * 2, labels=[1, None], guidance_scale=[1.0, 9.0]))

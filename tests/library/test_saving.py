@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from little_space import little_space
 from safetensors import SafetensorError
 
 from lpd_ext import state_files
@@ -120,18 +120,9 @@ def test_no_file_is_replaced_before_all_are_written(
     assert contents(tmp_path) == before
 
 
-@pytest.fixture
-def little_space() -> Iterator[None]:
-    """No file may become larger than 1000 bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_what_the_disk_does_not_take_is_an_error_of_the_system(little_space: None, tmp_path: Path) -> None:
+def test_what_the_disk_does_not_take_is_an_error_of_the_system(tmp_path: Path) -> None:
     """safetensors has an error of its own for it, which names no file."""
-    with pytest.raises(OSError, match=r"File too large: '.*a\.safetensors'") as raised:
+    with little_space(), pytest.raises(OSError, match=r"File too large: '.*a\.safetensors'") as raised:
         write_state_dict({"a": torch.zeros(100_000)}, tmp_path / "a.safetensors")
     assert raised.value.errno == errno.EFBIG
     assert list(tmp_path.iterdir()) == []

@@ -170,7 +170,7 @@ MISTAKES = {
         "cut(by_weight, target, visit, exchange[0])",
     ),
     "one_token_too_many": Mistake(
-        "sample_tokens", "differs", "static_cast<float>(inputs.top_k - 1)", "static_cast<float>(inputs.top_k)"
+        "sample_tokens", "differs", "static_cast<float>(settings.top_k - 1)", "static_cast<float>(settings.top_k)"
     ),
     "threshold_excludes_itself": Mistake(
         "sample_tokens", "differs", "lane < kTailSums && sum > target", "lane < kTailSums && sum >= target"
@@ -215,6 +215,27 @@ MISTAKES = {
     ),
     "one_buffer_for_all_tiles": Mistake(
         "residual_linear", "TSan", "((tile % 2 * plan_.units + unit_of_block)", "((unit_of_block)"
+    ),
+    "sums_in_a_chain": Mistake(
+        "residual_linear",
+        "differs",
+        "add(tree_sum<kCount / 2>(at, first), tree_sum<kCount / 2>(at, first + kCount / 2))",
+        "add(tree_sum<kCount - 1>(at, first), at(first + kCount - 1))",
+    ),
+    "no_wait_for_the_launch_before": Mistake(
+        "residual_linear", "stopped", "ptx::wait_for_launch_before();  // which", "// which"
+    ),
+    "rows_before_the_launch_before_has_ended": Mistake(
+        "residual_linear",
+        "stopped",
+        "ptx::cp_async_commit();\n    ptx::wait_for_launch_before();",
+        "load_rows(0);\n    ptx::cp_async_commit();\n    ptx::wait_for_launch_before();",
+    ),
+    "lets_the_launch_after_begin_too_early": Mistake(
+        "normed_linear",
+        "stopped",
+        "ptx::cp_async_commit();\n    ptx::wait_for_launch_before();",
+        "ptx::cp_async_commit();\n    ptx::let_launch_after_begin();\n    ptx::wait_for_launch_before();",
     ),
     "a_feature_of_another_row": Mistake("normed_linear", "differs", "4 * (lane_ % 8) + lane_ / 8 % 2", "lane_ % 16"),
     "swizzle_of_weights_on_one_side": Mistake(

@@ -102,11 +102,13 @@ enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
+enum cudaLaunchAttributeID {
+  cudaLaunchAttributeClusterDimension, cudaLaunchAttributeProgrammaticStreamSerialization
+};
 struct cudaFuncAttributes { int ptxVersion; };
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
-  struct { struct { unsigned x, y, z; } clusterDim; } val;
+  struct { struct { unsigned x, y, z; } clusterDim; int programmaticStreamSerializationAllowed; } val;
 };
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;

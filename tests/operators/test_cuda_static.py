@@ -44,7 +44,7 @@ def test_every_architecture_holds_every_kernel(compiled: list[Kernel]) -> None:
     assert {kernel.architecture for kernel in compiled} == architectures
     names = {kernel.name for kernel in compiled}
     assert len(compiled) == len(names) * len(architectures)
-    for operator in ops.OPERATORS:
+    for operator in {*ops.OPERATORS} - {"sample_step"}:  # the kernel of sample_tokens, with tables
         assert any(name.startswith(f"{operator}_kernel") for name in names)
 
 
@@ -72,6 +72,7 @@ def test_products_of_few_rows_use_tensor_cores_asynchronous_copies_and_pushes(co
             for instruction in (r"\bHMMA\.16816", r"\bLDGSTS\.E\.BYPASS\.128\b", r"\bLDSM\b", r"\bSTAS\.128\b"):
                 assert kernel.has(instruction) == has_clusters, (kernel.name, kernel.architecture, instruction)
             assert kernel.has(CLUSTER_BARRIER) == has_clusters
+            assert kernel.has(r"\bACQBULK\b") == kernel.has(r"\bPREEXIT\b") == has_clusters  # early launches
 
 
 def test_products_of_few_rows_wait_for_no_cluster_once_they_push(compiled: list[Kernel]) -> None:

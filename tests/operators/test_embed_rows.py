@@ -174,6 +174,39 @@ WRONG: dict[str, tuple[Callable[[Arguments], Arguments], str]] = {
 }
 
 
+def test_ids_are_looked_up(backend: torch.device) -> None:
+    """The same rows, bit for bit, as of the ids themselves; an index outside is refused, or on CUDA gives NaN."""
+    args = random_arguments(7, 96, torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    content_index, position_index = (torch.randint(0, 7, (5,), generator=generator) for _ in range(2))
+    picked = args._replace(content_ids=args.content_ids[content_index], positions=args.positions[position_index])
+    on_device = [clone(a, backend) if isinstance(a, Tensor) else a for a in args]
+
+    def looked_up(content_index: Tensor | None, position_index: Tensor | None) -> Tensor:
+        indices = (None if index is None else index.to(backend) for index in (content_index, position_index))
+        return ops.embed_rows(*on_device, *indices).cpu()
+
+    wanted = picked.embed(backend)
+    assert looked_up(content_index, position_index).equal(wanted)
+    plain = args._replace(content_ids=args.content_ids[content_index], positions=args.positions[:5])
+    on_device[1] = args.positions[:5].to(backend)
+    assert looked_up(content_index, None).equal(plain.embed(backend))
+    on_device[1] = args.positions.to(backend)
+    content_index[2], position_index[4] = 7, -1
+    if ops._ops is torch.ops.lpd_ext and backend.type == "cpu":
+        with pytest.raises(RuntimeError, match=r"content_index\[2\] = 7 must be in \[0, 7\)"):
+            looked_up(content_index, position_index)
+        content_index[2] = 0
+        with pytest.raises(RuntimeError, match=r"position_index\[4\] = -1 must be in \[0, 7\)"):
+            looked_up(content_index, position_index)
+        with pytest.raises(RuntimeError, match=r"position_index must have shape \[R\] = \[5\], got \[2\]"):
+            looked_up(content_index, position_index[:2])
+        return
+    found = looked_up(content_index, position_index)
+    assert found[[0, 1, 3]].equal(wanted[[0, 1, 3]])
+    assert found[[2, 4]].isnan().all()
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_errors_name_argument_and_value(name: str, backend: torch.device) -> None:
     spoil, message = WRONG[name]

@@ -37,6 +37,12 @@ REPORTED_BY = {
     "copies_rows_past_the_end": {"ASan"},
     "copy_in_flight_at_exit": {"stopped"},
     "divergent_shuffle": {"stopped"},
+    "early_launch_copies_too_early": {"stopped"},
+    "early_launch_is_left_without_wait": {"stopped"},
+    "early_launch_lets_next_begin_too_early": {"stopped"},
+    "early_launch_reads_too_early": {"stopped"},
+    "early_launch_without_wait": {"stopped"},
+    "early_launch_writes_too_early": {"stopped"},
     "exit_while_peer_reads": {"stopped"},
     "ldmatrix_before_barrier": {"outputs", "TSan"},
     "misaligned_cast": {"UBSan"},
@@ -84,6 +90,7 @@ CLEAN = {
     "clean_buffer_reuse",
     "clean_cluster",
     "clean_copy",
+    "clean_early_launch",
     "clean_last_block",
     "clean_ldmatrix",
     "clean_much_shared",
@@ -99,6 +106,7 @@ CLEAN = {
     "clean_whole_warp",
 }
 TRIPLE = r"\(\d+, \d+, \d+\)"
+TOO_EARLY = r"reads 0x[0-9a-f]+, which the launch before wrote, before it has waited for that"
 # Sentences, after the kernel's name and, but for launches that are refused, the place of the thread.
 SENTENCES = {
     "arrival_without_wait": r"divergent cluster barrier: exits before it is passed; \d+ of 128 threads have arrived",
@@ -111,6 +119,12 @@ SENTENCES = {
     "copy_in_flight_at_exit": r"exits with 1 cp.async in flight",
     "divergent_shuffle": rf"deadlock: no thread can run; thread \d+ of block {TRIPLE} waits in __shfl_sync "
     r"\(planted_mistakes.cpp:\d+\), mask 0xffffffff|__shfl_sync: lanes 0x[0-9a-f]+ of its mask 0xffffffff have exited",
+    "early_launch_copies_too_early": TOO_EARLY,
+    "early_launch_is_left_without_wait": "exits without having waited for the launch before",
+    "early_launch_lets_next_begin_too_early": "lets the launch after begin before it has waited for the one before",
+    "early_launch_reads_too_early": TOO_EARLY,
+    "early_launch_without_wait": rf"{TOO_EARLY}|exits without having waited for the launch before",
+    "early_launch_writes_too_early": r"writes to 0x[0-9a-f]+ before it has waited for the launch before",
     "exit_while_peer_reads": r"exits while another block may access its shared memory: no cluster barrier came after "
     r"that|access to shared memory of block \d of the cluster, which has exited",
     "misaligned_vector": r"misaligned read of 16 bytes at 0x[0-9a-f]+",
@@ -150,7 +164,15 @@ REFUSED = {
 
 FLAGS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off", "-pthread"]
 FLAGS += ["-DLPD_CUDA_EMULATED", f"-I{EMULATION}", f"-I{KERNELS}"]
-RUNTIME = ["emulator", "emulator_counters", "emulator_mbarrier", "emulator_synchronization", "fiber", "warp_operations"]
+RUNTIME = [
+    "emulator",
+    "emulator_counters",
+    "emulator_launches",
+    "emulator_mbarrier",
+    "emulator_synchronization",
+    "fiber",
+    "warp_operations",
+]
 # Program: (what the kernels are compiled with, what the runtime is, what the program is linked with, sources)
 PROGRAMS: dict[str, tuple[list[str], list[str], list[str], list[str]]] = {
     "plain": ([], [], [], ["planted_mistakes"]),

@@ -77,6 +77,19 @@ def running(order: str = "ascending", seed: int = 0, device: Device = SM_80) -> 
 
 
 @contextmanager
+def launches_follow() -> Iterator[None]:
+    """Launches within are of one stream: one that may begin before the one before has ended is held to wait for it.
+
+    Nothing within may write to memory that a launch before has written, but launches. To be entered within `running`.
+    """
+    load().lpd_emulator_follow_launches(1)
+    try:
+        yield
+    finally:
+        load().lpd_emulator_follow_launches(0)
+
+
+@contextmanager
 def counting(**tensors: Tensor) -> Iterator[list[dict[str, Any]]]:
     """Counts the traffic of the launches within, from and to each tensor's buffer by name, and from and to "other".
 

@@ -21,6 +21,7 @@ WRITTEN: dict[str, tuple[str, ...]] = {
     "group_attention": ("k_cache", "v_cache", "workspace"),
     "append_kv": ("k_cache", "v_cache"),
     "residual_layer_norm": ("x",),
+    "sample_step": ("contents", "grid"),
     "residual_linear": ("x",),
     "packed_linear": ("out",),
     "packed_linear_int8": ("out",),
@@ -124,6 +125,37 @@ def sample_tokens(draw: Draw) -> Call:
         "top_p": None if draw.often() else 1 - 0.9 * draw.floats(tokens).abs().clamp(max=1),
         "seed": draw.integers(-(2**62), 2**62, tokens),
         "cell": draw.integers(0, 2**32, tokens),
+    }
+
+
+def sample_step(draw: Draw) -> Call:
+    images, cells = draw.size(least=1), draw.size(least=1)
+    columns = cells + 2
+    drawn = [(image, n) for image in range(images) for n in range(cells) if draw.random() < 0.4]
+    orders = torch.stack([draw.integers(0, 2**30, cells).argsort() for _ in range(images)])
+    ends = torch.zeros(images, 1, dtype=torch.int64), torch.full((images, 1), -7)
+    positions = torch.cat([ends[0], orders + 1, ends[1]], dim=1).repeat(2, 1)  # images, then their twins
+    image, n = torch.tensor(drawn, dtype=torch.int64).reshape(-1, 2).unbind(1)
+    has_twin = draw.integers(0, 2, images).bool()[image]
+    call = sample_tokens(draw)
+    rows, tokens = call["logits"].shape[0], len(drawn)
+    settings = draw.floats(images, 4).abs()
+    return {
+        "logits": call["logits"],
+        "conditional_row": draw.integers(0, rows, tokens, dtype=torch.int32),
+        "unconditional_row": draw.integers(-1, rows, tokens, dtype=torch.int32),
+        "image": image.contiguous(),
+        "token_index": n.contiguous(),
+        "write_index": image * columns + 1 + n,
+        "twin_index": torch.where(has_twin, (images + image) * columns + 1 + n, -1),
+        "guidance": draw.sliced(draw.floats(images, cells).abs() * 3),
+        "temperature": settings[:, 0] if draw.often() else torch.zeros(images),
+        "top_k": None if draw.often() else draw.integers(0, 2000, images, dtype=torch.int32),
+        "top_p": None if draw.often() else 1 - 0.9 * settings[:, 1].clamp(max=1),
+        "seeds": draw.integers(-(2**62), 2**62, images, 3)[:, 1],
+        "positions": positions,
+        "contents": draw.integers(-1, 50, 2 * images, columns),
+        "grid": draw.integers(-1, 50, images, cells),
     }
 
 
@@ -293,6 +325,7 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
         embed_rows,
         residual_layer_norm,
         sample_tokens,
+        sample_step,
         locality_order,
         residual_linear,
         normed_linear,

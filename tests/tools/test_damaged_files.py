@@ -7,13 +7,14 @@ import json
 import random
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from little_space import little_space
 
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
@@ -182,19 +183,11 @@ def test_noise_is_refused_by_name(read: Callable[[Path], object], tmp_path: Path
         read(path)
 
 
-@pytest.fixture
-def little_space() -> Iterator[None]:
-    """No file may become larger than 1000 bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("command", [["orders"], ["sample", "1", "--steps", "2"]], ids=["orders", "sample"])
-def test_a_picture_is_whole_or_not_there(command: list[str], little_space: None, tmp_path: Path) -> None:
+def test_a_picture_is_whole_or_not_there(command: list[str], tmp_path: Path) -> None:
     """A full disk left a picture of 0 bytes."""
-    result = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "a.png")])
+    with little_space():
+        result = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "a.png")])
     assert result.exit_code == 2
     assert "File too large" in result.output
     assert "a.png" in result.output

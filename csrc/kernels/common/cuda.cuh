@@ -46,10 +46,13 @@ void allow_shared_memory(const char* name, const void* kernel, size_t bytes);
 // A stream of the current device that nobody else has, as none of torch's are; a cudaStream_t.
 void* create_stream();
 
-// Blocks, and how many of them, next to each other, form a cluster; without clusters a dim3 will do.
+// Blocks, and how many of them, next to each other, form a cluster; without clusters a dim3 will do. One that is early
+// may begin before the launch before it has ended, and waits for that itself (ptx::wait_for_launch_before).
 struct Grid {
   dim3 blocks, cluster;
-  Grid(dim3 blocks_, dim3 cluster_ = dim3(1)) : blocks(blocks_), cluster(cluster_) {}
+  bool early;
+  Grid(dim3 blocks_, dim3 cluster_ = dim3(1), bool early_ = false)
+      : blocks(blocks_), cluster(cluster_), early(early_) {}
 };
 
 // Starts the kernel on the stream (a cudaStream_t), every failure turned into a sentence.
@@ -65,12 +68,17 @@ void launch(const char* name, void (*kernel)(Parameters...), Grid grid, dim3 blo
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
-  cudaLaunchAttribute cluster{};
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
   if (grid.cluster.x * grid.cluster.y * grid.cluster.z > 1) {
+    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim = {grid.cluster.x, grid.cluster.y, grid.cluster.z};
-    config.attrs = &cluster;
-    config.numAttrs = 1;
+  }
+  if (grid.early) {
+    cudaLaunchAttribute& early = attributes[config.numAttrs++];
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
   }
   check_cuda(cudaLaunchKernelEx(&config, kernel, arguments...), name, shared_bytes);
 }

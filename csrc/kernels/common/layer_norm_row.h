@@ -39,7 +39,7 @@ struct SumRow {
   const A* a;
   const B* b;
   float* x;
-  // The processor does not foresee rows of a table, which stand at random. Where there are no vectors this would be a
+  // The hardware prefetcher does not foresee rows of a table, which lie at random. Without vectors this would be a
   // prefetch per element.
   void fetch(int i) const {
     if (Vec::kWidth > 1) __builtin_prefetch(a + i);

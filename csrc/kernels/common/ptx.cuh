@@ -33,6 +33,27 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kGroups) : "memory");
 }
 
+// Of a launch that may begin before the one before it has ended (Grid::early), from 9.0 on: waits for that, and for all
+// that it wrote. Every thread must, also one that leaves early, and before it writes anything or reads anything but
+// what no launch of the decode writes: weights.
+__device__ __forceinline__ void wait_for_launch_before() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#else
+  __trap();
+#endif
+}
+
+// Lets the launch after begin, if it may begin early, once all blocks have come here; after the wait, because what that
+// does not wait for must have ended.
+__device__ __forceinline__ void let_launch_after_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#else
+  __trap();
+#endif
+}
+
 // Whether blocks may form clusters: from 9.0 on. Known at compile time, so a kernel holds the way of its architecture
 // alone; what follows must not be reached elsewhere.
 __device__ __forceinline__ constexpr bool has_clusters() {

@@ -67,7 +67,7 @@ struct WordRun {
   int first, end;
 };
 
-// The words of a panel that a pass goes over: where they are, or split into what the product takes.
+// The words of a panel that a pass goes over: in place, or split into the words that the product takes.
 template <class Words>
 class PassColumns {
  public:
@@ -175,8 +175,8 @@ struct Item {
   int64_t first_panel, last_panel, first_block, last_block;
 };
 
-// Words of a panel, and of the panels of `next`, that an item goes through before the next ones: what a thread reads
-// again and again shall stay in L2. Only sums of floats can be taken up again.
+// Words of a panel, and of the panels of `next`, that an item goes through before the next ones, so that the data which
+// a thread reads repeatedly stays in L2. Only sums of floats can be continued later.
 template <class Words>
 constexpr int kRunWords = std::is_same_v<Words, FloatWords> ? kLinearRunWords : INT32_MAX;
 

@@ -10,9 +10,10 @@ template <class T>
 void embed_row_range(const EmbedRowsParams& p, int64_t begin, int64_t end) {
   const auto out_at = [&](int64_t row) { return p.x + row * p.width; };
   const auto row_at = [&](int64_t row) {
-    return SumRow<T, T>{static_cast<const T*>(p.content) + p.content_ids[row] * p.content_stride,
-                        static_cast<const T*>(p.position_embedding) + p.positions[row] * p.position_stride,
-                        out_at(row)};
+    const int64_t content = id_of(p.content_ids, p.content_index, p.num_content_ids, row);
+    const int64_t position = id_of(p.positions, p.position_index, p.num_position_ids, row);
+    return SumRow<T, T>{static_cast<const T*>(p.content) + content * p.content_stride,
+                        static_cast<const T*>(p.position_embedding) + position * p.position_stride, out_at(row)};
   };
   layer_norm_rows(begin, end, static_cast<const T*>(p.weight), static_cast<const T*>(p.bias), p.width, p.eps, row_at,
                   out_at);

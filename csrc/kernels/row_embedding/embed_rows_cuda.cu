@@ -20,7 +20,8 @@ __global__ void __launch_bounds__(kMaxRowThreads) embed_rows_kernel(const EmbedR
   // One thread per index: if all warps asked, each would move the 32-byte sectors again.
   if (threadIdx.x < 2) {
     const bool is_content = threadIdx.x == 0;
-    const int64_t index = load_vector<int64_t>((is_content ? p.content_ids : p.positions) + row);
+    const int64_t index = is_content ? id_of(p.content_ids, p.content_index, p.num_content_ids, row)
+                                     : id_of(p.positions, p.position_index, p.num_position_ids, row);
     const bool inside = index >= 0 && index < (is_content ? p.num_contents : p.num_positions);
     const int64_t stride = is_content ? p.content_stride : p.position_stride;
     store_vector(offsets + threadIdx.x, inside ? index * stride : int64_t{-1});

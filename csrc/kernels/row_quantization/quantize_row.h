@@ -65,7 +65,7 @@ inline RowQuantization with_step(float step, float zero) {
   return {scale, __builtin_nearbyintf(zero / scale)};
 }
 
-// The bytes of a plane, and what they stand for.
+// The bytes of a plane, with their scale and zero point.
 struct Plane {
   Plane(const RowQuantization& of, int levels)
       : factor(broadcast(1.0f / of.scale)),

@@ -1,5 +1,5 @@
-// quantize_rows: each row of activations as bytes with a scale and a zero point of its own, chosen from what it holds;
-// as it is, or rotated, which spreads outliers over the row, so that the steps get smaller.
+// quantize_rows: rounds each row of activations to bytes with a scale and a zero point of its own, from its range; as
+// it is, or rotated, which spreads outliers over the row and makes the steps smaller.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,8 @@ struct RowQuantization {
   float zero_point;
 };
 
-// Where bytes of rows go, and how they are made. With two planes a value is the sum of what its bytes in rows r and
-// R + r stand for: the second holds what rounding to the first leaves.
+// Where the bytes of rows go, and how they are made. With two planes a value is the sum of the values of its bytes in
+// rows r and R + r: the second holds the rounding error of the first.
 struct RowBytes {
   uint8_t* quantized;             // [planes * R, K], contiguous
   RowQuantization* quantization;  // [planes * R]

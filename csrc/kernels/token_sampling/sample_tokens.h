@@ -1,11 +1,27 @@
-// sample_tokens: guidance mix, temperature, top-k, top-p and one draw per token, without a sort.
+// sample_tokens: guidance mix, temperature, top-k, top-p and one draw per token, without a sort. sample_step: the same
+// with a decode's tables, which say how to draw and take what was drawn.
 #pragma once
 
 #include <cstdint>
 
 #include "common/dtype.h"
+#include "common/host_device.h"
 
 namespace lpd {
+
+// The tables of a decode, for sample_step; all nullptr for sample_tokens.
+struct StepTables {
+  const int64_t* image;        // [M], in [0, B): whose settings hold for token m
+  const int64_t* token_index;  // [M], in [0, N): column of guidance
+  const int64_t* write_index;  // [M], in [0, L): entry of positions, and of contents, where the token goes
+  const int64_t* twin_index;   // [M], another entry of contents for it, or -1
+  const int64_t* positions;    // [L], 1 + the cell
+  int64_t* contents;           // [L]
+  int64_t* grid;               // [B, N]
+  int64_t num_images;          // B
+  int64_t num_cells;           // N
+  int64_t num_entries;         // L
+};
 
 // Token m mixes rows conditional_row[m] (c) and unconditional_row[m] (u) of the logits: u + guidance[m] * (c - u), or c
 // alone where unconditional_row[m] is -1. Where c is -inf the mixed logit is -inf, whatever u is: a token that the
@@ -15,6 +31,8 @@ namespace lpd {
 // The draw descends the binary tree over token ids from the top bit down. At level l it goes right if
 // u_l * (left + right) >= left, with the weights left and right of the two halves, and u_l from word l % 4 of
 // Philox(seed, cell, draw index l / 4, tokens).
+//
+// With tables, [M] of guidance, temperature, top_k, top_p and seed is [B, N] and [B], with strides, and cell is unused.
 struct SampleTokensParams {
   const void* logits;                // [Q, V] in dtype, row stride in elements
   const int32_t* conditional_row;    // [M]
@@ -25,12 +43,59 @@ struct SampleTokensParams {
   const float* top_p;                // [M], 1: off; or nullptr: off for all
   const int64_t* seed;               // [M], Philox key
   const int64_t* cell;               // [M], grid cell, Philox counter
-  int64_t* tokens;                   // [M]; -1 where the mixed row has a NaN or is -inf throughout
+  int64_t* tokens;                   // [M]; -1 where the mixed row has a NaN or is -inf throughout; nullptr with tables
+  StepTables tables;
   int64_t logits_stride;
-  int64_t num_tokens;  // M
-  int32_t vocab_size;  // V
+  int64_t guidance_stride, temperature_stride, top_k_stride, top_p_stride, seed_stride;  // 1 without tables
+  int64_t num_tokens;                                                                    // M
+  int32_t vocab_size;                                                                    // V
   DType dtype;
 };
+
+// How token m is drawn.
+struct TokenSettings {
+  int64_t image;  // or m
+  float guidance, temperature;
+  int32_t top_k;
+  float top_p;
+  uint64_t seed;
+  int64_t cell;
+};
+
+LPD_HOST_DEVICE inline TokenSettings settings_of(const SampleTokensParams& p, int64_t m) {
+  const StepTables& tables = p.tables;
+  const bool by_image = tables.image != nullptr;
+  const int64_t at = by_image ? tables.image[m] : m;
+  return {at,
+          p.guidance[at * p.guidance_stride + (by_image ? tables.token_index[m] : 0)],
+          p.temperature[at * p.temperature_stride],
+          p.top_k == nullptr ? 0 : p.top_k[at * p.top_k_stride],
+          p.top_p == nullptr ? 1.0f : p.top_p[at * p.top_p_stride],
+          static_cast<uint64_t>(p.seed[at * p.seed_stride]),
+          by_image ? tables.positions[tables.write_index[m]] - 1 : p.cell[m]};
+}
+
+LPD_HOST_DEVICE inline void write_token(const SampleTokensParams& p, int64_t m, const TokenSettings& settings,
+                                        int64_t token) {
+  const StepTables& tables = p.tables;
+  if (tables.image == nullptr) {
+    p.tokens[m] = token;
+    return;
+  }
+  tables.contents[tables.write_index[m]] = token;
+  if (tables.twin_index[m] >= 0) tables.contents[tables.twin_index[m]] = token;
+  tables.grid[settings.image * tables.num_cells + settings.cell] = token;
+}
+
+// Whether token m's entries of the tables are there: CUDA kernels look themselves, the host would wait for the device.
+LPD_HOST_DEVICE inline bool is_inside(const SampleTokensParams& p, int64_t m) {
+  const StepTables& tables = p.tables;
+  if (tables.image == nullptr) return true;
+  const auto within = [](int64_t value, int64_t low, int64_t end) { return value >= low && value < end; };
+  return within(tables.image[m], 0, tables.num_images) && within(tables.token_index[m], 0, tables.num_cells) &&
+         within(tables.twin_index[m], -1, tables.num_entries) && within(tables.write_index[m], 0, tables.num_entries) &&
+         within(tables.positions[tables.write_index[m]], 1, tables.num_cells + 1);
+}
 
 // Tokens in the left half of the tree over `vocab_size` ids; 0 for a single token.
 inline int32_t tree_half(int32_t vocab_size) {

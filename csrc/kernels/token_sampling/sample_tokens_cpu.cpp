@@ -212,9 +212,9 @@ int first_from_id(const Candidates& c, bool filtered, int begin, int end, int id
 // An inverse CDF would draw from the same distribution with one number, but there a logit's last bit moves the
 // boundaries of all later tokens; here it moves one boundary a level, so a draw hardly ever depends on how a GEMM was
 // rounded.
-int draw(const SampleTokensParams& p, int64_t m, bool filtered, const Candidates& c) {
-  const auto seed = static_cast<uint64_t>(p.seed[m]);
-  const auto cell = static_cast<uint32_t>(p.cell[m]);
+int draw(const SampleTokensParams& p, const TokenSettings& settings, bool filtered, const Candidates& c) {
+  const uint64_t seed = settings.seed;
+  const auto cell = static_cast<uint32_t>(settings.cell);
   int begin = 0, end = c.count, first_id = 0;
   PhiloxWords random{};
   int level = 0;
@@ -246,24 +246,24 @@ const T* logits_row(const SampleTokensParams& p, int32_t row) {
 }
 
 template <class T>
-int64_t sample_token(const SampleTokensParams& p, int64_t m, Candidates& c) {
+int64_t sample_token(const SampleTokensParams& p, int64_t m, const TokenSettings& settings, Candidates& c) {
   const T* conditional = logits_row<T>(p, p.conditional_row[m]);
   const T* unconditional = logits_row<T>(p, p.unconditional_row[m]);
   c.count = p.vocab_size;
-  if (!mix_row(conditional, unconditional, p.guidance[m], c)) return -1;
-  if (p.temperature[m] == 0.0f) return first_maximum(c);
+  if (!mix_row(conditional, unconditional, settings.guidance, c)) return -1;
+  if (settings.temperature == 0.0f) return first_maximum(c);
 
-  c.scale = 1.44269504f / p.temperature[m];
+  c.scale = 1.44269504f / settings.temperature;
   if (std::isinf(c.scale)) c.scale = 3e38f;  // finite, so that the maximum keeps weight 1
-  const bool by_rank = p.top_k != nullptr && p.top_k[m] > 0 && p.top_k[m] < p.vocab_size;
-  const bool by_weight = p.top_p != nullptr && p.top_p[m] < 1.0f;
+  const bool by_rank = settings.top_k > 0 && settings.top_k < p.vocab_size;
+  const bool by_weight = settings.top_p < 1.0f;
   const bool filtered = by_rank || by_weight;
   for (int i = 0; filtered && i < c.count; ++i) c.ids[i] = i;
-  if (by_rank) keep_top<false>(p.top_k[m] - 1, c);
+  if (by_rank) keep_top<false>(settings.top_k - 1, c);
   weigh(c);
-  if (by_weight) keep_top<true>(p.top_p[m] * c.total, c);
+  if (by_weight) keep_top<true>(settings.top_p * c.total, c);
 
-  const int drawn = draw(p, m, filtered, c);
+  const int drawn = draw(p, settings, filtered, c);
   return filtered ? c.ids[drawn] : drawn;
 }
 
@@ -286,7 +286,8 @@ void sample_token_range(const SampleTokensParams& p, int64_t begin, int64_t end)
       candidates.next_rows[i] =
           reinterpret_cast<const char*>(logits_row<T>(p, next_rows[i] < 0 ? next_rows[0] : next_rows[i]));
     }
-    p.tokens[m] = sample_token<T>(p, m, candidates);
+    const TokenSettings settings = settings_of(p, m);
+    write_token(p, m, settings, sample_token<T>(p, m, settings, candidates));
   }
   std::free(scratch);  // nothing in between throws; a destructor would add a weak reference to the unit
 }

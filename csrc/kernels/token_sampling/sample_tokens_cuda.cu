@@ -23,23 +23,16 @@ constexpr uint32_t kNanKey = 0xffffffffu;
 // The arguments of one token, read from global memory by one thread of the block.
 struct TokenInputs {
   int32_t conditional_row, unconditional_row;
-  float guidance, temperature;
-  int32_t top_k;
-  float top_p;
-  uint32_t seed_low, seed_high, cell;
+  TokenSettings settings;
+  bool inside;
 };
 
 __device__ void read_inputs(const SampleTokensParams& p, int64_t m, TokenInputs& inputs) {
-  const uint2 seed = load_vector<uint2>(p.seed + m);
-  inputs = {p.conditional_row[m],
-            p.unconditional_row[m],
-            p.guidance[m],
-            p.temperature[m],
-            p.top_k == nullptr ? 0 : p.top_k[m],
-            p.top_p == nullptr ? 1.0f : p.top_p[m],
-            seed.x,
-            seed.y,
-            load_vector<uint2>(p.cell + m).x};
+  inputs.inside = is_inside(p, m);
+  if (!inputs.inside) return;
+  inputs.conditional_row = p.conditional_row[m];
+  inputs.unconditional_row = p.unconditional_row[m];
+  inputs.settings = settings_of(p, m);
 }
 
 template <class T>
@@ -48,7 +41,7 @@ __device__ Rows<T> rows_of(const SampleTokensParams& p, const TokenInputs& input
   Rows<T> rows;
   rows.conditional = logits + inputs.conditional_row * p.logits_stride;
   rows.unconditional = inputs.unconditional_row < 0 ? nullptr : logits + inputs.unconditional_row * p.logits_stride;
-  rows.guidance = inputs.guidance;
+  rows.guidance = inputs.settings.guidance;
   rows.vocab_size = p.vocab_size;
   const bool aligned =
       (reinterpret_cast<uintptr_t>(rows.conditional) | reinterpret_cast<uintptr_t>(rows.unconditional)) % 16 == 0;
@@ -105,13 +98,15 @@ __global__ void __launch_bounds__(32 * kWarps<T, kInRegisters>, !kFiltered && kI
   if (threadIdx.x == 0) read_inputs(p, m, shared_inputs[0]);
   __syncthreads();
   const TokenInputs& inputs = shared_inputs[0];
+  if (!inputs.inside) return;  // and nothing is written
+  const TokenSettings& settings = inputs.settings;
   const Rows<T> rows = rows_of<T>(p, inputs);
-  const float scale = fminf(__fdiv_rn(1.44269504f, inputs.temperature), 3e38f);  // finite: the maximum keeps weight 1
+  const float scale = fminf(__fdiv_rn(1.44269504f, settings.temperature), 3e38f);  // finite: the maximum keeps weight 1
 
   // One pass over the logits: mix, and the maximum and weight of every chunk.
   float x[kValues];
   RawChunk<T> raw = load_chunk(rows, warp);
-  const float uniform = level_uniform(inputs.seed_low, inputs.seed_high, inputs.cell, p.vocab_size);  // meanwhile
+  const float uniform = level_uniform(settings.seed, static_cast<uint32_t>(settings.cell), p.vocab_size);  // meanwhile
   for (int chunk = warp; chunk < num_chunks; chunk += num_warps) {
     mix_chunk(rows, raw, x);
     if constexpr (!kInRegisters) raw = load_chunk(rows, chunk + num_warps);
@@ -134,7 +129,7 @@ __global__ void __launch_bounds__(32 * kWarps<T, kInRegisters>, !kFiltered && kI
   for (int chunk = lane; chunk < num_chunks; chunk += 32) row_key = max(row_key, chunks.key[chunk]);
   row_key = __reduce_max_sync(kAllLanes, row_key);
   if (row_key == kNanKey || row_key == kLowestKey) {
-    if (threadIdx.x == 0) store_vector(p.tokens + m, int64_t{-1});
+    if (threadIdx.x == 0) write_token(p, m, settings, -1);
     return;
   }
   const float row_top = from_order_key(row_key);
@@ -150,9 +145,9 @@ __global__ void __launch_bounds__(32 * kWarps<T, kInRegisters>, !kFiltered && kI
     }
   };
 
-  const bool greedy = inputs.temperature == 0.0f;
-  const bool by_rank = kFiltered && !greedy && inputs.top_k > 0 && inputs.top_k < p.vocab_size;
-  const bool by_weight = kFiltered && !greedy && inputs.top_p < 1.0f;
+  const bool greedy = settings.temperature == 0.0f;
+  const bool by_rank = kFiltered && !greedy && settings.top_k > 0 && settings.top_k < p.vocab_size;
+  const bool by_weight = kFiltered && !greedy && settings.top_p < 1.0f;
   float threshold = -INFINITY;
   if constexpr (kFiltered) {
     if (by_rank || by_weight) {
@@ -180,7 +175,7 @@ __global__ void __launch_bounds__(32 * kWarps<T, kInRegisters>, !kFiltered && kI
 #pragma unroll 1  // both filters run the same instructions
       for (int filter = by_rank ? 0 : 1; filter < (by_weight ? 2 : 1); ++filter) {
         const bool heavy = filter == 1;
-        const float target = heavy ? inputs.top_p * bracket.weight_at_low : static_cast<float>(inputs.top_k - 1);
+        const float target = heavy ? settings.top_p * bracket.weight_at_low : static_cast<float>(settings.top_k - 1);
         bracket.narrow(row_key, heavy, target, visit, exchange);
       }
       threshold = bracket.threshold();
@@ -238,7 +233,7 @@ __global__ void __launch_bounds__(32 * kWarps<T, kInRegisters>, !kFiltered && kI
     __syncwarp();
     id = descend(kChunkBits, 0, uniform, [&](int i) { return drawn_weights[place(i)]; });
   }
-  if (lane == 0) store_vector(p.tokens + m, int64_t{drawn_chunk} * kChunk + id);
+  if (lane == 0) write_token(p, m, settings, int64_t{drawn_chunk} * kChunk + id);
 }
 
 template <class T, bool kFiltered>

@@ -12,10 +12,9 @@ __device__ __forceinline__ int levels_of(int vocab_size) { return 32 - __clz(voc
 
 // Lane i returns the uniform number of the level whose halves are of 2^i ids; 0 where the tree has no such level, which
 // sends the draw left, where all the weight is.
-__device__ __forceinline__ float level_uniform(uint32_t seed_low, uint32_t seed_high, uint32_t cell, int vocab_size) {
+__device__ __forceinline__ float level_uniform(uint64_t seed, uint32_t cell, int vocab_size) {
   const int level = levels_of(vocab_size) - 1 - static_cast<int>(threadIdx.x) % 32;
   if (level < 0) return 0.0f;
-  const uint64_t seed = uint64_t{seed_high} << 32 | seed_low;
   const PhiloxWords random = philox4x32_10(seed, cell, static_cast<uint32_t>(level / 4), PhiloxDomain::kTokens);
   const uint32_t even = level & 2 ? random.word[2] : random.word[0], odd = level & 2 ? random.word[3] : random.word[1];
   return philox_uniform(level & 1 ? odd : even);

@@ -1,4 +1,4 @@
-// Which rows of the teacher-forced pass are computed together, and which keys they see.
+// Chooses the rows of the teacher-forced pass that are computed together, and the keys that they see.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The products of training_attention, which leave out what no row of a block sees.
+// The products of training_attention, which leave out keys that no row of a block sees.
 #pragma once
 
 #include <cstdint>

@@ -83,6 +83,13 @@ def cases(shape: Shape, step_index: int, batch: int, device: torch.device, dtype
     full, ids = torch.ones(drawn, device=device), torch.arange(drawn, device=device)
     sampling = (logits, step.conditional_row, step.unconditional_row, full * shape.guidance_scale, full)
     filters = ((full * 900).int(), full * 0.95)
+    columns = num_tokens + 2
+    table = torch.arange(columns, device=device).clamp(max=num_tokens).repeat(sequences, 1)
+    contents, grid = table.clone(), table[:batch, :num_tokens].clone()
+    places = (step.image, step.token_index, step.write_index, step.twin_index)
+    guidance = torch.full((batch, num_tokens), shape.guidance_scale, device=device)
+    by_image = (guidance, torch.ones(batch, device=device), None, None, torch.arange(batch, device=device))
+    drawing = (*sampling[:3], *places, *by_image, table, contents, grid)
     sizes_on_device = torch.tensor(shape.group_sizes, dtype=torch.int32, device=device)
     seeds = torch.arange(batch, device=device)
     orders = (sizes_on_device, *shape.grid, 1.0, shape.repulsion_threshold, seeds)
@@ -141,6 +148,12 @@ def cases(shape: Shape, step_index: int, batch: int, device: torch.device, dtype
             gigabytes=1e-9 * element * logits.numel(),
         ),
         Case(
+            "sample_step",
+            lambda: ops.sample_step(*drawing),
+            lambda: sort_and_write(*drawing),
+            gigabytes=1e-9 * element * logits.numel(),
+        ),
+        Case(
             "locality_order",
             lambda: ops.locality_order(*orders),
             lambda: reference.locality_order(*orders),
@@ -178,6 +191,29 @@ def masked_call(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, at: Tensor, seen:
     k_cache[:, :, at], v_cache[:, :, at] = k, v
     attend = torch.nn.functional.scaled_dot_product_attention
     return attend(q, k_cache[:, :, :keys], v_cache[:, :, :keys], attn_mask=seen).transpose(1, 2).flatten(2)
+
+
+def sort_and_write(
+    logits: Tensor,
+    c_row: Tensor,
+    u_row: Tensor,
+    image: Tensor,
+    n: Tensor,
+    write: Tensor,
+    twin: Tensor,
+    guidance: Tensor,
+    temperature: Tensor,
+    k: None,
+    p: None,
+    seeds: Tensor,
+    positions: Tensor,
+    contents: Tensor,
+    grid: Tensor,
+) -> None:
+    """Baseline of a guided step: gathers the settings, draws as `sort_based`, and writes to the tables by index."""
+    tokens = sort_based(logits, c_row, u_row, guidance[image, n], temperature[image], k, p).squeeze(-1)
+    contents.view(-1)[write], contents.view(-1)[twin] = tokens, tokens
+    grid[image, positions.view(-1)[write] - 1] = tokens
 
 
 def sort_based(

@@ -130,7 +130,7 @@ class Studio:
         yield watch.finished([entry.picture for entry in entries])
 
     def _settings(self, drawing: Drawing, row: int) -> dict[str, Any]:
-        """What a picture of a drawing carries beside what was chosen for it."""
+        """Returns the settings that a picture of a drawing carries beside the visitor's choices."""
         edit = {} if drawing.request.known_tokens is None else known_settings(drawing, row)
         return self.of_model | Sampling.of_options(asdict(self.pipe.defaults)).settings() | edit
 

@@ -21,7 +21,7 @@ from lpd_tools.serve.child import served
 from lpd_tools.serve.pictures import encode
 
 _DISTINCT = 64  # requests, each sent many times
-_CALIBRATION = 48  # requests sent to find the capacity
+_CALIBRATION = 6  # requests per place of the engine, sent to find the capacity
 
 
 def overload(pipe: LPDPipeline, config: ServeBench) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def overload(pipe: LPDPipeline, config: ServeBench) -> dict[str, Any]:
         if value := getattr(config, name):
             options += [f"--{name}", value]
     with served(*options) as (address, process):
-        capacity = asyncio.run(_capacity(address, calls))
+        capacity = asyncio.run(_capacity(address, calls, config.max_images))
         before = resident_bytes(process.pid)
         found = asyncio.run(_offer(address, calls, expected, 2 * capacity, config))
         after = resident_bytes(process.pid)
@@ -67,19 +67,20 @@ def _client(address: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=address, timeout=300, limits=httpx.Limits(max_connections=None))
 
 
-async def _capacity(address: str, calls: list[Call]) -> float:
+async def _capacity(address: str, calls: list[Call], places: int) -> float:
     """Measures the requests per second that keep the server busy without refusals."""
     async with _client(address) as client:
         await asyncio.gather(*(_ask(client, call) for call in calls[:4]))
-        todo = [calls[i % len(calls)] for i in range(_CALIBRATION)]
+        count = _CALIBRATION * places
+        todo = [calls[i % len(calls)] for i in range(count)]
         begun = time.perf_counter()
 
         async def work() -> None:
             while todo:
                 (await _ask(client, todo.pop())).raise_for_status()
 
-        await asyncio.gather(*(work() for _ in range(8)))
-        return _CALIBRATION / (time.perf_counter() - begun)
+        await asyncio.gather(*(work() for _ in range(2 * places)))  # all places taken, and as many waiting
+        return count / (time.perf_counter() - begun)
 
 
 async def _offer(

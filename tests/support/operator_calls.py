@@ -139,7 +139,12 @@ def sample_step(draw: Draw) -> Call:
     has_twin = draw.integers(0, 2, images).bool()[image]
     call = sample_tokens(draw)
     rows, tokens = call["logits"].shape[0], len(drawn)
-    settings = draw.floats(images, 4).abs()
+    settings, seeds = (
+        draw.floats(images, 4).abs() * draw.choice((0, 1)),
+        draw.integers(-(2**62), 2**62, images, 3)[:, 1],
+    )
+    temperature, top_p = settings[:, 0], 1 - 0.9 * settings[:, 1].clamp(max=1)
+    in_records = not draw.often()
     return {
         "logits": call["logits"],
         "conditional_row": draw.integers(0, rows, tokens, dtype=torch.int32),
@@ -149,10 +154,10 @@ def sample_step(draw: Draw) -> Call:
         "write_index": image * columns + 1 + n,
         "twin_index": torch.where(has_twin, (images + image) * columns + 1 + n, -1),
         "guidance": draw.sliced(draw.floats(images, cells).abs() * 3),
-        "temperature": settings[:, 0] if draw.often() else torch.zeros(images),
+        "temperature": temperature if in_records else temperature.contiguous(),
         "top_k": None if draw.often() else draw.integers(0, 2000, images, dtype=torch.int32),
-        "top_p": None if draw.often() else 1 - 0.9 * settings[:, 1].clamp(max=1),
-        "seeds": draw.integers(-(2**62), 2**62, images, 3)[:, 1],
+        "top_p": None if draw.often() else top_p,
+        "seeds": seeds if in_records else seeds.contiguous(),
         "positions": positions,
         "contents": draw.integers(-1, 50, 2 * images, columns),
         "grid": draw.integers(-1, 50, images, cells),

@@ -104,6 +104,16 @@ def test_older_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.ops.lpd_emulated.residual_linear(*layers.residual())
 
 
+@pytest.mark.emulated
+def test_what_shared_memory_cannot_hold_is_refused() -> None:
+    emulation.load()
+    layers = Layers.random(2, 1024, 4096, 8, torch.bfloat16)
+    device = emulation.Device(90, shared_limit=99 * 1024)
+    message = "K = 4096 is too large for the shared memory of this GPU, 101376 bytes per block"
+    with emulation.running(device=device), pytest.raises(RuntimeError, match=message):
+        torch.ops.lpd_emulated.residual_linear(*layers.residual())
+
+
 def test_strided_rows(backend: torch.device) -> None:
     """Rows of larger buffers: same bits as contiguous ones, and nothing around them is touched."""
     layers = Layers.random(7, 96, 64, 8, torch.bfloat16)

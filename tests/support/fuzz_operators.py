@@ -367,7 +367,9 @@ def judge(name: str, memory: Memory, call: Call, result: object, extreme: bool) 
         if name == "residual_layer_norm":
             assert call["x"].detach().allclose(plain["x"], rtol=0, atol=0, equal_nan=True), "x differs"
         size = wanted.abs().amax(-1, keepdim=True) + 1 if wanted.numel() else 0.0
-        assert_near(result, wanted, torchs.to(result.dtype), size * (16 if extreme else 1), extreme)
+        # An extreme weight enlarges what rounding leaves of a value near its row's mean.
+        size = 16 * (size + before["weight"].double().abs()) if extreme and wanted.numel() else size
+        assert_near(result, wanted, torchs.to(result.dtype), size, extreme)
     elif name in ("residual_linear", "normed_linear", "fold_layer_norm"):
         if not extreme:
             _judge_few_rows(name, before, plain, call, (result, wanted, torchs))

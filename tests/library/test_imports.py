@@ -1,6 +1,6 @@
 """Imports of lpd_ext and lpd_tools point one way, those inside functions too, and go round in no circle.
 
-CONTRIBUTING.md tells the same in a sentence.
+The tables of CONTRIBUTING.md and of docs/design/plan.md tell the same.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -149,17 +148,42 @@ def test_production_code_does_not_read_the_oracle(imports: Imports) -> None:
     assert readers == ["lpd_ext.ops"]
 
 
-def test_contributing_tells_the_same() -> None:
-    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    chains = re.findall("`([^`]+→[^`]+)`", text)
-    assert len(chains) == 2
-    for chain in chains:
-        lines = [re.findall(r"\w+", names) for names in chain.split("→")]
-        levels = [
-            {LEVEL[room] for name in names for room in LEVEL if f".{room}".endswith(f".{name}")} for names in lines
-        ]
-        assert all(levels)
-        assert all(min(above) > max(below) for above, below in pairwise(levels))
+def lines_of_table(page: str, heading: str) -> dict[str, int]:
+    """The line of each room that the first table under a heading names in its cells."""
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8").split(f"\n## {heading}\n")[1]
+    rows = [row for row in text.split("\n## ")[0].splitlines() if row.startswith("| ")][1:]
+    rooms = {f".{room}": room for room in LEVEL}
+    found: dict[str, int] = {}
+    for line, row in enumerate(rows):
+        for name in re.findall(r"`(\w+)`", row):
+            (room,) = [room for end, room in rooms.items() if end.endswith(f".{name}")]
+            assert room not in found
+            found[room] = line
+    return found
+
+
+def climbing(imports: Imports, lines: Mapping[str, int]) -> list[str]:
+    """The imports of a lower line of a page's table from a higher one."""
+    pairs = [(module, name) for module, names in imports.items() for name in sorted(names)]
+    known = [pair for pair in pairs if {room_of(module) for module in pair} <= set(lines)]
+    return [f"{module} imports {name}" for module, name in known if lines[room_of(module)] > lines[room_of(name)]]
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "rooms"),
+    [("CONTRIBUTING.md", "Imports", 20), ("docs/design/plan.md", "Who depends on whom", 40)],
+)
+def test_tables_of_pages_tell_the_same(page: str, heading: str, rooms: int, imports: Imports) -> None:
+    lines = lines_of_table(page, heading)
+    assert len(lines) > rooms
+    assert climbing(imports, lines) == []
+    upside_down = {room: -line for room, line in lines.items()}
+    assert len(climbing(imports, upside_down)) > 10
+
+
+def test_the_plan_names_every_module(imports: Imports) -> None:
+    modules = {module for module in imports if module.startswith("lpd_ext.")}
+    assert set(lines_of_table("docs/design/plan.md", "Who depends on whom")) == modules
 
 
 PLANTED = {

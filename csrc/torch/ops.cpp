@@ -297,13 +297,13 @@ void check_sampling_values(const lpd::SampleTokensParams& params, int64_t m, int
         " must be in (0, 1]");
 }
 
-void draw_tokens(const Tensor& logits, const lpd::SampleTokensParams& params, const int64_t* drawn,
-                 const int64_t* drawn_index) {
+// Runs the kernel, which is sample_tokens for both operators.
+void draw_tokens(const Tensor& logits, const lpd::SampleTokensParams& params) {
   execute(logits, params, LPD_LAUNCHER(launch_sample_tokens), lpd::cpu_kernels().sample_tokens, params.num_tokens,
           1.0 * static_cast<double>(params.vocab_size));
   for (int64_t m = 0; m < params.num_tokens && !on_cuda_kernels(logits); ++m) {
-    check(drawn[drawn_index == nullptr ? m : drawn_index[m]] >= 0, "logits of token ", m, " (row ",
-          params.conditional_row[m], ") contain NaN or are -inf throughout: nothing can be drawn");
+    check(params.tokens[m] >= 0, "logits of token ", m, " (row ", params.conditional_row[m],
+          ") contain NaN or are -inf throughout: nothing can be drawn");
   }
 }
 
@@ -329,7 +329,7 @@ Tensor sample_tokens(const Tensor& logits, const Tensor& conditional_row, const 
   for (int64_t m = 0; m < tokens && values_readable(logits); ++m) check_sampling_values(params, m, logits.size(0));
   Tensor result = torch::stable::new_empty(seed, {tokens});
   params.tokens = static_cast<int64_t*>(result.mutable_data_ptr());
-  draw_tokens(logits, params, params.tokens, nullptr);
+  draw_tokens(logits, params);
   return result;
 }
 
@@ -408,8 +408,17 @@ void sample_step(const Tensor& logits, const Tensor& conditional_row, const Tens
     check_step_values(params, m);
     check_sampling_values(params, m, logits.size(0));
   }
+  const bool on_cuda = on_cuda_kernels(logits);
+  Tensor drawn = torch::stable::new_empty(seeds, {on_cuda ? 0 : tokens});
+  if (!on_cuda) {  // nothing is written where a token cannot be drawn
+    params.tokens = static_cast<int64_t*>(drawn.mutable_data_ptr());
+    draw_tokens(logits, params);
+  }
   mark_written({written(contents, "contents"), written(grid, "grid")});
-  if (tokens > 0) draw_tokens(logits, params, params.tables.contents, params.tables.write_index);
+  params.tokens = nullptr;
+  if (on_cuda) return draw_tokens(logits, params);
+  const auto* results = static_cast<const int64_t*>(drawn.const_data_ptr());
+  for (int64_t m = 0; m < tokens; ++m) lpd::write_token(params, m, lpd::settings_of(params, m), results[m]);
 }
 
 // ---- locality_order ----

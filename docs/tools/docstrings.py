@@ -1,4 +1,4 @@
-"""griffe's extension for `make docs`: lines "name: what it means" of a docstring become a list."""
+"""griffe's extension for `make docs`: lines "name: what it means" of a docstring become a list, and "*" stays one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from griffe import Extension, Object
 
 # A line that begins with names and a colon, but not an inner one such as "path: a string, ...: ..." of a signature.
 ARGUMENT = re.compile(r"^((?:\w+, )*\w+(?: and \w+)?): (?=\S)", re.MULTILINE)
+CODE_OR_STAR = re.compile(r"(`[^`]*`)|\*")
 
 
 class ArgumentLists(Extension):
@@ -17,6 +18,7 @@ class ArgumentLists(Extension):
     def on_object(self, *, obj: Object, **_: Any) -> None:
         if obj.docstring is None:
             return
+        obj.docstring.value = CODE_OR_STAR.sub(lambda found: found[1] or r"\*", obj.docstring.value)
         first, separator, rest = obj.docstring.value.partition("\n\n")
         if not separator:
             return

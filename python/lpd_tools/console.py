@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -12,8 +13,14 @@ from lpd_tools.launch import place
 
 
 def new_console(stderr: bool = False) -> Console:
-    """Returns a console that takes nothing in a text or a table's cells for markup or the name of an emoji."""
-    return Console(stderr=stderr, markup=False, emoji=False)
+    """Returns a console that takes nothing in a text or a table's cells for markup or the name of an emoji.
+
+    In a file or a pipe a line has 120 columns, unless COLUMNS says otherwise: in 80 tables would lose digits.
+    """
+    console = Console(stderr=stderr, markup=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 120
+    return console
 
 
 def say(text: str) -> None:

@@ -416,6 +416,38 @@ void fold_layer_norm() {
   }
 }
 
+// The same tokens as those of two images, the second with a twin; the tables are as small as they can be.
+void sample_into_tables(SampleTokensParams p) {
+  constexpr int64_t kImages = 2, kCells = 3, kColumns = kCells + 2;
+  Array<int64_t> image, token_index, write_index, twin_index, positions((kImages + 1) * kColumns, 0);
+  for (int64_t m = 0; m < kImages * kCells; ++m) {
+    const int64_t b = m / kCells, n = m % kCells;
+    image.push_back(b);
+    token_index.push_back(n);
+    write_index.push_back(b * kColumns + 1 + n);
+    twin_index.push_back(b == 0 ? -1 : (b + 1) * kColumns + 1 + n);
+    positions[b * kColumns + 1 + n] = 1 + (n + 1) % kCells;
+  }
+  const Array<float> guidance(kImages * kCells, 2.0f);
+  p.guidance = guidance.data();
+  p.guidance_stride = kCells;
+  check(cpu_kernels().sample_tokens, p.num_tokens, launch_sample_tokens, p, [&](const auto& run) -> Outputs {
+    Array<int64_t> contents(positions.size(), -1), grid(kImages * kCells, -1);
+    p.tables = {image.data(),
+                token_index.data(),
+                write_index.data(),
+                twin_index.data(),
+                positions.data(),
+                contents.data(),
+                grid.data(),
+                kImages,
+                kCells,
+                static_cast<int64_t>(positions.size())};
+    run();
+    return {{"contents", bytes_of(contents)}, {"grid", bytes_of(grid)}};
+  });
+}
+
 // The CPU's tokens, since rounding decides one draw in many and seeds are fixed.
 void sample_tokens() {
   constexpr int32_t kTokens = 6;
@@ -445,6 +477,7 @@ void sample_tokens() {
           return {{"tokens", bytes_of(tokens)}};
         });
       }
+      sample_into_tables(bench::sample_tokens_params(arrays, kTokens, vocab, true, true, dtype, kPadding));
     }
   }
 }

@@ -268,6 +268,7 @@ def test_an_empty_request_ends_at_once(pipe: LPDPipeline, engine: Engine) -> Non
 def test_the_cache_is_taken_once(pipe: LPDPipeline, engine: Engine) -> None:
     config = pipe.model.config
     assert engine.cache_bytes == 2 * config.depth * (2 * 4) * config.dim * config.num_tokens * 4
+    assert engine.cache_bytes == cache_bytes(config, torch.float32, images=4)
 
 
 def test_a_cache_larger_than_the_memory_is_refused(pipe: LPDPipeline, monkeypatch: pytest.MonkeyPatch) -> None:

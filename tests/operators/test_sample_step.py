@@ -110,9 +110,12 @@ def test_what_lies_outside_is_refused_or_on_cuda_not_drawn(case: str, backend: t
 def test_a_token_without_logits_is_said(backend: torch.device) -> None:
     call = on(calls(1)[0], backend)
     tensor(call, "logits").fill_(float("nan"))
+    before = on(call, backend)
     if ops._ops is torch.ops.lpd_ext and backend.type == "cpu":
         with pytest.raises(RuntimeError, match=r"logits of token 0 \(row \d+\) contain NaN"):
             ops.sample_step(**call)
+        assert torch.equal(tensor(call, "contents"), tensor(before, "contents"))
+        assert torch.equal(tensor(call, "grid"), tensor(before, "grid"))
     else:
         ops.sample_step(**call)
         assert (tensor(call, "contents").flatten()[tensor(call, "write_index")] == -1).all()

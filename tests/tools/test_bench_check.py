@@ -106,5 +106,5 @@ def test_a_ratio_is_plain_time_over_ours(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_ratios_have_names_of_their_own() -> None:
     names = [ratio.name for ratio in bench_check.all_ratios()]
-    assert len(names) == len(set(names)) == 19
+    assert len(names) == len(set(names)) == 21
     assert "sample_tokens, k 900, p 0.95, B = 4" in names

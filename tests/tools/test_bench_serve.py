@@ -35,6 +35,9 @@ def test_the_engines_pictures_are_those_drawn_one_at_a_time(found: dict[str, Any
     assert throughput["equal pictures"] == throughput["images"] == 12
     rates = throughput["images per second"]
     assert min(rates.values()) > 0
+    processor = throughput["processor milliseconds per image, least"]
+    assert processor.keys() == rates.keys()
+    assert min(processor.values()) > 0.1
     best = throughput["best fixed batch"]
     assert rates[best] == max(rate for name, rate in rates.items() if name.startswith("batches"))
     assert throughput["engine / best fixed batch"] == pytest.approx(rates["engine"] / rates[best])

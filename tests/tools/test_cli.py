@@ -448,3 +448,10 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     result = CliRunner().invoke(broken, ["draw"])
     assert result.exit_code == 1
     assert result.output == ""
+
+
+def test_tables_in_a_file_have_120_columns_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert new_console().width == 120
+    monkeypatch.setenv("COLUMNS", "90")
+    assert new_console().width == 90

@@ -67,6 +67,14 @@ def test_the_python_of_readme_runs(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dog.png", "fixed.png", "sneaker.png", *steps]
 
 
+def test_the_python_of_the_guide_to_editing_runs(tmp_path: Path) -> None:
+    """One block after the other, outside the checkout."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/guide/editing.md").read_text(encoding="utf-8"), re.DOTALL)
+    python(tmp_path, "-c", "".join(blocks))
+    previews = [f"step_{step}.png" for step in range(1, 11)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["repaired.png", *previews])
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_example_is_shown_in_a_guide(name: str) -> None:
     code = (ROOT / "examples" / name).read_text(encoding="utf-8")

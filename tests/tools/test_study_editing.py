@@ -200,6 +200,19 @@ def test_tables(tmp_path: Path) -> None:
     assert "| centre | 80.0 ± 1.3 | -1.00 ± 0.25 | 75.0 ± 2.2 | 75.0 ± 2.2 |" in text
 
 
+def test_the_page_shows_the_tables_of_the_committed_points() -> None:
+    folder = Path(__file__).parents[2] / "docs" / "results"
+    results = read_results(folder / "editing" / "edits.csv", Edited)
+    config = EditingStudy("", "")
+    assert list(results) == edit_points(config)
+    found = tables(results, config)
+    assert (folder / "editing" / "edits_tables.md").read_text() == found + "\n"
+    page = (folder / "editing.md").read_text()
+    assert [part.splitlines()[0] for part in found.split("\n\n") if part not in page] == [
+        "| nats of the hole: hidden, T | locality | random | outward |"
+    ]
+
+
 def test_impossible_studies_are_refused(tmp_path: Path) -> None:
     for changes, message in (
         ({"masks": ("whole",)}, "masks must be among half, quarter, centre, got whole"),

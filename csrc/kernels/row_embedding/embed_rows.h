@@ -23,7 +23,7 @@ struct EmbedRowsParams {
   int64_t content_stride;
   int64_t position_stride;
   int64_t num_rows;
-  int64_t num_content_ids;  // C
+  int64_t num_content_ids;   // C
   int64_t num_position_ids;  // P
   int64_t num_contents;
   int64_t num_positions;

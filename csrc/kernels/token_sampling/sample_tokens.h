@@ -43,7 +43,7 @@ struct SampleTokensParams {
   const float* top_p;                // [M], 1: off; or nullptr: off for all
   const int64_t* seed;               // [M], Philox key
   const int64_t* cell;               // [M], grid cell, Philox counter
-  int64_t* tokens;                   // [M]; -1 where the mixed row has a NaN or is -inf throughout; nullptr with tables
+  int64_t* tokens;  // [M]; -1 where the mixed row has a NaN or is -inf throughout; nullptr: to the tables
   StepTables tables;
   int64_t logits_stride;
   int64_t guidance_stride, temperature_stride, top_k_stride, top_p_stride, seed_stride;  // 1 without tables
@@ -78,7 +78,7 @@ LPD_HOST_DEVICE inline TokenSettings settings_of(const SampleTokensParams& p, in
 LPD_HOST_DEVICE inline void write_token(const SampleTokensParams& p, int64_t m, const TokenSettings& settings,
                                         int64_t token) {
   const StepTables& tables = p.tables;
-  if (tables.image == nullptr) {
+  if (p.tokens != nullptr) {
     p.tokens[m] = token;
     return;
   }

@@ -92,5 +92,6 @@ def run(pipe: LPDPipeline, name: str, config: Demo, bound: socket.socket) -> Non
         height, width = studio.size
         say(f"{name}: {width}x{height} pixels, {config.max_images} images at once")
         say(f"KV cache: {studio.engine.cache_bytes / 1e6:.1f} MB")
+        bound.listen()  # whoever opens the page at once waits until it is served, and is not refused
         say("open http://{}:{}/ in a browser".format(*bound.getsockname()[:2]))
         StoppingServer(settings).run(sockets=[bound])

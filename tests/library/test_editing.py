@@ -130,14 +130,14 @@ def test_linear_guidance_counts_known_cells(pipe: LPDPipeline) -> None:
     """s(n) = 1 + (cfg - 1) n / N for the n-th cell of the order, in which known ones come first."""
     request = editing.plan_inpaint(pipe, real_picture(14), CENTRE, 9, seeds=1, guidance_scale=5.0).request
     seen: list[Tensor] = []
-    real = sampler.ops.sample_tokens
+    real = sampler.ops.sample_step
 
-    def recording(logits: Tensor, c: Tensor, u: Tensor, guidance: Tensor, *rest: Any) -> Tensor:
-        seen.append(guidance.clone())
-        return real(logits, c, u, guidance, *rest)
+    def recording(logits: Tensor, c: Tensor, u: Tensor, image: Tensor, n: Tensor, *rest: Any) -> None:
+        seen.append(rest[2][image, n])  # of the table of guidance
+        real(logits, c, u, image, n, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampler.ops, "sample_tokens", recording)
+        patch.setattr(sampler.ops, "sample_step", recording)
         sampler.generate(pipe.model, request)
     assert torch.allclose(torch.cat(seen), 1 + 4 * torch.arange(48, 64) / 64)
 

@@ -145,7 +145,7 @@ def test_commands_take_a_published_model(
     run("sample", "--model", "lpd_l_256", "golden retriever", *options)
     with Image.open(picture) as drawn:
         assert drawn.height > 64
-    wrong = CliRunner().invoke(app, ["sample", "--model", "lpd_l_256", "golden retreiver", "--output", str(picture)])
+    wrong = CliRunner().invoke(app, ["sample", "--model", "lpd_l_256", "golden retreiver"])
     assert wrong.exit_code == 2
     assert "did you mean 'golden retriever'" in " ".join(wrong.output.split())
     assert CliRunner().invoke(app, ["fetch", "lpd_xl_256"]).exit_code == 2

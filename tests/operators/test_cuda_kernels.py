@@ -112,6 +112,9 @@ MISTAKES = {
         "key < key_end_ && work_.key_exists(key)",
         "key <= key_end_ && work_.key_exists(key)",
     ),
+    "attends_before_the_launch_before_has_ended": Mistake(
+        "group_attention", "stopped", "ptx::wait_for_launch_before();  // which wrote Q", "// which wrote Q"
+    ),
     # append_kv
     "appends_one_row_too_many": Mistake(
         "append_kv", "differs", "segment.num_context));\n}", "segment.num_context + 1));\n}"

@@ -72,7 +72,6 @@ def test_products_of_few_rows_use_tensor_cores_asynchronous_copies_and_pushes(co
             for instruction in (r"\bHMMA\.16816", r"\bLDGSTS\.E\.BYPASS\.128\b", r"\bLDSM\b", r"\bSTAS\.128\b"):
                 assert kernel.has(instruction) == has_clusters, (kernel.name, kernel.architecture, instruction)
             assert kernel.has(CLUSTER_BARRIER) == has_clusters
-            assert kernel.has(r"\bACQBULK\b") == kernel.has(r"\bPREEXIT\b") == has_clusters  # early launches
 
 
 def test_products_of_few_rows_wait_for_no_cluster_once_they_push(compiled: list[Kernel]) -> None:
@@ -84,6 +83,14 @@ def test_products_of_few_rows_wait_for_no_cluster_once_they_push(compiled: list[
             code = kernel.code
             assert len(re.findall(r"\bUCGABAR_ARV\b", code)) == 1
             assert not kernel.has(r"\bLD\.E|\bMEMBAR\.(ALL|SC)\.(GPU|SYS)"), (kernel.name, kernel.architecture)
+
+
+def test_launches_begin_early_and_let_the_next_begin(compiled: list[Kernel]) -> None:
+    for prefix in (*FEW_ROWS, "group_attention_kernel"):
+        for kernel in of(compiled, prefix):
+            has_clusters = int(kernel.architecture.removeprefix("sm_")) >= 90
+            for instruction in (r"\bACQBULK\b", r"\bPREEXIT\b"):
+                assert kernel.has(instruction) == has_clusters, (kernel.name, kernel.architecture, instruction)
 
 
 def test_fp32_attention_does_not_round_to_tf32(compiled: list[Kernel]) -> None:

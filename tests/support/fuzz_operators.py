@@ -418,7 +418,7 @@ def judge(name: str, memory: Memory, call: Call, result: object, extreme: bool) 
         for found, right, torch_ in zip(_listed(result), _listed(wanted), _listed(torchs), strict=True):
             rounding = torch.finfo(found.dtype).eps / EPS  # the gradient is of rounded results
             size = right.abs().max() * rounding + 1 if right.numel() else 0.0
-            assert_near(found, right, torch_, 4 * size, extreme)
+            assert_near(found, right, torch_, 8 * size, extreme)  # scalar code adds one product after the other
     return None
 
 

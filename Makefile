@@ -118,7 +118,7 @@ bench: setup bench-cpp  ## Time kernels, operators, decodes and images; JSON in 
 bench-check: setup  ## Fail if a ratio fell a quarter below the committed one (ARGS=--write: write this processor's)
 	GOMP_SPINCOUNT=0 $(BIN)/lpd bench-check $(ARGS)
 
-bench-cpp:  ## Time the CPU kernels, of every instruction set, against what the processor does at best (needs libbenchmark-dev)
+bench-cpp:  ## Time the CPU kernels of decoding, per instruction set, against the processor's peak (needs libbenchmark-dev)
 	@command -v cmake > /dev/null || (echo "cmake was not found: install it (Debian: apt install cmake)."; false)
 	cmake -S . -B build/bench -DLPD_BENCHMARKS=ON -DLPD_CUDA=OFF --log-level=WARNING
 	cmake --build build/bench --target lpd_bench_cpu --parallel

@@ -15,8 +15,8 @@ import torch
 from backends import REQUIRED, all_backends, has_cuda, kind_of, operators_on
 
 BACKENDS = ("backend", "host_backend")
-# Modules that take three quarters of the time. `make check` leaves them out; `make test` begins with them, longest first,
-# so that no core is left with one of them at the end.
+# Modules that take three quarters of the time. `make check` leaves them out; `make test` begins with them, longest
+# first, so that no core is left with one of them at the end.
 SLOW = [
     "test_cuda_kernels",
     "test_miniature",

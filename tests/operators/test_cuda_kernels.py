@@ -226,7 +226,7 @@ MISTAKES = {
         "add(tree_sum<kCount - 1>(at, first), at(first + kCount - 1))",
     ),
     "no_wait_for_the_launch_before": Mistake(
-        "residual_linear", "stopped", "ptx::wait_for_launch_before();  // which", "// which"
+        "residual_linear", "stopped", "ptx::wait_for_launch_before();  // which wrote all but", "// which wrote all but"
     ),
     "rows_before_the_launch_before_has_ended": Mistake(
         "residual_linear",

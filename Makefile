@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 TORCH ?= auto
 # Processes that share out the tests, file by file; conftest.py puts the slow files first.
 JOBS ?= 2
-PYTEST = GOMP_SPINCOUNT=0 $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+# Without the page in a browser, which `make test-web` drives: Playwright leaves event loops to whatever test comes next.
+PYTEST = GOMP_SPINCOUNT=0 $(BIN)/pytest --ignore=tests/web --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 SOURCES := $(foreach suffix,h cpp cu cuh,'csrc/**.$(suffix)' 'tests/**.$(suffix)')

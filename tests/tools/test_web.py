@@ -42,16 +42,6 @@ PATIENCE = 60.0
 pytestmark = pytest.mark.filterwarnings("default::ResourceWarning", "default::pytest.PytestUnraisableExceptionWarning")
 
 
-@pytest.fixture(autouse=True)
-def own_loop() -> Iterator[None]:
-    """Where a thread has no event loop, Gradio makes one for a page's locks and leaves it open."""
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    yield
-    asyncio.set_event_loop(None)
-    loop.close()
-
-
 @pytest.fixture(scope="module")
 def pipe() -> LPDPipeline:
     return LPDPipeline.from_pretrained()

@@ -25,15 +25,13 @@ from lpd_ext.sampler import begin, decode_step, generate
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=["cpu", "emulated"])
+@pytest.fixture(params=["cpu", pytest.param("emulated", marks=pytest.mark.emulated)])
 def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Own products, by the CPU's kernels or those of CUDA."""
     monkeypatch.setenv("LPD_PRODUCTS", "own")
     if request.param == "cpu":
         yield
         return
-    if not emulation.library_path().exists():
-        pytest.skip("emulated CUDA kernels are not built: run `make emulated`")
     emulation.load()
     monkeypatch.setattr(ops, "_ops", torch.ops.lpd_emulated)
     with emulation.running("random", 1, emulation.SM_90):
@@ -113,10 +111,9 @@ def test_logits_of_a_model_as_wide_as_lpd_l(monkeypatch: pytest.MonkeyPatch) -> 
     assert own <= usual
 
 
+@pytest.mark.emulated
 def test_every_launch_of_a_decode_waits_for_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products begin while the launch before still runs."""
-    if not emulation.library_path().exists():
-        pytest.skip("emulated CUDA kernels are not built: run `make emulated`")
     emulation.load()
     model, request = small_model(), request_for(small_model())
     monkeypatch.setenv("LPD_PRODUCTS", "own")

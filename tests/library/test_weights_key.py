@@ -66,8 +66,11 @@ def test_the_key_follows_modules_and_tensors_that_come_and_go(model: LPDModel, c
     if computed:
         parametrize.register_parametrization(block.mlp.fc1, "weight", adapter := Adapter(torch.nn.Identity()))
         changed()
-    adapter.register_buffer("mask", torch.ones(3))
+    adapter.register_buffer("mask", first := torch.ones(3))
     changed()
+    adapter.mask = torch.ones(3)  # beside the first, so it lies elsewhere
+    changed()
+    assert first.data_ptr() != adapter.mask.data_ptr()
     adapter.register_parameter("gain", torch.nn.Parameter(torch.ones(3)))
     changed()
     del adapter.mask

@@ -42,8 +42,9 @@ def address() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def client(address: str) -> Any:
-    return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
+def client(address: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -244,18 +245,23 @@ def test_keys(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("first-key\n\nsecond-key\n")
     with served("--api-keys", str(tmp_path / "keys")) as (address, _):
         for key in ("first-key", "second-key"):
-            assert openai.OpenAI(base_url=f"{address}/v1", api_key=key).images.generate(prompt="1").data
+            with openai.OpenAI(base_url=f"{address}/v1", api_key=key) as client:
+                assert client.images.generate(prompt="1").data
         for key in ("first-ke", "first-key2", "none"):
-            with pytest.raises(openai.AuthenticationError) as error:
-                openai.OpenAI(base_url=f"{address}/v1", api_key=key).models.list()
+            with openai.OpenAI(base_url=f"{address}/v1", api_key=key) as client:
+                with pytest.raises(openai.AuthenticationError) as error:
+                    client.models.list()
             assert error.value.code == "invalid_api_key"
         assert httpx.get(f"{address}/metrics").status_code == 401
         assert httpx.get(f"{address}/health").status_code == 200
 
 
 def test_sigterm_answers_what_is_under_way_and_ends_with_0() -> None:
-    with served("--max-images", "1") as (address, process), concurrent.futures.ThreadPoolExecutor(3) as pool:
-        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+    with (
+        served("--max-images", "1") as (address, process),
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
+        concurrent.futures.ThreadPoolExecutor(3) as pool,
+    ):
         options: dict[str, Any] = {"prompt": "1", "extra_body": {"num_inference_steps": 64, "guidance_scale": 3.0}}
         under_way = [pool.submit(client.images.generate, n=6, **options) for _ in range(2)]
         wait_until(lambda: metric(address, "lpd_images_running") == 1)

@@ -50,6 +50,11 @@ class NormedLayer:
         """N."""
         return len(self._weight)
 
+    @property
+    def scale(self) -> Tensor:
+        """The weight [K] of the LayerNorm."""
+        return self._gamma
+
     def folded(self) -> tuple[Tensor, Tensor]:
         """Computes the slope and the shift [N] of the present weights."""
         return ops.fold_layer_norm(self._weight, self._gamma, self._beta, self._bias)
@@ -84,11 +89,11 @@ class FewRowBlock:
 
 
 class FewRows:
-    """The blocks of a model, and memory for what is folded."""
+    """The first block's qkv and the blocks of a model, and memory for what is folded."""
 
-    def __init__(self, blocks: Sequence[FewRowBlock], device: torch.device) -> None:
-        self.blocks = blocks
-        self._layers = [layer for block in blocks for layer in (block.fc1, block.following)]
+    def __init__(self, first: NormedLayer, blocks: Sequence[FewRowBlock], device: torch.device) -> None:
+        self.first, self.blocks = first, blocks
+        self._layers = [first] + [layer for block in blocks for layer in (block.fc1, block.following)]
         sizes = [layer.out_features for layer in self._layers for _ in range(2)]
         self._vectors = torch.empty(sum(sizes), device=device)
         vectors = iter(self._vectors.split(sizes))

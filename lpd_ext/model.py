@@ -153,7 +153,7 @@ class DecodingParts:
 
     layers: Sequence[DecodingLayer]
     head: Callable[[Tensor], Tensor]  # [R, E] -> [R, V]
-    few_rows: FewRows | None = None  # in place of all that follows the first block's qkv, for steps of few rows
+    few_rows: FewRows | None = None  # in place of all other layers, for steps of few rows
 
 
 class LPDModel(nn.Module):
@@ -291,7 +291,7 @@ class LPDModel(nn.Module):
             )
             for block, (next_norm, next_linear) in zip(blocks, following, strict=True)
         ]
-        return FewRows(few_rows, self.pos_embed.device)
+        return FewRows(NormedLayer(blocks[0].norm1, blocks[0].attn.qkv), few_rows, self.pos_embed.device)
 
     def decode_step(
         self,
@@ -312,15 +312,16 @@ class LPDModel(nn.Module):
         scale = head_dim**-0.5
         ln = self.z_proj_ln
         tables = (contents.view(-1), positions.view(-1), self.content, self.pos_embed, ln.weight, ln.bias)
-        x = ops.embed_rows(*tables, ln.eps, step.content_index, step.position_index)
+        index = (ln.eps, step.content_index, step.position_index)
         delta: Tensor | None = None
-        few_rows = parts.few_rows if len(x) <= MOST_ROWS else None
-        normed: tuple[Tensor, Tensor] | None = None  # by a block of few rows, for the layer that follows it
+        few_rows = parts.few_rows if len(step.content_index) <= MOST_ROWS else None
+        if few_rows is None:
+            x = ops.embed_rows(*tables, *index)
+        else:  # normed: for the layer that comes next, `following`
+            x, scaled, statistics = ops.embed_scaled_rows(*tables, few_rows.first.scale, *index)
+            following, normed = few_rows.first, (scaled, statistics)
         for i, layer in enumerate(parts.layers):
-            if few_rows is None or normed is None:
-                qkv = layer.qkv(_add_norm(x, delta, layer.norm1))
-            else:
-                qkv = few_rows.blocks[i - 1].following(*normed)
+            qkv = layer.qkv(_add_norm(x, delta, layer.norm1)) if few_rows is None else following(*normed)
             qkv = qkv.view(-1, 3, heads, head_dim)
             first_row = 0
             if i == len(parts.layers) - 1:
@@ -337,9 +338,8 @@ class LPDModel(nn.Module):
             else:
                 block = few_rows.blocks[i]
                 normed = block.fc2(x, block.fc1(*block.proj(x, attended)))
-        if few_rows is None or normed is None:
-            return parts.head(_add_norm(x, delta, self.norm))
-        return few_rows.blocks[-1].following(*normed)
+                following = block.following
+        return parts.head(_add_norm(x, delta, self.norm)) if few_rows is None else following(*normed)
 
 
 def _add_norm(x: Tensor, delta: Tensor | None, norm: nn.LayerNorm) -> Tensor:

@@ -78,10 +78,7 @@ __global__ void __launch_bounds__(kThreads, TileShape<T, kHeadDim>::kBlocks)
     group_attention_kernel(const GroupAttentionParams p, const KeySplits splits) {
   using Layout = SharedLayout<T, kHeadDim>;
   SMEM_DYN(smem);
-  if (ptx::has_clusters()) {
-    ptx::wait_for_launch_before();  // which wrote Q, K and V
-    ptx::let_launch_after_begin();
-  }
+  ptx::follow_launch_before();  // which wrote Q, K and V
   const Segment segment =
       read_segment(p.segments, blockIdx.x / p.num_heads, reinterpret_cast<int32_t*>(smem + Layout::kFieldsOffset));
   const BlockWork work(p, splits, segment, Layout::Shape::kKeys);
@@ -135,8 +132,8 @@ void launch_for(const GroupAttentionParams& p, void* stream) {
                          reinterpret_cast<float*>(counters + counter_bytes)};
   const int64_t blocks_per_head = split_tiles * count + all_tiles - split_tiles;
   const dim3 blocks(static_cast<unsigned>(heads), static_cast<unsigned>(blocks_per_head));
-  launch("group_attention", kernel, Grid(blocks, dim3(1, cluster), clusters), dim3(kThreads),
-         SharedLayout<T, kHeadDim>::kBytes, stream, p, splits);
+  launch("group_attention", kernel, Grid(blocks, dim3(1, cluster)), dim3(kThreads), SharedLayout<T, kHeadDim>::kBytes,
+         stream, p, splits);
 }
 
 template <class T>

@@ -61,11 +61,12 @@ MISTAKES = {
     "waits_for_one_copy_too_few": Mistake(
         "group_attention",
         "stopped",
-        "ptx::cp_async_wait<Shape::kSlots - 2>();\n    __syncthreads();\n    load(",
-        "ptx::cp_async_wait<Shape::kSlots - 1>();\n    __syncthreads();\n    load(",
+        "ptx::cp_async_wait<Shape::kSlots - 2>();\n    __syncthreads();\n    copy_keys(",
+        "ptx::cp_async_wait<Shape::kSlots - 1>();\n    __syncthreads();\n    copy_keys(",
     ),
+    "no_barrier_after_work_is_made": Mistake("group_attention", "TSan", "__syncthreads();  // work is made", ""),
     "no_barrier_before_refill": Mistake(
-        "group_attention", "TSan", "__syncthreads();\n    load(half_", "__syncwarp();\n    load(half_"
+        "group_attention", "TSan", "__syncthreads();\n    copy_keys(half_", "__syncwarp();\n    copy_keys(half_"
     ),
     "counter_not_reset": Mistake(
         "group_attention", "differs", "atomicInc(counter, blocks - 1)", "atomicAdd(counter, 1u)"
@@ -77,36 +78,60 @@ MISTAKES = {
     "reads_other_splits_keys": Mistake(
         "group_attention", "differs", "shared_keys = min(shared_keys, split_end);", "shared_keys += 0;"
     ),
-    "spreads_to_blocks_that_may_not_run": Mistake(
+    "pushes_to_blocks_that_may_not_run_yet": Mistake(
+        "group_attention", "stopped", "ptx::cluster_wait();  // all blocks run, and their mbarriers are made", ""
+    ),
+    "pushes_before_all_partials_are_written": Mistake(
+        "group_attention", "TSan", "__syncthreads();  // all partials are written", ""
+    ),
+    "pushes_to_the_next_block": Mistake(
+        "group_attention", "stopped", "((row + 1) * work_.num_splits - 1) / rows;", "row * work_.num_splits / rows;"
+    ),
+    "expects_a_row_too_few": Mistake(
+        "group_attention", "stopped", "finished * work_.num_splits * kPart", "(finished - 1) * work_.num_splits * kPart"
+    ),
+    "expects_no_statistics": Mistake(
         "group_attention",
         "stopped",
-        "ptx::cluster_arrive_relaxed();\n    } else {\n      load_queries(rows(0));",
-        "} else {\n      load_queries(rows(0));",
+        "work_.num_splits * kPartElements<kHeadDim> * 4));",
+        "work_.num_splits * kHeadDim * 4));",
     ),
-    "arrives_before_it_spreads": Mistake(
-        "group_attention",
-        "TSan",
-        "spread_queries(rows(0));\n      ptx::cluster_arrive();",
-        "ptx::cluster_arrive();\n      spread_queries(rows(0));",
-    ),
-    "spreads_some_rows_not_at_all": Mistake(
-        "group_attention", "differs", "int row = work_.split * kRowStep + row_;", "int row = row_;"
-    ),
-    "spreads_rows_twice": Mistake("group_attention", "TSan", "row += work_.num_splits * kRowStep", "row += kRowStep"),
-    "combines_partials_of_one_block": Mistake(
+    "does_not_wait_for_parts": Mistake("group_attention", "stopped", "ptx::mbarrier_wait(barrier_, 0);", ""),
+    "receives_over_keys": Mistake(
         "group_attention",
         "differs",
-        "in_block_of_cluster(own.sums, block)",
-        "in_block_of_cluster(own.sums, work.split)",
+        "reinterpret_cast<float*>(smem + Layout::kBytes)",
+        "reinterpret_cast<float*>(smem + Layout::kFieldsOffset / 2)",
     ),
-    "combines_before_the_cluster_has_written": Mistake(
-        "group_attention", "TSan", "ptx::cluster_sync();\n    const auto partial_of", "const auto partial_of"
+    "parts_of_one_block": Mistake(
+        "group_attention",
+        "differs",
+        "const float* const from = received(row, rank);",
+        "const float* const from = received(row, 0);",
     ),
-    "exits_while_the_cluster_reads": Mistake(
+    "query_rows_right_behind_context": Mistake(
+        "group_attention", "differs", "tile_context_slabs() * kSlabRows + i - context_rows();", "i;"
+    ),
+    "rows_of_q_and_partials_at_once": Mistake(
+        "group_attention", "stopped", "|| work.num_tiles == 0) ring.wait", ") ring.wait"
+    ),
+    "reads_rows_as_if_they_were_settled": Mistake(
+        "group_attention", "stopped", "copy_keys(half, true, !p.settled);", "copy_keys(half, true, true);"
+    ),
+    "reads_caches_that_are_not_settled": Mistake(
         "group_attention",
         "stopped",
-        "ptx::cluster_arrive_relaxed();\n    ptx::cluster_wait();  // a block",
-        "// a block",
+        "if (!p.settled) ptx::follow_launch_before();  // which wrote Q",
+        "// which wrote Q",
+    ),
+    "attends_before_the_launch_before_has_ended": Mistake(
+        "group_attention",
+        "stopped",
+        "if (p.settled) ptx::follow_launch_before();  // which wrote rows\n",
+        "if (p.settled) ptx::let_launch_after_begin();\n",
+    ),
+    "leaves_without_waiting_where_nobody_attends": Mistake(
+        "group_attention", "stopped", "if (p.settled) ptx::follow_launch_before();  // which wrote rows to append", ""
     ),
     "swizzle_on_one_side": Mistake(
         "group_attention",
@@ -122,9 +147,6 @@ MISTAKES = {
         "differs",
         "key < key_end_ && work_.key_exists(key)",
         "key <= key_end_ && work_.key_exists(key)",
-    ),
-    "attends_before_the_launch_before_has_ended": Mistake(
-        "group_attention", "stopped", "ptx::follow_launch_before();  // which wrote Q", "// which wrote Q"
     ),
     # append_kv
     "appends_one_row_too_many": Mistake(

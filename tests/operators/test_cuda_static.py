@@ -107,6 +107,23 @@ def test_attention_forms_clusters_from_9_0_on_and_counts_arrivals_before(compile
         assert kernel.has(ATOMIC) != has_clusters, (kernel.name, kernel.architecture)
 
 
+def test_attention_reads_nothing_of_other_blocks(compiled: list[Kernel]) -> None:
+    """Partials are pushed: no load of another block's shared memory after the one barrier of the cluster, no fence."""
+    for kernel in of(compiled, "group_attention_kernel"):
+        if int(kernel.architecture.removeprefix("sm_")) < 90:
+            continue
+        assert kernel.has(r"\bSTAS\.128\b"), (kernel.name, kernel.architecture)
+        assert len(re.findall(r"\bUCGABAR_ARV\b", kernel.code)) == 1
+        assert not kernel.has(r"\bLD\.E|\bMEMBAR\.(ALL|SC)\.(GPU|SYS)"), (kernel.name, kernel.architecture)
+
+
+def test_four_blocks_of_attention_fit_a_multiprocessor(compiled: list[Kernel]) -> None:
+    """Of head dimension 64 in 16 bits, where the multiprocessor has the shared memory; one more hides more latency."""
+    for dtype in ("BFloat16", "Float16"):
+        for kernel in of(compiled, f"group_attention_kernel<{dtype}, 64>"):
+            assert kernel.registers <= 128, (kernel.name, kernel.architecture)
+
+
 @pytest.mark.parametrize(
     ("prefix", "stores"),
     [

@@ -74,6 +74,8 @@ struct Chunks {
   float* kept;      // [chunks], sum of what the filters left, relative to the row's
 };
 
+constexpr int kMomentStride = kMaxWarps + 8;  // in memory of the exchange; what a warp writes lies in other banks
+
 // Warps of the largest block. fp32 rows on the way take as many registers again as the mixed one, so where there may be
 // chunks to come, warps are fewer.
 template <class T, bool kOneChunk>
@@ -138,7 +140,7 @@ __global__ void __launch_bounds__(32 * kWarps<T, kOneChunk>, kOneChunk && sizeof
     }
     float sums[4] = {moments.count, moments.sum, moments.squares, 0.0f};
     const float sum = warp_sums(sums);
-    if (lane < 4) exchange[1].sums[warp * 4 + lane] = sum;
+    if (lane < 4) exchange[1].sums[lane * kMomentStride + warp] = sum;
   }
   __syncthreads();
 
@@ -194,8 +196,8 @@ __global__ void __launch_bounds__(32 * kWarps<T, kOneChunk>, kOneChunk && sizeof
       total = warp_sum(total);
       Moments moments;
       if (lane < num_warps) {
-        const float* const sums = exchange[1].sums + lane * 4;
-        moments = {sums[0], sums[1], sums[2]};
+        const float* const sums = exchange[1].sums + lane;
+        moments = {sums[0], sums[kMomentStride], sums[2 * kMomentStride]};
       }
       moments = {warp_sum(moments.count), warp_sum(moments.sum), warp_sum(moments.squares)};
       const float all = moments.count * static_cast<float>(num_chunks) / static_cast<float>(resident_chunks);

@@ -33,7 +33,7 @@ LAYERS = (
     ("lpd_ext.mirror", "lpd_ext.editing"),
     ("lpd_ext.published_modules", "lpd_ext.edit_plan"),
     ("lpd_ext.drawing",),
-    ("lpd_ext.sampler", "lpd_ext.checkpoint", "lpd_ext.pixel_decoder", "lpd_ext.parts"),
+    ("lpd_ext.sampler", "lpd_ext.checkpoint", "lpd_ext.pixel_decoder", "lpd_ext.preview_decoder", "lpd_ext.parts"),
     ("lpd_ext.decode_state", "lpd_ext.quantize", "lpd_ext.hub"),
     ("lpd_ext.request", "lpd_ext.published"),
     ("lpd_ext.model", "lpd_ext.tokenizer"),

@@ -47,7 +47,8 @@ from lpd_ext.orders import ORDER_POLICIES
 COMMANDS = [
     *("sample", "inpaint", "outpaint", "class-edit", "edit-gallery", "orders", "demo", "serve", "info", "fetch"),
     *("prepare-icons", "cache-tokens", "check-tokens"),
-    *("train-judge", "train-tokenizer", "train", "training-cost", "curves", "replay", "export", "bundle"),
+    *("train-judge", "train-tokenizer", "train", "train-preview", "training-cost", "curves", "replay"),
+    *("export", "bundle"),
     *("generate", "measure", "evaluate", "int8-quality", "study", "study-editing"),
     *("bench", "bench-serve", "bench-tables", "bench-check", "growth"),
 ]

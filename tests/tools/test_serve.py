@@ -248,9 +248,9 @@ def test_keys(tmp_path: Path) -> None:
             with openai.OpenAI(base_url=f"{address}/v1", api_key=key) as client:
                 assert client.images.generate(prompt="1").data
         for key in ("first-ke", "first-key2", "none"):
-            with openai.OpenAI(base_url=f"{address}/v1", api_key=key) as client:
-                with pytest.raises(openai.AuthenticationError) as error:
-                    client.models.list()
+            refused = pytest.raises(openai.AuthenticationError)
+            with openai.OpenAI(base_url=f"{address}/v1", api_key=key) as client, refused as error:
+                client.models.list()
             assert error.value.code == "invalid_api_key"
         assert httpx.get(f"{address}/metrics").status_code == 401
         assert httpx.get(f"{address}/health").status_code == 200

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from lpd_ext import ops
 from lpd_ext.checks import as_grid, as_positive_int
 from lpd_ext.few_rows import (
-    MOST_ROWS,
     FewRowBlock,
     FewRows,
+    LayerPair,
     NormedLayer,
     ResidualLayer,
     can_multiply_few_rows,
@@ -153,7 +153,7 @@ class DecodingParts:
 
     layers: Sequence[DecodingLayer]
     head: Callable[[Tensor], Tensor]  # [R, E] -> [R, V]
-    few_rows: FewRows | None = None  # in place of all that follows the first block's qkv, for steps of few rows
+    few_rows: FewRows | None = None  # in place of all that follows the first block's qkv
 
 
 class LPDModel(nn.Module):
@@ -273,8 +273,8 @@ class LPDModel(nn.Module):
         return DecodingParts(layers, linear_step(self.head, logit_rows), self._few_rows())
 
     def _few_rows(self) -> FewRows | None:
-        """Layers of our own products, if those are asked for and can be had."""
-        if chosen_products() != "own":
+        """Layers of our own products, if those are asked for, or faster, and can be had."""
+        if chosen_products() == "cublaslt":
             return None
         blocks = [block for block in self.blocks if isinstance(block, Block)]
         norms = [norm for block in blocks for norm in (block.norm1, block.norm2)] + [self.norm]
@@ -284,14 +284,13 @@ class LPDModel(nn.Module):
         following = [(block.norm1, block.attn.qkv) for block in blocks[1:]] + [(self.norm, self.head)]
         few_rows = [
             FewRowBlock(
-                ResidualLayer(block.attn.proj, block.norm2),
-                NormedLayer(block.norm2, block.mlp.fc1, gelu=True),
-                ResidualLayer(block.mlp.fc2, next_norm),
-                NormedLayer(next_norm, next_linear),
+                LayerPair(ResidualLayer(b.attn.proj, b.norm2), NormedLayer(b.norm2, b.mlp.fc1, gelu=True)),
+                LayerPair(ResidualLayer(b.mlp.fc2, next_norm), NormedLayer(next_norm, next_linear)),
             )
-            for block, (next_norm, next_linear) in zip(blocks, following, strict=True)
+            for b, (next_norm, next_linear) in zip(blocks, following, strict=True)
         ]
-        return FewRows(few_rows, self.pos_embed.device)
+        own = FewRows(few_rows, self.pos_embed.device)
+        return own if own.are_any else None
 
     def decode_step(
         self,
@@ -314,13 +313,9 @@ class LPDModel(nn.Module):
         tables = (contents.view(-1), positions.view(-1), self.content, self.pos_embed, ln.weight, ln.bias)
         x = ops.embed_rows(*tables, ln.eps, step.content_index, step.position_index)
         delta: Tensor | None = None
-        few_rows = parts.few_rows if len(x) <= MOST_ROWS else None
-        normed: tuple[Tensor, Tensor] | None = None  # by a block of few rows, for the layer that follows it
+        following: Tensor | None = None  # by a block of few rows: the next one's qkv, or the logits
         for i, layer in enumerate(parts.layers):
-            if few_rows is None or normed is None:
-                qkv = layer.qkv(_add_norm(x, delta, layer.norm1))
-            else:
-                qkv = few_rows.blocks[i - 1].following(*normed)
+            qkv = layer.qkv(_add_norm(x, delta, layer.norm1)) if following is None else following
             qkv = qkv.view(-1, 3, heads, head_dim)
             first_row = 0
             if i == len(parts.layers) - 1:
@@ -331,15 +326,13 @@ class LPDModel(nn.Module):
                 x = x[first_row:]
             sizes = (step.max_rows, step.max_keys, first_row)
             attended = ops.group_attention(qkv, layer.k_cache, layer.v_cache, step.segments, *sizes, scale, workspace)
-            if few_rows is None:
+            if parts.few_rows is None:
                 delta = layer.proj(attended)
                 delta = layer.mlp(_add_norm(x, delta, layer.norm2))
             else:
-                block = few_rows.blocks[i]
-                normed = block.fc2(x, block.fc1(*block.proj(x, attended)))
-        if few_rows is None or normed is None:
-            return parts.head(_add_norm(x, delta, self.norm))
-        return few_rows.blocks[-1].following(*normed)
+                block = parts.few_rows.blocks[i]
+                following = block.fc2_next(x, block.proj_fc1(x, attended))
+        return parts.head(_add_norm(x, delta, self.norm)) if following is None else following
 
 
 def _add_norm(x: Tensor, delta: Tensor | None, norm: nn.LayerNorm) -> Tensor:

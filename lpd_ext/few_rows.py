@@ -58,6 +58,11 @@ class NormedLayer:
         """Returns the product as it is timed."""
         return Product.of("normed_gelu" if self._gelu else "normed", self._weight)
 
+    @property
+    def scale(self) -> Tensor:
+        """The weight [K] of the LayerNorm."""
+        return self._gamma
+
     def folded(self) -> tuple[Tensor, Tensor]:
         """Computes the slope and the shift [N] of the present weights."""
         return ops.fold_layer_norm(self._weight, self._gamma, self._beta, self._bias)
@@ -126,17 +131,21 @@ class FewRowBlock:
 
 
 class FewRows:
-    """The blocks of a model, and memory for what is folded."""
+    """The first block's qkv and the blocks of a model, and memory for what is folded."""
 
-    def __init__(self, blocks: Sequence[FewRowBlock], device: torch.device) -> None:
-        self.blocks = blocks
+    def __init__(self, first: NormedLayer, blocks: Sequence[FewRowBlock], device: torch.device) -> None:
+        self.first, self.blocks = first, blocks
+        self._first_rows = frozenset(ROW_CLASSES)
         pairs = [pair for block in blocks for pair in (block.proj_fc1, block.fc2_next)]
         if chosen_products() == "auto":
-            distinct = list(dict.fromkeys(pair.products for pair in pairs))
+            as_others = (pairs[1].residual.product, first.product)  # the next blocks' qkv
+            distinct = list(dict.fromkeys([as_others, *(pair.products for pair in pairs)]))
             chosen = dict(zip(distinct, own_rows(distinct, device), strict=True))
+            self._first_rows = chosen[as_others]
             for pair in pairs:
                 pair.own_rows = chosen[pair.products]
-        self._layers = [pair.normed for pair in pairs if pair.own_rows]
+        layers = [(first, self._first_rows), *((pair.normed, pair.own_rows) for pair in pairs)]
+        self._layers = [layer for layer, rows in layers if rows]
         sizes = [layer.out_features for layer in self._layers for _ in range(2)]
         self._vectors = torch.empty(sum(sizes), device=device)
         vectors = iter(self._vectors.split(sizes))
@@ -145,8 +154,12 @@ class FewRows:
 
     @property
     def are_any(self) -> bool:
-        """Whether some pair takes our own products for some number of rows."""
+        """Whether some layer is our own product for some number of rows."""
         return bool(self._layers)
+
+    def takes_first(self, rows: int) -> bool:
+        """Whether the first block's qkv is our own product for so many rows."""
+        return row_class(rows) in self._first_rows
 
     def fold(self) -> None:
         """Fold the weights as they are now, which the first step of a decode needs; it may be recorded in a graph."""

@@ -153,7 +153,7 @@ class DecodingParts:
 
     layers: Sequence[DecodingLayer]
     head: Callable[[Tensor], Tensor]  # [R, E] -> [R, V]
-    few_rows: FewRows | None = None  # in place of all that follows the first block's qkv
+    few_rows: FewRows | None = None  # in place of all other layers
 
 
 class LPDModel(nn.Module):
@@ -289,7 +289,7 @@ class LPDModel(nn.Module):
             )
             for b, (next_norm, next_linear) in zip(blocks, following, strict=True)
         ]
-        own = FewRows(few_rows, self.pos_embed.device)
+        own = FewRows(NormedLayer(blocks[0].norm1, blocks[0].attn.qkv), few_rows, self.pos_embed.device)
         return own if own.are_any else None
 
     def decode_step(
@@ -311,9 +311,15 @@ class LPDModel(nn.Module):
         scale = head_dim**-0.5
         ln = self.z_proj_ln
         tables = (contents.view(-1), positions.view(-1), self.content, self.pos_embed, ln.weight, ln.bias)
-        x = ops.embed_rows(*tables, ln.eps, step.content_index, step.position_index)
+        index = (ln.eps, step.content_index, step.position_index)
         delta: Tensor | None = None
-        following: Tensor | None = None  # by a block of few rows: the next one's qkv, or the logits
+        few_rows = parts.few_rows
+        following: Tensor | None = None  # by a layer of few rows: qkv of the block, or the logits
+        if few_rows is not None and few_rows.takes_first(len(step.content_index)):
+            x, scaled, statistics = ops.embed_scaled_rows(*tables, few_rows.first.scale, *index)
+            following = few_rows.first(scaled, statistics)
+        else:
+            x = ops.embed_rows(*tables, *index)
         for i, layer in enumerate(parts.layers):
             qkv = layer.qkv(_add_norm(x, delta, layer.norm1)) if following is None else following
             qkv = qkv.view(-1, 3, heads, head_dim)
@@ -326,11 +332,11 @@ class LPDModel(nn.Module):
                 x = x[first_row:]
             sizes = (step.max_rows, step.max_keys, first_row)
             attended = ops.group_attention(qkv, layer.k_cache, layer.v_cache, step.segments, *sizes, scale, workspace)
-            if parts.few_rows is None:
+            if few_rows is None:
                 delta = layer.proj(attended)
                 delta = layer.mlp(_add_norm(x, delta, layer.norm2))
             else:
-                block = parts.few_rows.blocks[i]
+                block = few_rows.blocks[i]
                 following = block.fc2_next(x, block.proj_fc1(x, attended))
         return parts.head(_add_norm(x, delta, self.norm)) if following is None else following
 

@@ -123,6 +123,19 @@ def test_every_launch_of_a_decode_waits_for_the_one_before(monkeypatch: pytest.M
             assert logits_of(model, request).equal(wanted)
 
 
+@pytest.mark.emulated
+def test_a_block_is_five_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    emulation.load()
+    monkeypatch.setenv("LPD_PRODUCTS", "own")
+    monkeypatch.setattr(ops, "_ops", torch.ops.lpd_emulated)
+    model = small_model()
+    with emulation.running(device=emulation.SM_90), emulation.counting() as launches:
+        logits_of(model, request_for(model, steps=2))
+    fold, block = ["fold_layer_norm"] * 5, ["group_attention", *["residual_linear", "normed_linear"] * 2]
+    step = ["embed_rows", "normed_linear", *block * 2]  # qkv of the first block, then of the next, at last the head
+    assert [launch["kernel"] for launch in launches] == fold + step * 2
+
+
 def _no_mean(scaled: Tensor, statistics: Tensor, *rest: object) -> Tensor:
     return torch.ops.lpd_ext.normed_linear(scaled, statistics * torch.tensor([0.0, 1.0]), *rest)
 

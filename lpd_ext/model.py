@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from lpd_ext import ops
 from lpd_ext.checks import as_grid, as_positive_int
 from lpd_ext.few_rows import (
-    MOST_ROWS,
     FewRowBlock,
     FewRows,
+    LayerPair,
     NormedLayer,
     ResidualLayer,
     can_multiply_few_rows,
@@ -153,7 +153,7 @@ class DecodingParts:
 
     layers: Sequence[DecodingLayer]
     head: Callable[[Tensor], Tensor]  # [R, E] -> [R, V]
-    few_rows: FewRows | None = None  # in place of all that follows the first block's qkv, for steps of few rows
+    few_rows: FewRows | None = None  # in place of all other layers
 
 
 class LPDModel(nn.Module):
@@ -273,8 +273,8 @@ class LPDModel(nn.Module):
         return DecodingParts(layers, linear_step(self.head, logit_rows), self._few_rows())
 
     def _few_rows(self) -> FewRows | None:
-        """Layers of our own products, if those are asked for and can be had."""
-        if chosen_products() != "own":
+        """Layers of our own products, if those are asked for, or faster, and can be had."""
+        if chosen_products() == "cublaslt":
             return None
         blocks = [block for block in self.blocks if isinstance(block, Block)]
         norms = [norm for block in blocks for norm in (block.norm1, block.norm2)] + [self.norm]
@@ -284,14 +284,13 @@ class LPDModel(nn.Module):
         following = [(block.norm1, block.attn.qkv) for block in blocks[1:]] + [(self.norm, self.head)]
         few_rows = [
             FewRowBlock(
-                ResidualLayer(block.attn.proj, block.norm2),
-                NormedLayer(block.norm2, block.mlp.fc1, gelu=True),
-                ResidualLayer(block.mlp.fc2, next_norm),
-                NormedLayer(next_norm, next_linear),
+                LayerPair(ResidualLayer(b.attn.proj, b.norm2), NormedLayer(b.norm2, b.mlp.fc1, gelu=True)),
+                LayerPair(ResidualLayer(b.mlp.fc2, next_norm), NormedLayer(next_norm, next_linear)),
             )
-            for block, (next_norm, next_linear) in zip(blocks, following, strict=True)
+            for b, (next_norm, next_linear) in zip(blocks, following, strict=True)
         ]
-        return FewRows(few_rows, self.pos_embed.device)
+        own = FewRows(NormedLayer(blocks[0].norm1, blocks[0].attn.qkv), few_rows, self.pos_embed.device)
+        return own if own.are_any else None
 
     def decode_step(
         self,
@@ -312,15 +311,17 @@ class LPDModel(nn.Module):
         scale = head_dim**-0.5
         ln = self.z_proj_ln
         tables = (contents.view(-1), positions.view(-1), self.content, self.pos_embed, ln.weight, ln.bias)
-        x = ops.embed_rows(*tables, ln.eps, step.content_index, step.position_index)
+        index = (ln.eps, step.content_index, step.position_index)
         delta: Tensor | None = None
-        few_rows = parts.few_rows if len(x) <= MOST_ROWS else None
-        normed: tuple[Tensor, Tensor] | None = None  # by a block of few rows, for the layer that follows it
+        few_rows = parts.few_rows
+        following: Tensor | None = None  # by a layer of few rows: qkv of the block, or the logits
+        if few_rows is not None and few_rows.takes_first(len(step.content_index)):
+            x, scaled, statistics = ops.embed_scaled_rows(*tables, few_rows.first.scale, *index)
+            following = few_rows.first(scaled, statistics)
+        else:
+            x = ops.embed_rows(*tables, *index)
         for i, layer in enumerate(parts.layers):
-            if few_rows is None or normed is None:
-                qkv = layer.qkv(_add_norm(x, delta, layer.norm1))
-            else:
-                qkv = few_rows.blocks[i - 1].following(*normed)
+            qkv = layer.qkv(_add_norm(x, delta, layer.norm1)) if following is None else following
             qkv = qkv.view(-1, 3, heads, head_dim)
             first_row = 0
             if i == len(parts.layers) - 1:
@@ -336,10 +337,8 @@ class LPDModel(nn.Module):
                 delta = layer.mlp(_add_norm(x, delta, layer.norm2))
             else:
                 block = few_rows.blocks[i]
-                normed = block.fc2(x, block.fc1(*block.proj(x, attended)))
-        if few_rows is None or normed is None:
-            return parts.head(_add_norm(x, delta, self.norm))
-        return few_rows.blocks[-1].following(*normed)
+                following = block.fc2_next(x, block.proj_fc1(x, attended))
+        return parts.head(_add_norm(x, delta, self.norm)) if following is None else following
 
 
 def _add_norm(x: Tensor, delta: Tensor | None, norm: nn.LayerNorm) -> Tensor:

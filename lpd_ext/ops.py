@@ -127,6 +127,47 @@ def _(
     return content.new_empty((rows, content.shape[1]), dtype=torch.float32)
 
 
+def embed_scaled_rows(
+    content_ids: Tensor,
+    positions: Tensor,
+    content: Tensor,
+    position_embedding: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor,
+    eps: float = 1e-6,
+    content_index: Tensor | None = None,
+    position_index: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns x as `embed_rows` does, and the input of normed_linear as residual_linear does, for the first layer.
+
+    That is x * scale [R, E] in scale's dtype, and fp32 [R, E / 32, 2], the mean and the sum of squared deviations of
+    every 32 columns. Tables and scale [E] are bfloat16 or float16, whose range x * scale must not exceed; E is a
+    multiple of 32.
+    """
+    tables = (content_ids, positions, content, position_embedding, weight, bias, scale)
+    result: tuple[Tensor, Tensor, Tensor] = _ops.embed_scaled_rows(*tables, eps, content_index, position_index)
+    return result
+
+
+@torch.library.register_fake("lpd_ext::embed_scaled_rows")
+def _(
+    content_ids: Tensor,
+    positions: Tensor,
+    content: Tensor,
+    position_embedding: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor,
+    eps: float,
+    content_index: Tensor | None = None,
+    position_index: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, width = (content_ids if content_index is None else content_index).shape[0], content.shape[1]
+    fp32 = [content.new_empty(shape, dtype=torch.float32) for shape in ((rows, width), (rows, width // 32, 2))]
+    return fp32[0], content.new_empty(rows, width), fp32[1]
+
+
 def residual_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
     """Adds delta, if any, to the fp32 residual stream x [R, E] in place; returns LayerNorm(x) in weight's dtype."""
     result: Tensor = _ops.residual_layer_norm(x, delta, weight, bias, eps)
@@ -528,6 +569,7 @@ OPERATORS = (
     "group_attention",
     "append_kv",
     "embed_rows",
+    "embed_scaled_rows",
     "residual_layer_norm",
     "sample_tokens",
     "sample_step",

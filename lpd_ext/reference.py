@@ -33,6 +33,30 @@ def embed_rows(
     return F.layer_norm(rows, rows.shape[-1:], weight.to(dtype), bias.to(dtype), eps)
 
 
+def embed_scaled_rows(
+    content_ids: Tensor,
+    positions: Tensor,
+    content: Tensor,
+    position_embedding: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor,
+    eps: float = 1e-6,
+    content_index: Tensor | None = None,
+    position_index: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x of embed_rows; x * scale [R, E]; mean and squares of every 32 columns [R, E / 32, 2]."""
+    tables = (content_ids, positions, content, position_embedding, weight, bias)
+    x = embed_rows(*tables, eps, content_index, position_index)
+    return x, (x * scale.to(x.dtype)).to(content.dtype), _column_statistics(x)
+
+
+def _column_statistics(x: Tensor) -> Tensor:
+    groups = x.unflatten(1, (-1, 32))
+    means = groups.mean(2, keepdim=True)
+    return torch.cat([means, ((groups - means) ** 2).sum(2, keepdim=True)], 2)
+
+
 def residual_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
     """x += delta in place (unless None); LayerNorm(x) [R, E] in weight's dtype."""
     if delta is not None:
@@ -46,10 +70,7 @@ def residual_linear(
     """x += rows W^T + bias in place; x * scale [R, N]; mean and squares of every 32 columns [R, N / 32, 2]."""
     product = rows.to(x.dtype) @ weight.to(x.dtype).T
     x += product if bias is None else product + bias.to(x.dtype)
-    groups = x.unflatten(1, (-1, 32))
-    means = groups.mean(2, keepdim=True)
-    statistics = torch.cat([means, ((groups - means) ** 2).sum(2, keepdim=True)], 2)
-    return (x * scale.to(x.dtype)).to(weight.dtype), statistics
+    return (x * scale.to(x.dtype)).to(weight.dtype), _column_statistics(x)
 
 
 def normed_linear(

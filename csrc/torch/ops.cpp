@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <tuple>
 
 #include "checks.h"
 #include "common/cpu_kernels.h"
@@ -148,7 +149,7 @@ void append_kv(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, 
           0.5 * params.max_rows * shape.head_dim);
 }
 
-// ---- embed_rows, residual_layer_norm ----
+// ---- embed_rows, embed_scaled_rows, residual_layer_norm ----
 
 // How many rows ids stand for: one each, or one for each entry of `index`.
 int64_t num_id_rows(const Tensor& ids, const char* name, const OptionalTensor& index, const char* index_name,
@@ -166,9 +167,14 @@ void check_id(const int64_t* ids, const char* name, const int64_t* index, const 
   check(ids[at] >= 0 && ids[at] < end, name, "[", at, "] = ", ids[at], " must be in [0, ", end, ")");
 }
 
-Tensor embed_rows(const Tensor& content_ids, const Tensor& positions, const Tensor& content,
-                  const Tensor& position_embedding, const Tensor& weight, const Tensor& bias, double eps,
-                  const OptionalTensor& content_index, const OptionalTensor& position_index) {
+// Checked arguments of both operators; x is made here.
+struct EmbeddedRows {
+  lpd::EmbedRowsParams params;
+  Tensor x;
+};
+EmbeddedRows rows_to_embed(const Tensor& content_ids, const Tensor& positions, const Tensor& content,
+                           const Tensor& position_embedding, const Tensor& weight, const Tensor& bias, double eps,
+                           const OptionalTensor& content_index, const OptionalTensor& position_index) {
   const int64_t rows = size32(num_id_rows(content_ids, "content_ids", content_index, "content_index", content_ids),
                               content_index.has_value() ? "content_index: R" : "content_ids: R");
   const int64_t position_rows = num_id_rows(positions, "positions", position_index, "position_index", content_ids);
@@ -217,9 +223,50 @@ Tensor embed_rows(const Tensor& content_ids, const Tensor& positions, const Tens
   params.width = size32(width, "content: E");
   params.eps = static_cast<float>(eps);
   params.dtype = dtype;
-  execute(content_ids, params, LPD_LAUNCHER(launch_embed_rows), lpd::cpu_kernels().embed_rows, rows,
-          0.5 * static_cast<double>(width));
+  return {params, x};
+}
+
+void embed(const Tensor& content_ids, const lpd::EmbedRowsParams& params, double cost_of_column) {
+  execute(content_ids, params, LPD_LAUNCHER(launch_embed_rows), lpd::cpu_kernels().embed_rows, params.num_rows,
+          cost_of_column * params.width);
+}
+
+Tensor embed_rows(const Tensor& content_ids, const Tensor& positions, const Tensor& content,
+                  const Tensor& position_embedding, const Tensor& weight, const Tensor& bias, double eps,
+                  const OptionalTensor& content_index, const OptionalTensor& position_index) {
+  const auto [params, x] = rows_to_embed(content_ids, positions, content, position_embedding, weight, bias, eps,
+                                         content_index, position_index);
+  embed(content_ids, params, 0.5);
   return x;
+}
+
+std::tuple<Tensor, Tensor, Tensor> embed_scaled_rows(const Tensor& content_ids, const Tensor& positions,
+                                                     const Tensor& content, const Tensor& position_embedding,
+                                                     const Tensor& weight, const Tensor& bias, const Tensor& scale,
+                                                     double eps, const OptionalTensor& content_index,
+                                                     const OptionalTensor& position_index) {
+  auto [params, x] = rows_to_embed(content_ids, positions, content, position_embedding, weight, bias, eps,
+                                   content_index, position_index);
+  const ScalarType type = content.scalar_type();
+  check(type != ScalarType::Float, "content must be bfloat16 or float16 where rows are scaled, got float32");
+  check(params.width > 0 && params.width % lpd::kStatisticsColumns == 0, "content: E must be a multiple of ",
+        lpd::kStatisticsColumns, " where rows are scaled, got ", params.width);
+  check_array(scale, "scale", content_ids, type, "[E]", {params.width});
+  if (on_cuda_kernels(content_ids)) {
+    check_cuda_rows(content, "content");
+    check_cuda_rows(position_embedding, "position_embedding");
+    check_cuda_rows(weight, "weight");
+    check_cuda_rows(bias, "bias");
+    check_cuda_rows(scale, "scale");
+  }
+  Tensor scaled = torch::stable::new_empty(content, {params.num_rows, params.width});
+  Tensor statistics = torch::stable::new_empty(content, {params.num_rows, params.width / lpd::kStatisticsColumns, 2},
+                                               ScalarType::Float);
+  params.scale = scale.const_data_ptr();
+  params.scaled = scaled.mutable_data_ptr();
+  params.statistics = static_cast<float*>(statistics.mutable_data_ptr());
+  embed(content_ids, params, 2.0);
+  return {x, scaled, statistics};
 }
 
 Tensor residual_layer_norm(const Tensor& x, const OptionalTensor& delta, const Tensor& weight, const Tensor& bias,
@@ -473,6 +520,7 @@ void register_operators(Library& m) {
   m.impl("group_attention", TORCH_BOX(&group_attention));
   m.impl("append_kv", TORCH_BOX(&append_kv));
   m.impl("embed_rows", TORCH_BOX(&embed_rows));
+  m.impl("embed_scaled_rows", TORCH_BOX(&embed_scaled_rows));
   m.impl("residual_layer_norm", TORCH_BOX(&residual_layer_norm));
   m.impl("sample_tokens", TORCH_BOX(&sample_tokens));
   m.impl("sample_step", TORCH_BOX(&sample_step));

@@ -16,6 +16,10 @@ LPD_LIBRARY(LPD_OPERATOR_NAMESPACE, m) {
   m.def(
       "embed_rows(Tensor content_ids, Tensor positions, Tensor content, Tensor position_embedding, Tensor weight, "
       "Tensor bias, float eps, Tensor? content_index=None, Tensor? position_index=None) -> Tensor");
+  m.def(
+      "embed_scaled_rows(Tensor content_ids, Tensor positions, Tensor content, Tensor position_embedding, "
+      "Tensor weight, Tensor bias, Tensor scale, float eps, Tensor? content_index=None, "
+      "Tensor? position_index=None) -> (Tensor, Tensor, Tensor)");
   m.def("residual_layer_norm(Tensor(a!) x, Tensor? delta, Tensor weight, Tensor bias, float eps) -> Tensor");
   m.def(
       "sample_tokens(Tensor logits, Tensor conditional_row, Tensor unconditional_row, Tensor guidance, "

@@ -249,13 +249,13 @@ void append_kv() {
 void embed_rows() {
   constexpr int64_t kRows = 3, kContents = 11, kPositions = 7;
   for (DType dtype : kDTypes) {
-    for (int32_t width : {8, 100, 272, 1024}) {
+    for (int32_t width : {8, 32, 100, 272, 1056}) {
       const int64_t stride = width + kPadding;
       struct {
-        Bytes content, position_embedding, weight, bias;
+        Bytes content, position_embedding, weight, bias, scale;
         Array<int64_t> content_ids = Array<int64_t>(kRows), positions = content_ids;
       } arrays{random_elements(kContents * stride, dtype), random_elements(kPositions * stride, dtype),
-               random_elements(width, dtype), random_elements(width, dtype)};
+               random_elements(width, dtype), random_elements(width, dtype), random_elements(width, dtype)};
       for (int64_t& id : arrays.content_ids) id = any_of(0, kContents - 1);
       for (int64_t& position : arrays.positions) position = any_of(0, kPositions - 1);
       EmbedRowsParams p = bench::embed_rows_params(arrays, kRows, kContents, kPositions, width, dtype, kPadding);
@@ -264,6 +264,17 @@ void embed_rows() {
         p.x = reinterpret_cast<float*>(x.data());
         run();
         return {{"x", x, DType::kFloat32}};
+      });
+      if (dtype == DType::kFloat32 || width % kStatisticsColumns != 0) continue;
+      p.scale = arrays.scale.data();
+      check(cpu_kernels().embed_rows, kRows, launch_embed_rows, p, [&](const auto& run) -> Outputs {
+        Bytes x = zeros(kRows * width, DType::kFloat32), scaled = zeros(kRows * width, dtype);
+        Bytes statistics = zeros(kRows * width / kStatisticsColumns * 2, DType::kFloat32);
+        p.x = reinterpret_cast<float*>(x.data());
+        p.scaled = scaled.data();
+        p.statistics = reinterpret_cast<float*>(statistics.data());
+        run();
+        return {{"x", x, DType::kFloat32}, {"scaled", scaled, dtype}, {"statistics", statistics, DType::kFloat32}};
       });
     }
   }

@@ -12,7 +12,6 @@ from decodes import random_model
 from torch import Tensor, nn
 
 from lpd_ext import LPDPipeline, few_rows, ops
-from lpd_ext import model as model_module
 from lpd_ext.continuous_batch import ContinuousBatch
 from lpd_ext.cuda_graphs import DecodeGraphs
 from lpd_ext.decode_state import DecodeState, Layout
@@ -124,6 +123,19 @@ def test_every_launch_of_a_decode_waits_for_the_one_before(monkeypatch: pytest.M
             assert logits_of(model, request).equal(wanted)
 
 
+@pytest.mark.emulated
+def test_a_block_is_five_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    emulation.load()
+    monkeypatch.setenv("LPD_PRODUCTS", "own")
+    monkeypatch.setattr(ops, "_ops", torch.ops.lpd_emulated)
+    model = small_model()
+    with emulation.running(device=emulation.SM_90), emulation.counting() as launches:
+        logits_of(model, request_for(model, steps=2))
+    fold, block = ["fold_layer_norm"] * 5, ["group_attention", *["residual_linear", "normed_linear"] * 2]
+    step = ["embed_rows", "normed_linear", *block * 2]  # qkv of the first block, then of the next, at last the head
+    assert [launch["kernel"] for launch in launches] == fold + step * 2
+
+
 def _no_mean(scaled: Tensor, statistics: Tensor, *rest: object) -> Tensor:
     return torch.ops.lpd_ext.normed_linear(scaled, statistics * torch.tensor([0.0, 1.0]), *rest)
 
@@ -199,7 +211,7 @@ def test_another_choice_of_products_is_recorded_anew(monkeypatch: pytest.MonkeyP
     for choice in ("auto", "cublaslt", "own", "own"):
         monkeypatch.setenv("LPD_PRODUCTS", choice)
         generate(model, request_for(model), graphs)
-    assert len(calls) == 2
+    assert len(calls) == 3
 
 
 def test_steps_of_many_rows_go_the_usual_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +219,7 @@ def test_steps_of_many_rows_go_the_usual_way(monkeypatch: pytest.MonkeyPatch) ->
     request = request_for(model)
     usual = logits_of(model, request)
     monkeypatch.setenv("LPD_PRODUCTS", "own")
-    monkeypatch.setattr(model_module, "MOST_ROWS", 0)
+    monkeypatch.setattr(few_rows, "row_class", lambda _: None)
     assert logits_of(model, request).equal(usual)
 
 

@@ -134,6 +134,18 @@ MISTAKES = {
     ),
     "rows_at_twice_their_stride": Mistake("embed_rows", "ASan", "index * stride :", "index * stride * 2 :"),
     "block_sum_without_barrier": Mistake("embed_rows", "TSan", "sums[i];\n  }\n  __syncthreads();", "sums[i];\n  }\n"),
+    "statistics_of_16_columns": Mistake(
+        "embed_rows", "differs", "lanes < kStatisticsColumns / kPerThread;", "lanes < kStatisticsColumns / 16;"
+    ),
+    "statistics_of_every_lane": Mistake(
+        "embed_rows", "TSan", "if (column % kStatisticsColumns == 0 && slice.holds(0))", "if (slice.holds(0))"
+    ),
+    "scaled_before_it_is_normed": Mistake(
+        "embed_rows",
+        "differs",
+        "scaled[k] *= values[k];",
+        "scaled[k] = values[k];",
+    ),
     "sums_of_one_warp_too_many": Mistake("embed_rows", "differs", "lane < warps ?", "lane <= warps ?"),
     # residual_layer_norm
     "two_sums_share_partials": Mistake(

@@ -18,6 +18,7 @@ LIMITS = {
     "group_attention": 1.10,
     "append_kv": 1.02,
     "embed_rows": 1.02,
+    "embed_scaled_rows": 1.02,
     "residual_layer_norm": 1.02,
     "residual_linear": 1.02,
     "normed_linear": 1.02,

@@ -17,7 +17,7 @@ from lpd_ext import ops
 
 PAGE = Path(__file__).parents[2] / "docs/guide/operators.md"
 OTHERS = ("sample_tokens", "locality_order", "training_attention_backward")  # the page describes these otherwise
-OF_16_BITS = ("residual_linear", "normed_linear", "fold_layer_norm")
+OF_16_BITS = ("embed_scaled_rows", "residual_linear", "normed_linear", "fold_layer_norm")
 NAMES = sorted(set(CALLS) - set(OTHERS))
 
 

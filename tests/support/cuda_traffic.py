@@ -124,6 +124,14 @@ def embed_rows(shape: str, batch: int, dtype: torch.dtype) -> Case:
     return Case("embed_rows", arguments, rows * (16 + WIDTH * (2 * dtype.itemsize + 4)), apart=("weight", "bias"))
 
 
+def embed_scaled_rows(shape: str, batch: int, dtype: torch.dtype) -> Case:
+    case = embed_rows(shape, batch, dtype)
+    rows = len(case.arguments["content_ids"])
+    results = rows * (WIDTH * dtype.itemsize + WIDTH // 32 * 8)
+    arguments = case.arguments | {"scale": torch.zeros(WIDTH, dtype=dtype)}
+    return Case("embed_scaled_rows", arguments, case.least + results, apart=("weight", "bias", "scale"))
+
+
 def residual_layer_norm(shape: str, batch: int, dtype: torch.dtype) -> Case:
     step, *_ = _step(shape, batch)
     rows = step.num_context_rows + step.num_query_rows
@@ -228,6 +236,7 @@ for _shape in SHAPES:
                 CASES[f"{_operator.__name__}, {_shape}, B = {_batch}, bf16"] = (
                     lambda operator=_operator, shape=_shape, batch=_batch: operator(shape, batch, BF16)
                 )
+    CASES[f"embed_scaled_rows, {_shape}, B = 1, bf16"] = lambda shape=_shape: embed_scaled_rows(shape, 1, BF16)
     for _dtype, _name in ((BF16, "bf16"), (FP32, "fp32")):
         CASES[f"group_attention, {_shape}, B = 1, {_name}, sm_90"] = lambda shape=_shape, dtype=_dtype: group_attention(
             shape, 1, dtype, emulation.SM_90

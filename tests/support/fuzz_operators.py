@@ -391,6 +391,17 @@ def judge(name: str, memory: Memory, call: Call, result: object, extreme: bool) 
         # An extreme weight enlarges what rounding leaves of a value near its row's mean.
         size = 16 * (size + before["weight"].double().abs()) if extreme and wanted.numel() else size
         assert_near(result, wanted, torchs.to(result.dtype), size, extreme)
+    elif name == "embed_scaled_rows":
+        if not extreme:
+            x, scaled, statistics = result
+            size = 16 * (wanted[0].abs().amax(-1, keepdim=True) + 1) if wanted[0].numel() else 0.0
+            assert_near(x, wanted[0], torchs[0], size, extreme)
+            assert_same(scaled, (x * before["scale"].float()).to(scaled.dtype), "scaled")
+            groups = x.double().unflatten(1, (-1, 32))
+            means = groups.mean(2, keepdim=True)
+            exact = torch.cat([means, ((groups - means) ** 2).sum(2, keepdim=True)], 2)
+            size = groups.abs().amax(2, keepdim=True)
+            assert_near(statistics, exact, exact.float(), torch.cat([size, 64 * size**2], 2), extreme)
     elif name in ("residual_linear", "normed_linear", "fold_layer_norm"):
         if not extreme:
             _judge_few_rows(name, before, plain, call, (result, wanted, torchs))
@@ -479,7 +490,7 @@ def _run(draw: Draw, name: str, call: Call, changes: list[str], emulated: bool) 
         memory.assert_no_overlap(key)
         assert call[key]._version > memory.versions[key], f"the version of {key} was not counted up"
         assert not any(t.requires_grad for t in memory.tensors.values()), f"{key} was written without a gradient"
-    if emulated and name == "embed_rows" and changes:
+    if emulated and name in ("embed_rows", "embed_scaled_rows") and changes:
         return "accepted"  # ids are not looked at on CUDA
     if name == "training_attention_backward" and changes:
         return "accepted"  # what it is given must come from training_attention

@@ -102,6 +102,25 @@ def embed_rows(draw: Draw) -> Call:
     }
 
 
+def embed_scaled_rows(draw: Draw) -> Call:
+    rows, contents, positions, width = draw.size(), draw.size(least=1), draw.size(least=1), 32 * draw.choice((1, 2, 5))
+    dtype, looked_up = _of_16_bits(draw), draw.integers(0, 2, 2).tolist()
+    ids = {"content": draw.integers(0, contents, rows), "position": draw.integers(0, positions, rows)}
+    index = [draw.integers(0, rows, rows) if given and rows else None for given in looked_up]
+    return {
+        "content_ids": ids["content"],
+        "positions": ids["position"],
+        "content": draw.sliced(draw.floats(contents, width, dtype=dtype)),
+        "position_embedding": draw.sliced(draw.floats(positions, width, dtype=dtype)),
+        "weight": draw.floats(width, dtype=dtype),
+        "bias": draw.floats(width, dtype=dtype),
+        "scale": draw.floats(width, dtype=dtype),
+        "eps": draw.choice((1e-6, 0.5)),
+        "content_index": index[0],
+        "position_index": index[1],
+    }
+
+
 def residual_layer_norm(draw: Draw) -> Call:
     rows, width, dtype = draw.size(), draw.size() * draw.choice((1, 8, 33)), draw.choice(FLOATS)
     return {
@@ -328,6 +347,7 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
         group_attention,
         append_kv,
         embed_rows,
+        embed_scaled_rows,
         residual_layer_norm,
         sample_tokens,
         sample_step,

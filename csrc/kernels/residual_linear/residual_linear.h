@@ -3,11 +3,10 @@
 // takes both and does the rest in its own epilogue.
 #pragma once
 
+#include "common/row_statistics.h"
 #include "few_row_product/few_row_product.h"
 
 namespace lpd {
-
-constexpr int32_t kStatisticsColumns = 32;
 
 struct ResidualLinearParams : FewRowProduct {  // N, the width of x, is a multiple of 32
   float* x;                                    // [R, N]

@@ -1,4 +1,4 @@
-// residual_linear on the CPU: 32 columns of a row at a time.
+// residual_linear on the CPU.
 #include "common/cpu_kernels.h"
 #include "few_row_product/few_row_product_cpu.h"
 
@@ -12,19 +12,10 @@ void residual_linear_rows(const ResidualLinearParams& p, int64_t begin, int64_t 
   for (int64_t row = begin; row < end; ++row) {
     float* const x = p.x + row * p.x_stride;
     T* const scaled = static_cast<T*>(p.scaled) + row * p.num_features;
-    float* statistics = p.statistics + row * p.num_features / kStatisticsColumns * 2;
-    for (int32_t first = 0; first < p.num_features; first += kStatisticsColumns, statistics += 2) {
-      float sum = 0.0f, squares = 0.0f;
-      for (int32_t n = first; n < first + kStatisticsColumns; ++n) {
-        x[n] += product_at<T>(p, row, n) + (bias == nullptr ? 0.0f : to_float(bias[n]));
-        scaled[n] = from_float<T>(x[n] * to_float(scale[n]));
-        sum += x[n];
-      }
-      const float mean = sum / kStatisticsColumns;
-      for (int32_t n = first; n < first + kStatisticsColumns; ++n) squares += (x[n] - mean) * (x[n] - mean);
-      statistics[0] = mean;
-      statistics[1] = squares;
+    for (int32_t n = 0; n < p.num_features; ++n) {
+      x[n] += product_at<T>(p, row, n) + (bias == nullptr ? 0.0f : to_float(bias[n]));
     }
+    scale_row(x, scale, p.num_features, scaled, p.statistics + row * p.num_features / kStatisticsColumns * 2);
   }
 }
 

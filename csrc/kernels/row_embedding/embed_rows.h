@@ -1,4 +1,5 @@
 // embed_rows: token rows of a step, x = LayerNorm(content[content_id] + position_embedding[position]).
+// embed_scaled_rows: the same, and what normed_linear takes of x, as residual_linear leaves it.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +21,9 @@ struct EmbedRowsParams {
   const void* weight;              // [E]
   const void* bias;                // [E]
   float* x;                        // [R, E], contiguous
+  const void* scale;               // [E], the weight of the LayerNorm that follows; nullptr: without the next two
+  void* scaled;                    // [R, E] in dtype, of 16 bits, contiguous: x * scale
+  float* statistics;               // [R, E / 32, 2], of every 32 columns of x
   int64_t content_stride;
   int64_t position_stride;
   int64_t num_rows;
@@ -38,7 +42,8 @@ LPD_HOST_DEVICE inline int64_t id_of(const int64_t* ids, const int64_t* index, i
   return at >= 0 && at < num_ids ? ids[at] : -1;
 }
 
-// On CUDA, asynchronously on a cudaStream_t; an index or an id outside its table gives a row of NaN.
+// On CUDA, asynchronously on a cudaStream_t; an index or an id outside its table gives a row of NaN. With a scale, E is
+// a multiple of 32 and rows of all arrays begin at multiples of 16 bytes.
 void launch_embed_rows(const EmbedRowsParams& params, void* stream);
 
 }  // namespace lpd

@@ -1,7 +1,9 @@
 // embed_rows on the CPU: gather two table rows, add into the output row, normalise it in place. Limited by bandwidth,
-// two table rows read and 4E bytes written, and by the wait for the beginning of a row.
+// two table rows read and 4E bytes written, and by the wait for the beginning of a row. What comes of a scale is for
+// tests: simple, not fast.
 #include "common/cpu_kernels.h"
 #include "common/layer_norm_row.h"
+#include "common/row_statistics.h"
 
 namespace lpd::LPD_ISA {
 namespace {
@@ -19,10 +21,21 @@ void embed_row_range(const EmbedRowsParams& p, int64_t begin, int64_t end) {
                   out_at);
 }
 
+template <class T>
+void scale_row_range(const EmbedRowsParams& p, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t first = row * p.width;
+    scale_row(p.x + first, static_cast<const T*>(p.scale), p.width, static_cast<T*>(p.scaled) + first,
+              p.statistics + first / kStatisticsColumns * 2);
+  }
+}
+
 }  // namespace
 
 void embed_rows(const EmbedRowsParams& p, int64_t begin, int64_t end) {
   dispatch_dtype(p.dtype, [&](auto element) { embed_row_range<decltype(element)>(p, begin, end); });
+  if (p.scale == nullptr) return;
+  dispatch_dtype16(p.dtype, [&](auto element) { scale_row_range<decltype(element)>(p, begin, end); });
 }
 
 }  // namespace lpd::LPD_ISA

@@ -1,13 +1,43 @@
-// embed_rows on CUDA: gather two table rows, add them in registers, normalise, write x.
-// One block per row with one thread per 8 elements, so that few rows of a small batch still use many multiprocessors.
-// Limited by bandwidth for many rows; for few by latency: the ids, the rows they name, two block reductions, one store.
+// embed_rows on CUDA: gather two table rows, add them in registers, normalise, write x; with a scale, also x * scale
+// and the statistics of every 32 columns, which four lanes have. One block per row with one thread per 8 elements, so
+// that few rows of a small batch still use many multiprocessors. Limited by bandwidth for many rows; for few by
+// latency: the ids, the rows they name, two block reductions, one store.
 #include <cmath>
+#include <type_traits>
 
 #include "common/layer_norm_row.cuh"
+#include "common/row_statistics.h"
 #include "row_embedding/embed_rows.h"
 
 namespace lpd {
 namespace {
+
+// Over the lanes that hold 32 columns of a VectorSlice.
+__device__ __forceinline__ float column_sum(float value) {
+  for (int lanes = 1; lanes < kStatisticsColumns / kPerThread; lanes *= 2) {
+    value += __shfl_xor_sync(kAllLanes, value, lanes);
+  }
+  return value;
+}
+
+// Writes what normed_linear takes of a row, as residual_linear does.
+template <class T>
+__device__ __forceinline__ void write_scaled(const EmbedRowsParams& p, const VectorSlice& slice, int64_t row,
+                                             const float (&values)[kPerThread],
+                                             const VectorSlice::Loaded<T>& loaded_scale) {
+  float sum = 0.0f, squares = 0.0f, scaled[kPerThread];
+  for (float value : values) sum += value;
+  const float mean = column_sum(sum) * (1.0f / kStatisticsColumns);
+  for (float value : values) squares += (value - mean) * (value - mean);
+  squares = column_sum(squares);
+  slice.template values<T>(loaded_scale, scaled);
+  for (int k = 0; k < kPerThread; ++k) scaled[k] *= values[k];
+  slice.store(static_cast<T*>(p.scaled) + row * p.width, scaled);
+  const int column = kPerThread * static_cast<int>(threadIdx.x);
+  if (column % kStatisticsColumns == 0 && slice.holds(0)) {
+    store_vector(p.statistics + (row * p.width + column) / kStatisticsColumns * 2, float2{mean, squares});
+  }
+}
 
 template <class T, class Slice>
 __global__ void __launch_bounds__(kMaxRowThreads) embed_rows_kernel(const EmbedRowsParams p, const Slice slice) {
@@ -17,6 +47,9 @@ __global__ void __launch_bounds__(kMaxRowThreads) embed_rows_kernel(const EmbedR
 
   const auto weight = slice.load(static_cast<const T*>(p.weight));
   const auto bias = slice.load(static_cast<const T*>(p.bias));
+  constexpr bool kMayScale = sizeof(T) == 2 && std::is_same_v<Slice, VectorSlice>;
+  typename Slice::template Loaded<T> scale = {};
+  if (kMayScale && p.scale != nullptr) scale = slice.load(static_cast<const T*>(p.scale));
   // One thread per index: if all warps asked, each would move the 32-byte sectors again.
   if (threadIdx.x < 2) {
     const bool is_content = threadIdx.x == 0;
@@ -41,6 +74,9 @@ __global__ void __launch_bounds__(kMaxRowThreads) embed_rows_kernel(const EmbedR
 
   layer_norm_row<Slice, T>(slice, values, weight, bias, p.eps, shared);
   slice.store(p.x + row * p.width, values);
+  if constexpr (kMayScale) {
+    if (p.scale != nullptr) write_scaled<T>(p, slice, row, values, scale);
+  }
 }
 
 template <class T>

@@ -202,13 +202,15 @@ class Drawing:
 
     def _decoded(self, tokens: Tensor, side: int, approximate: bool = False) -> Tensor:
         drawn = tokens >= 0
-        features = (self.tokenizer.vectors(tokens.clamp(min=0)) * drawn[..., None]).permute(0, 3, 1, 2)
+        vectors = self.tokenizer.vectors(tokens.clamp(min=0))
         if approximate and self.preview_decoder is not None:
-            images = self.preview_decoder(features, drawn)
-        elif PixelDecoder.supports(self.tokenizer):
-            images = PixelDecoder(self.tokenizer, self.pixel_dtype).decode_features(features)
-        else:
-            images = self.tokenizer.decode_features(features)
+            preview: Tensor = self.preview_decoder(vectors, drawn)
+            return preview
+        features = (vectors * drawn[..., None]).permute(0, 3, 1, 2)
+        decoder = (
+            PixelDecoder(self.tokenizer, self.pixel_dtype) if PixelDecoder.supports(self.tokenizer) else self.tokenizer
+        )
+        images = decoder.decode_features(features)
         pixels_drawn = drawn.repeat_interleave(side, 1).repeat_interleave(side, 2)
         return torch.where(pixels_drawn[:, None], images, 0.0)
 

@@ -32,13 +32,13 @@ def pipe() -> LPDPipeline:
 
 
 def by_hand(decoder: PreviewDecoder, pipe: LPDPipeline, tokens: Tensor) -> np.ndarray:
-    """Previews uint8 [B, H, W, 3] of grids with undrawn cells, by unfolded patches and explicit places of pixels."""
+    """Previews uint8 [B, H, W, 3] of grids with undrawn cells, by convolutions and explicit places of pixels."""
     drawn = (tokens >= 0).float()
     x = torch.cat([pipe.tokenizer.codes()[tokens.clamp(min=0)] * drawn[..., None], drawn[..., None]], 3)
     for layer in decoder.layers:
-        patches = F.pad(x, (0, 0, 1, 1, 1, 1)).unfold(1, 3, 1).unfold(2, 3, 1)  # [B, h, w, C, 3, 3]
-        x = (torch.einsum("bhwcij,ocij->bhwo", patches, layer.weight) + layer.bias).relu()
-    flat = x @ decoder.head.weight[:, :, 0, 0].T + decoder.head.bias
+        kernel = layer.weight.unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)
+        x = F.conv2d(x.permute(0, 3, 1, 2), kernel, layer.bias, padding=1).relu().permute(0, 2, 3, 1)
+    flat = x @ decoder.head.weight.T + decoder.head.bias
     images = torch.zeros(len(tokens), 3, 2 * tokens.shape[1], 2 * tokens.shape[2])
     for channel in range(3):
         for dy in range(2):
@@ -105,10 +105,10 @@ def test_an_engine_shows_its_previews_and_delivers_exact_images(
 def test_a_pixel_depends_on_near_cells_alone() -> None:
     torch.manual_seed(0)
     decoder = PreviewDecoder(4, 2, width=16, layers=2)
-    vectors, drawn = torch.randn(1, 4, 9, 9), torch.ones(1, 9, 9, dtype=torch.bool)
+    vectors, drawn = torch.randn(1, 9, 9, 4), torch.ones(1, 9, 9, dtype=torch.bool)
     before = decoder(vectors, drawn)
     assert before.shape == (1, 3, 18, 18)
-    vectors[0, :, 4, 4] += 1
+    vectors[0, 4, 4] += 1
     moved = (decoder(vectors, drawn) != before).any(1)[0].reshape(9, 2, 9, 2).any(3).any(1)
     assert moved[2:7, 2:7].all()
     moved[2:7, 2:7] = False
@@ -146,11 +146,11 @@ def test_wrong_files_and_sizes_are_named(pipe: LPDPipeline, tmp_path: Path) -> N
     path = tmp_path / PREVIEW_FILE
     good = load_file(path)
     for bad, sentence in (
-        ({"x": torch.zeros(1)}, "layers.0.weight or head.weight is missing"),
-        (good | {"head.weight": torch.zeros(12)}, "layers.0.weight or head.weight is missing"),
-        (good | {"head.weight": torch.zeros(2, 8, 1, 1)}, "2 layers"),
-        (good | {f"layers.{i}.weight": torch.zeros(8, 8, 3, 3) for i in range(1, 9)}, "9 layers"),
-        (good | {"layers.1.weight": torch.zeros(8, 7, 3, 3)}, "size mismatch"),
+        ({"x": torch.zeros(1)}, "no matrices layers.0.weight and head.weight"),
+        (good | {"head.weight": torch.zeros(12)}, "no matrices layers.0.weight and head.weight"),
+        (good | {"head.weight": torch.zeros(2, 8)}, "2 layers"),
+        (good | {f"layers.{i}.weight": torch.zeros(8, 72) for i in range(1, 9)}, "9 layers"),
+        (good | {"layers.1.weight": torch.zeros(8, 63)}, "size mismatch"),
         (good | {"head.bias": torch.full((12,), torch.nan)}, "head.bias has numbers that are not finite"),
         ({name: value for name, value in good.items() if name != "layers.1.bias"}, "Missing key"),
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,12 +15,13 @@ from rich.progress import track
 from rich.table import Table
 
 from lpd_ext import _C, product_table
+from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.state_files import write_text
 from lpd_tools.bench.cases import SHAPES, Case, cases
 from lpd_tools.bench.decode import BASELINES, PUBLISHED, Decode, time_on_cpu, time_on_cuda
 from lpd_tools.bench.host import time_host
 from lpd_tools.bench.image import time_decoders, time_images
-from lpd_tools.bench.preview import time_previews
+from lpd_tools.bench.preview import published_size, time_previews
 from lpd_tools.bench.products import keep, product_cases, products_of
 from lpd_tools.bench.result import Result, cell
 from lpd_tools.bench.settings import Bench, Part
@@ -162,9 +164,15 @@ class _Run:
         return [result.at(name, images) for result in results]
 
     def previews(self, images: int) -> list[Result]:
-        title = f"Previews of the bundled model, B = {images}"
-        results = self.shown(title, lambda: time_previews(images, self.chosen.repeats))
-        return [result.at("bundled", images) for result in results]
+        results: list[Result] = []
+        for name, load, repeats in (
+            ("bundled", LPDPipeline.from_pretrained, self.chosen.repeats),
+            (_FIRST_SHAPE, published_size, self.chosen.decodes),
+        ):
+            measure = partial(time_previews, load(), images, repeats)
+            timed = self.shown(f"Previews, {name}, B = {images}", measure)
+            results += [result.at(name, images) for result in timed]
+        return results
 
     def training(self, name: str, images: int) -> list[Result]:
         title = f"Training attention of {name}, B = {images}"

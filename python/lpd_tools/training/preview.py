@@ -82,10 +82,8 @@ def _fit(decoder: PreviewDecoder, exact: Drawing, tokens: Tensor, config: Previe
         hidden = torch.rand(grids.shape, generator=generator) >= share
         grids = grids.masked_fill(hidden.to(grids.device), -1)
         images = exact.pixels(grids)
-        drawn = grids >= 0
-        vectors = (exact.tokenizer.vectors(grids.clamp(min=0)) * drawn[..., None]).permute(0, 3, 1, 2)
-        pixels_drawn = drawn.repeat_interleave(decoder.stride, 1).repeat_interleave(decoder.stride, 2)[:, None]
-        loss = F.mse_loss(decoder(vectors, drawn) * pixels_drawn, images)
+        near = decoder(exact.tokenizer.vectors(grids.clamp(min=0)), grids >= 0)
+        loss = F.mse_loss(near, images)
         optimizer.param_groups[0]["lr"] = learning_rate(
             step, config.steps, config.learning_rate, warmup=config.steps // 20, decay=config.steps // 2
         )

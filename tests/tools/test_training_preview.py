@@ -9,6 +9,7 @@ import torch
 from lpd_tools.cli import app
 from lpd_tools.training.preview import draw_tokens, psnr, train_preview
 from lpd_tools.training.settings import PreviewTraining
+from PIL import Image
 from typer.testing import CliRunner
 
 from lpd_ext.pipeline import LPDPipeline
@@ -33,6 +34,8 @@ def test_the_decoder_learns_to_come_near(pipe: LPDPipeline, tmp_path: Path) -> N
     trained = LPDPipeline(pipe.model, pipe.tokenizer, pipe.defaults)
     trained.preview_decoder = PreviewDecoder.from_file(config.out)
     assert psnr(trained, tokens) == pytest.approx(quality, abs=0.05)  # rounded to fp16
+    picture = Image.open(tmp_path / "preview.png")
+    assert picture.width > 10 * 64  # ten images, enlarged
     assert read_metadata(config.out)["psnr"] == f"{quality:.2f}"
     # Training on other images than those held out makes the difference between a measure and a memory.
     assert not any(torch.equal(a, b) for a in tokens for b in draw_tokens(pipe, 20, config.seed, 10)[10:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from lpd_ext.drawing import Drawing
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.preview_decoder import PreviewDecoder
 from lpd_tools.models import load_pipeline
+from lpd_tools.pictures import labelled_grid
+from lpd_tools.png_settings import save_png
 from lpd_tools.progress import track
 from lpd_tools.training.loop_settings import learning_rate
 from lpd_tools.training.precision import training_modes
@@ -19,12 +22,14 @@ from lpd_tools.training.settings import PreviewTraining
 
 _WHOLE = 0.25  # of the grids of a batch; the others are partly drawn
 _DRAWN_AT_ONCE = 50
+_SHOWN = 10
 
 
 def train_preview(config: PreviewTraining) -> float:
     """Trains a preview decoder and writes it to `config.out`; returns its PSNR in dB on images it was not trained on.
 
-    Raises ValueError for a wrong setting, and the errors of `hub.find_model`.
+    A PNG beside it shows some of those images, exact and as previews. Raises ValueError for a wrong setting, and the
+    errors of `hub.find_model`.
     """
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pipe = load_pipeline(config.model, device=device)
@@ -40,7 +45,15 @@ def train_preview(config: PreviewTraining) -> float:
     quality = psnr(pipe, tokens[:held_out])
     metadata = {name: str(value) for name, value in asdict(config).items() if name not in ("out", "device", "model")}
     decoder.save(config.out, metadata | {"psnr": f"{quality:.2f}"})
+    draw_comparison(pipe, tokens[: min(held_out, _SHOWN)], Path(config.out).with_suffix(".png"))
     return quality
+
+
+def draw_comparison(pipe: LPDPipeline, tokens: Tensor, path: Path) -> None:
+    """Writes a PNG of the exact images of grids int64 [B, h, w] above their previews."""
+    drawing = _drawing(pipe)
+    images = [*drawing.images(tokens), *drawing.images(tokens, approximate=True)]
+    save_png(labelled_grid(images, ["exact", "preview"], len(tokens)), path, {})
 
 
 def draw_tokens(pipe: LPDPipeline, count: int, seed: int, batch: int) -> Tensor:

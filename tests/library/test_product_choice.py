@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_few_rows import few_rows_of, logits_of, products, request_for, small_model
 
-from lpd_ext import product_choice, product_table
+from lpd_ext import ops, product_choice, product_table
 from lpd_ext import products as timed_products
 from lpd_ext.cuda_graphs import DecodeGraphs
 from lpd_ext.product_choice import known_own_rows, own_rows, row_class
@@ -156,6 +156,33 @@ def test_a_measurement_that_fails_leaves_the_library(
     assert len(calls) == 1
     (record,) = (record for record in caplog.records if record.levelno == logging.WARNING)
     assert record.getMessage() == "our own products are not used, they could not be timed: CUDA out of memory"
+
+
+def _half(*arguments: object) -> torch.Tensor:
+    return torch.ops.lpd_ext.normed_linear(*arguments) * 0.5
+
+
+def _adds_nothing(x: torch.Tensor, *rest: object) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.ops.lpd_ext.residual_linear(x.clone(), *rest)
+
+
+def _not_a_number(*arguments: object) -> torch.Tensor:
+    return torch.ops.lpd_ext.normed_linear(*arguments) * float("nan")
+
+
+@pytest.mark.parametrize(
+    ("operator", "wrong"),
+    [("normed_linear", _half), ("normed_linear", _not_a_number), ("residual_linear", _adds_nothing)],
+)
+def test_products_that_are_wrong_on_a_card_are_not_used(
+    operator: str, wrong: object, card: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(timed_products, "time_runs", Timer(by_rows(*ROW_CLASSES)))
+    monkeypatch.setattr(ops, operator, wrong)
+    assert own_rows([(RESIDUAL, NORMED)], CPU) == [set()]
+    (record,) = (record for record in caplog.records if record.levelno == logging.WARNING)
+    wanted = rf"our own products are not used, .*: {operator.split('_')[0]} 64x64 bfloat16 of 16 rows is not what the"
+    assert re.match(wanted, record.getMessage())
 
 
 def test_a_table_that_lacks_a_number_of_rows_is_measured_again(card: None, monkeypatch: pytest.MonkeyPatch) -> None:

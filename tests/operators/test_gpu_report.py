@@ -142,12 +142,18 @@ def test_without_the_build_nothing_else_is_tried(records: Records, monkeypatch: 
     assert tried == ["build"]
 
 
-def test_children_of_a_step_end_with_it(records: Records, tmp_path: Path) -> None:
+def test_programs_of_a_step_end_with_it(tmp_path: Path) -> None:
+    """A child of the step's process, and a child of that."""
     mark = tmp_path / "mark"
-    child = f"import time, pathlib; time.sleep(2); pathlib.Path({str(mark)!r}).touch()"
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    assert gpu_report.Command([sys.executable, "-c", parent], tmp_path / "log").wait(0.7) is None
-    time.sleep(2.5)
+    child = f"import time, pathlib; time.sleep(4); pathlib.Path({str(mark)!r}).touch()"
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    step = (
+        f"import sys; sys.path.insert(0, {str(SUPPORT)!r}); import report_programs, pathlib\n"
+        f"report_programs.Command([sys.executable, '-c', {program!r}], pathlib.Path({str(tmp_path / 'log')!r})).wait(9)"
+    )
+    assert gpu_report.Command([sys.executable, "-c", step], tmp_path / "log", own_group=True).wait(2.0) is None
+    time.sleep(5)
+    assert (tmp_path / "log").read_text().count("$ ") == 2  # both were begun
     assert not mark.exists()
 
 

@@ -141,7 +141,7 @@ def run_step(name: str, dry_run: bool, records: Records, seconds: float) -> bool
     }
     log = folder / "steps.log"
     size = log.stat().st_size if log.exists() else 0
-    status = Command([*command, *(["--dry-run"] if dry_run else [])], log, environment).wait(seconds)
+    status = Command([*command, *(["--dry-run"] if dry_run else [])], log, environment, True).wait(seconds)
     outcome = "timed out" if status is None else "failed" if status else "done"
     with log.open("rb") as file:
         file.seek(size)

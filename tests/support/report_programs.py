@@ -36,9 +36,16 @@ Add = Callable[..., None]
 
 
 class Command:
-    """A program in a process group of its own, which ends with it."""
+    """A program in a process group of its own, which ends with it; or, within a step, in the step's."""
 
-    def __init__(self, command: Sequence[str | Path], log: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        own_group: bool = False,
+    ) -> None:
+        self._own_group = own_group
         self._log = log.open("ab")
         self._log.write(f"\n$ {' '.join(map(str, command))}\n".encode())
         self._log.flush()
@@ -48,7 +55,7 @@ class Command:
             env=os.environ | dict(environment or {}),
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            start_new_session=own_group,
         )
 
     def wait(self, seconds: float) -> int | None:
@@ -58,9 +65,10 @@ class Command:
         except subprocess.TimeoutExpired:
             return None
         finally:
-            # The program's own children too, whether it has ended or not.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            if self._own_group:  # all that is left of it, whether the program has ended or not
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
             self._process.wait()
             self._log.close()
 

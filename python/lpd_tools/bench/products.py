@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lpd_ext import products
 from lpd_ext.product_choice import remember
-from lpd_ext.products import ROW_CLASSES, Product, product_calls, step_products
+from lpd_ext.products import ROW_CLASSES, Product, checked_calls, product_calls, step_products
 from lpd_tools.bench.cases import Case, Shape
 from lpd_tools.bench.result import Result
 
@@ -55,7 +55,9 @@ def _in_turn(run: Callable[[Tensor], Any], weights: list[Tensor]) -> Callable[[]
 
 
 def keep(product: Product, results: list[Result], device: torch.device) -> None:
-    """Writes the times of a product at all of ROWS to where decodes look for them."""
+    """Writes the times at all of ROWS to where decodes look for them; RuntimeError for a product that is wrong."""
+    for rows in ROW_CLASSES:
+        checked_calls(product, rows, device)
     times = {
         rows: products.Times(result.times.median, result.plain_times.median)
         for rows, result in zip(ROWS, results, strict=True)

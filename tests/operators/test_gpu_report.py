@@ -217,6 +217,13 @@ def test_the_page_gets_the_tables_between_its_marks(records: Records, tmp_path: 
     assert END in first
 
 
+def test_a_dry_run_changes_no_page(records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_report, "PAGE", tmp_path / "gpu.md")
+    records.add("", "report", of=OF | {"emulated": True}, command="gpu_report.py")
+    assert main(["--tables", "--folder", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.jsonl", "tables.md"]
+
+
 def test_what_a_profile_says() -> None:
     spans = [("b", 10.0, 14.0), ("a", 0.0, 4.0), ("a", 5.0, 9.0), ("c", 11.0, 12.0), ("a", 20.0, 21.5)]
     assert summary_of(spans, most=2) == {

@@ -331,7 +331,8 @@ class LPDModel(nn.Module):
                 first_row = step.num_context_rows
                 x = x[first_row:]
             sizes = (step.max_rows, step.max_keys, first_row)
-            attended = ops.group_attention(qkv, layer.k_cache, layer.v_cache, step.segments, *sizes, scale, workspace)
+            caches = (layer.k_cache, layer.v_cache)
+            attended = ops.group_attention(qkv, *caches, step.segments, *sizes, scale, workspace, settled=True)
             if few_rows is None:
                 delta = layer.proj(attended)
                 delta = layer.mlp(_add_norm(x, delta, layer.norm2))

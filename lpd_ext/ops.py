@@ -34,6 +34,7 @@ def group_attention(
     first_output_row: int = 0,
     scale: float | None = None,
     workspace: Tensor | None = None,
+    settled: bool = False,
 ) -> Tensor:
     """Appends the context rows' K and V to the caches, then attends with two KV lengths per sequence.
 
@@ -43,11 +44,12 @@ def group_attention(
     num_context, query_start, num_query, cache_length, cache_slot. max_rows and max_keys bound num_context + num_query
     and cache_length + num_context + num_query. scale defaults to 1/sqrt(D). Returns [R - first_output_row, H*D].
     workspace: see group_attention_workspace; without one, a small batch leaves much of a GPU idle.
+    settled: what ran right before this on the GPU wrote neither caches nor segments, so they may be read early.
     """
     if scale is None:
         scale = _default_scale(qkv)
     sizes = (max_rows, max_keys, first_output_row)
-    result: Tensor = _ops.group_attention(qkv, k_cache, v_cache, segments, *sizes, scale, workspace)
+    result: Tensor = _ops.group_attention(qkv, k_cache, v_cache, segments, *sizes, scale, workspace, settled)
     return result
 
 
@@ -62,6 +64,7 @@ def _(
     first_output_row: int,
     scale: float,
     workspace: Tensor | None = None,
+    settled: bool = False,
 ) -> Tensor:
     rows, _, heads, head_dim = qkv.shape
     return qkv.new_empty(rows - first_output_row, heads * head_dim)

@@ -22,6 +22,7 @@ from lpd_ext.cuda_graphs import Run, capture_cuda_graphs
 # as few as can be. With more than the last the tiles of the GPU's library are full.
 ROW_CLASSES = (16, 32, 48, 64, 80, 96, 128, 160, 192)
 _REPLAYS = 7
+_ROUNDING = 0.03  # of the largest result; of bfloat16 a hundredth
 Kind = Literal["residual", "normed", "normed_gelu"]
 
 
@@ -72,6 +73,7 @@ class ProductCalls:
     weights: list[Tensor]
     own: Callable[[Tensor], object]
     library: Callable[[Tensor], object]
+    added_to: Tensor | None = None  # the residual stream
 
 
 def product_calls(product: Product, rows: int, device: torch.device, least_weights: int = 1) -> ProductCalls:
@@ -100,6 +102,7 @@ def product_calls(product: Product, rows: int, device: torch.device, least_weigh
             weights,
             lambda weight: ops.residual_linear(x, inputs, weight, bias, gamma),
             lambda weight: ops.residual_layer_norm(x, F.linear(inputs, weight, bias), gamma, beta),
+            x,
         )
     # Of rows that are normalised already.
     statistics_of_rows = torch.tensor([0.0, 32.0], device=device).repeat(rows, depth // 32, 1)
@@ -116,14 +119,42 @@ def product_calls(product: Product, rows: int, device: torch.device, least_weigh
     )
 
 
+def checked_calls(product: Product, rows: int, device: torch.device) -> ProductCalls:
+    """Makes operands as `product_calls` does; RuntimeError if our own product computes anything else on this device."""
+    calls = product_calls(product, rows, device)
+    if not _agree(calls):  # kernels are new on a GPU that nobody has tried
+        raise RuntimeError(f"{product.name} of {rows} rows is not what the library computes")
+    return calls
+
+
 def measure(product: Product, device: torch.device) -> dict[int, Times]:
-    """Times a product at every class of rows on a GPU, in a quarter of a second."""
+    """Times a product at every class of rows on a GPU; errors as those of `checked_calls`."""
     found = {}
     for rows in ROW_CLASSES:
-        calls = product_calls(product, rows, device)
+        calls = checked_calls(product, rows, device)
         own, library = time_runs([_each(calls.own, calls.weights), _each(calls.library, calls.weights)])
         found[rows] = Times(own / len(calls.weights), library / len(calls.weights))
     return found
+
+
+def _agree(calls: ProductCalls) -> bool:
+    """Whether both ways compute the same, but for rounding."""
+    weight, x = calls.weights[0], calls.added_to
+    if x is None:
+        return _is_near(calls.own(weight), calls.library(weight))
+    before = x.clone()
+    calls.own(weight)
+    own = x - before
+    x.copy_(before)
+    calls.library(weight)
+    return _is_near(own, x - before)
+
+
+def _is_near(own: object, library: object) -> bool:
+    assert isinstance(own, Tensor)
+    assert isinstance(library, Tensor)
+    difference, largest = (own - library).abs().max(), library.abs().max()
+    return bool(difference <= _ROUNDING * largest)  # false for NaN
 
 
 def _each(call: Callable[[Tensor], object], weights: Sequence[Tensor]) -> Run:

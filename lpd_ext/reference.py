@@ -214,6 +214,7 @@ def group_attention(
     first_output_row: int = 0,
     scale: float | None = None,
     workspace: Tensor | None = None,
+    settled: bool = False,
 ) -> Tensor:
     """Append, then per segment one attention for its context rows and one for its query rows; [R - first, H*D]."""
     append_kv(qkv, k_cache, v_cache, segments, max_rows)

@@ -102,7 +102,7 @@ void check_segment_values(const lpd::Segment* values, const Tensor& segments, co
 
 Tensor group_attention(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, const Tensor& segments,
                        int64_t max_rows, int64_t max_keys, int64_t first_output_row, double scale,
-                       const OptionalTensor& workspace) {
+                       const OptionalTensor& workspace, bool settled) {
   const CacheShape shape = check_cache_arguments(qkv, k_cache, v_cache, segments);
   check(first_output_row >= 0 && first_output_row <= shape.rows, "first_output_row must be in [0, ", shape.rows,
         "], got ", first_output_row);
@@ -120,6 +120,7 @@ Tensor group_attention(const Tensor& qkv, const Tensor& k_cache, const Tensor& v
   params.max_keys =
       static_cast<int32_t>(std::min<int64_t>(size32(max_keys, "max_keys"), int64_t{shape.positions} + shape.rows));
   params.scale = finite32(scale, "scale");
+  params.settled = settled;
   check_segment_values(params.segments, segments, shape,
                        {shape.rows, shape.slots, shape.positions, max_rows, max_keys, first_output_row});
 

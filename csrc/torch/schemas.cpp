@@ -11,7 +11,8 @@ LPD_LIBRARY(LPD_OPERATOR_NAMESPACE, m) {
   // CPU and CUDA, ops.cpp
   m.def(
       "group_attention(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor segments, int max_rows, "
-      "int max_keys, int first_output_row, float scale, Tensor(c!)? workspace=None) -> Tensor");
+      "int max_keys, int first_output_row, float scale, Tensor(c!)? workspace=None, "
+      "bool settled=False) -> Tensor");
   m.def("append_kv(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor segments, int max_rows) -> ()");
   m.def(
       "embed_rows(Tensor content_ids, Tensor positions, Tensor content, Tensor position_embedding, Tensor weight, "

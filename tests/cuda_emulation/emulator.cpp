@@ -311,10 +311,11 @@ bool pop_copy(uint64_t groups_in_flight, Copy* copy) {
   return true;
 }
 
-void run_grid(const char* name, dim3 grid_size_, dim3 cluster_size, bool early, dim3 block_size_, size_t shared_bytes,
+void run_grid(const char* name, dim3 grid_size_, dim3 cluster_size, dim3 block_size_, size_t shared_bytes,
               void (*body)(const void*), const void* call) {
   const std::lock_guard<std::mutex> lock(one_grid);
   self = nullptr;
+  const bool early = current_settings.launches_follow && device_has_clusters();
   grid = {name, grid_size_, cluster_size, block_size_, early, body, call, current_settings.order, 0, 0, 0, {}};
   check_launch(shared_bytes);
   if (current_settings.launches_follow) begin_launch();

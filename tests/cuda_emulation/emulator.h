@@ -52,7 +52,7 @@ struct Settings {
   int multiprocessors = 108;
   int compute_capability = 80;       // from 90 on blocks form clusters
   size_t shared_limit = 227 * 1024;  // bytes per block, static and dynamic
-  bool launches_follow = false;      // one stream; of one that begins early it is found out what it does too early
+  bool launches_follow = false;      // one stream, each from 9.0 on early: what it does too early is found out
 };
 
 // Settings of all launches that start afterwards.
@@ -155,8 +155,8 @@ bool pop_copy(uint64_t groups_in_flight, Copy* copy);  // false if no more need 
 enum class Access { kRead, kWrite, kAtomic, kCopyRead, kCopyWrite, kMatrixRead, kPeerRead, kPeerWrite };
 void count_access(const void* site, const void* address, size_t bytes, Access access);
 
-void run_grid(const char* name, dim3 grid, dim3 cluster, bool early, dim3 block, size_t shared_bytes,
-              void (*body)(const void*), const void* call);
+void run_grid(const char* name, dim3 grid, dim3 cluster, dim3 block, size_t shared_bytes, void (*body)(const void*),
+              const void* call);
 
 }  // namespace lpd::emulator
 
@@ -198,9 +198,7 @@ LPD_EMULATED_ACCESS void store_vector(void* to, Vector value) {
 
 struct Grid {
   dim3 blocks, cluster;
-  bool early;
-  Grid(dim3 blocks_, dim3 cluster_ = dim3(1), bool early_ = false)
-      : blocks(blocks_), cluster(cluster_), early(early_) {}
+  Grid(dim3 blocks_, dim3 cluster_ = dim3(1)) : blocks(blocks_), cluster(cluster_) {}
 };
 
 // Runs the grid to its end before it returns.
@@ -216,7 +214,7 @@ void launch(const char* name, void (*kernel)(Parameters...), Grid grid, dim3 blo
     const Call& c = *static_cast<const Call*>(call_of_launch);
     std::apply(c.kernel, c.parameters);
   };
-  emulator::run_grid(name, grid.blocks, grid.cluster, grid.early, block, shared_bytes, body, &call);
+  emulator::run_grid(name, grid.blocks, grid.cluster, block, shared_bytes, body, &call);
 }
 
 inline int multiprocessor_count() { return emulator::settings().multiprocessors; }

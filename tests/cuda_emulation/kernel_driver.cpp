@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "common/cpu_kernels.h"
+#include "common/ptx.cuh"
 #include "emulator.h"
 #include "operator_params.h"
 
@@ -125,6 +126,29 @@ void check(void (*on_cpu)(const Params&, int64_t, int64_t), int64_t items, void 
   }
 }
 
+// What an operator reads, but for weights, was written by the launch before, and what it writes is still in use there:
+// from 9.0 on it has to wait for the end of that.
+struct Written {
+  struct {
+    uint8_t* data;
+    size_t bytes;
+  } arrays[12];
+};
+void rewrite_kernel(const Written written) {
+  ptx::follow_launch_before();
+  for (const auto& [data, bytes] : written.arrays) {
+    for (size_t at = 8 * threadIdx.x; at + 8 <= bytes; at += 8 * 32) {
+      store_vector(data + at, load_vector<uint2>(data + at));
+    }
+  }
+}
+template <class... Arrays>
+void write_in_the_launch_before(Arrays&... arrays) {
+  emulator::settings().launches_follow = true;
+  const Written written{{{reinterpret_cast<uint8_t*>(arrays.data()), arrays.size() * sizeof(arrays[0])}...}};
+  launch("rewrite", rewrite_kernel, dim3(1), dim3(32), 0, nullptr, written);
+}
+
 // A decoding step of ragged sequences, for group_attention and append_kv.
 struct Step {
   Step(const std::vector<bench::SequenceSizes>& sizes, DType dtype_, int32_t head_dim_)
@@ -183,6 +207,7 @@ void attend(const Step& step, int32_t first_output_row, Splits splits) {
   GroupAttentionParams p = bench::group_attention_params(step.params(), step.max_keys, 0.2f);
   p.first_output_row = first_output_row;
   const bool clusters = splits == Splits::kInClusters;
+  p.settled = clusters;
   const int32_t multiprocessors = clusters ? 132 : 108;
   emulator::settings().multiprocessors = multiprocessors;
   emulator::settings().compute_capability = clusters ? 90 : 80;
@@ -196,11 +221,17 @@ void attend(const Step& step, int32_t first_output_row, Splits splits) {
   }
   check(cpu_kernels().group_attention, group_attention_items(p), launch_group_attention, p,
         [&](const auto& run) -> Outputs {
-          Bytes k = step.k_cache, v = step.v_cache;
+          Bytes qkv = step.qkv, k = step.k_cache, v = step.v_cache;
           Bytes output = zeros((step.rows - first_output_row) * Step::kHeads * step.head_dim, step.dtype);
+          p.qkv = qkv.data();
           p.k_cache = k.data();
           p.v_cache = v.data();
           p.output = output.data();
+          if (p.settled) {
+            write_in_the_launch_before(qkv, output);
+          } else {
+            write_in_the_launch_before(qkv, k, v, output);
+          }
           run();
           return {{"K cache", k}, {"V cache", v}, {"output", output, step.dtype}};
         });
@@ -236,9 +267,12 @@ void append_kv() {
       const Step step(few ? kTwoTiles : head_dim == 32 ? kManyTiles : kManyKinds, dtype, head_dim);
       AppendKvParams p = step.params();
       check(cpu_kernels().append_kv, append_kv_items(p), launch_append_kv, p, [&](const auto& run) -> Outputs {
-        Bytes k = step.k_cache, v = step.v_cache;
+        emulator::settings().compute_capability = 90;
+        Bytes qkv = step.qkv, k = step.k_cache, v = step.v_cache;
+        p.qkv = qkv.data();
         p.k_cache = k.data();
         p.v_cache = v.data();
+        write_in_the_launch_before(qkv, k, v);
         run();
         return {{"K cache", k}, {"V cache", v}};
       });
@@ -247,6 +281,7 @@ void append_kv() {
 }
 
 void embed_rows() {
+  emulator::settings().compute_capability = 90;
   constexpr int64_t kRows = 3, kContents = 11, kPositions = 7;
   for (DType dtype : kDTypes) {
     for (int32_t width : {8, 32, 100, 272, 1056}) {
@@ -262,6 +297,7 @@ void embed_rows() {
       check(cpu_kernels().embed_rows, kRows, launch_embed_rows, p, [&](const auto& run) -> Outputs {
         Bytes x = zeros(kRows * width, DType::kFloat32);
         p.x = reinterpret_cast<float*>(x.data());
+        write_in_the_launch_before(arrays.content_ids, arrays.positions, x);
         run();
         return {{"x", x, DType::kFloat32}};
       });
@@ -273,6 +309,7 @@ void embed_rows() {
         p.x = reinterpret_cast<float*>(x.data());
         p.scaled = scaled.data();
         p.statistics = reinterpret_cast<float*>(statistics.data());
+        write_in_the_launch_before(arrays.content_ids, x, scaled, statistics);
         run();
         return {{"x", x, DType::kFloat32}, {"scaled", scaled, dtype}, {"statistics", statistics, DType::kFloat32}};
       });
@@ -281,13 +318,14 @@ void embed_rows() {
 }
 
 void residual_layer_norm() {
+  emulator::settings().compute_capability = 90;
   constexpr int64_t kRows = 3;
   for (DType dtype : kDTypes) {
     for (int32_t width : {8, 100, 272, 1024}) {
       for (bool has_delta : {false, true}) {
         const int64_t stride = width + kPadding;
         const Bytes x_before = random_elements(kRows * stride, DType::kFloat32);
-        const struct {
+        struct {
           Bytes delta, weight, bias;
         } arrays{random_elements(kRows * stride, dtype), random_elements(width, dtype), random_elements(width, dtype)};
         ResidualLayerNormParams p = bench::residual_layer_norm_params(arrays, kRows, width, dtype, kPadding);
@@ -296,6 +334,7 @@ void residual_layer_norm() {
           Bytes x = x_before, normed = zeros(kRows * width, dtype);
           p.x = reinterpret_cast<float*>(x.data());
           p.normed = normed.data();
+          write_in_the_launch_before(x, arrays.delta, normed);
           run();
           return {{"x", x}, {"normed", normed, dtype}};
         });
@@ -320,22 +359,6 @@ void on_device_with_clusters(int32_t multiprocessors) {
   const bool is_other = emulator::settings().order == Order::kDescending;
   emulator::settings().multiprocessors = is_other ? 300 : multiprocessors;
   emulator::settings().compute_capability = 90;
-}
-
-// What a product reads, but for weights, was written by the launch before, for whose end it has to wait.
-struct Written {
-  Bytes* arrays[3];
-};
-void rewrite_kernel(const Written written) {
-  for (Bytes* const array : written.arrays) {
-    for (size_t at = 8 * threadIdx.x; array && at < array->size(); at += 8 * 32) {
-      store_vector(array->data() + at, load_vector<uint2>(array->data() + at));
-    }
-  }
-}
-void write_in_the_launch_before(Bytes* a, Bytes* b, Bytes* c) {
-  emulator::settings().launches_follow = true;
-  launch("rewrite", rewrite_kernel, dim3(1), dim3(32), 0, nullptr, Written{{a, b, c}});
 }
 
 struct ProductArrays {
@@ -364,7 +387,7 @@ void residual_linear() {
         p.x = reinterpret_cast<float*>(x.data());
         p.scaled = scaled.data();
         p.statistics = reinterpret_cast<float*>(statistics.data());
-        write_in_the_launch_before(&arrays.rows, &x, nullptr);
+        write_in_the_launch_before(arrays.rows, x, scaled, statistics);
         run();
         return {{"x", x, DType::kFloat32}, {"scaled", scaled, dtype}, {"statistics", statistics, DType::kFloat32}};
       });
@@ -394,7 +417,7 @@ void normed_linear() {
         on_device_with_clusters(multiprocessors);
         Bytes output = zeros(int64_t{rows} * features, dtype);
         p.output = output.data();
-        write_in_the_launch_before(&arrays.rows, &statistics, &slope);
+        write_in_the_launch_before(arrays.rows, statistics, slope, shift, output);
         run();
         return {{"output", output, dtype}};
       });
@@ -403,6 +426,7 @@ void normed_linear() {
 }
 
 void fold_layer_norm() {
+  emulator::settings().compute_capability = 90;
   for (DType dtype : {DType::kBFloat16, DType::kFloat16}) {
     for (const auto& [features, depth] : {std::pair{1, 32}, {7, 96}, {20, 1344}}) {
       const ProductArrays arrays({1, features, depth}, dtype);
@@ -420,6 +444,7 @@ void fold_layer_norm() {
         Bytes slope = zeros(features, DType::kFloat32), shift = zeros(features, DType::kFloat32);
         p.slope = reinterpret_cast<float*>(slope.data());
         p.shift = reinterpret_cast<float*>(shift.data());
+        write_in_the_launch_before(slope, shift);
         run();
         return {{"slope", slope, DType::kFloat32}, {"shift", shift, DType::kFloat32}};
       });
@@ -431,6 +456,7 @@ void fold_layer_norm() {
 void sample_into_tables(SampleTokensParams p) {
   constexpr int64_t kImages = 2, kCells = 3, kColumns = kCells + 2;
   Array<int64_t> image, token_index, write_index, twin_index, positions((kImages + 1) * kColumns, 0);
+  Array<float> guidance;
   for (int64_t m = 0; m < kImages * kCells; ++m) {
     const int64_t b = m / kCells, n = m % kCells;
     image.push_back(b);
@@ -438,29 +464,52 @@ void sample_into_tables(SampleTokensParams p) {
     write_index.push_back(b * kColumns + 1 + n);
     twin_index.push_back(b == 0 ? -1 : (b + 1) * kColumns + 1 + n);
     positions[b * kColumns + 1 + n] = 1 + (n + 1) % kCells;
+    guidance.push_back(1.0f + static_cast<float>(m));
   }
-  const Array<float> guidance(kImages * kCells, 2.0f);
   p.guidance = guidance.data();
   p.guidance_stride = kCells;
-  check(cpu_kernels().sample_tokens, p.num_tokens, launch_sample_tokens, p, [&](const auto& run) -> Outputs {
-    Array<int64_t> contents(positions.size(), -1), grid(kImages * kCells, -1);
-    p.tables = {image.data(),
-                token_index.data(),
-                write_index.data(),
-                twin_index.data(),
-                positions.data(),
-                contents.data(),
-                grid.data(),
-                kImages,
-                kCells,
-                static_cast<int64_t>(positions.size())};
-    run();
-    return {{"contents", bytes_of(contents)}, {"grid", bytes_of(grid)}};
-  });
+  // Of a last token whose entry in a table is outside, which only the CUDA kernel looks at, nothing is drawn.
+  struct Entry {
+    Array<int64_t>* table;
+    int64_t at, outside;
+  };
+  const int64_t last = p.num_tokens - 1;
+  std::vector<Entry> entries{{&image, last, image[last]}};  // which is right
+  if (p.vocab_size == 50) {
+    entries.insert(entries.end(), {{&image, last, kImages},
+                                   {&image, last, -1},
+                                   {&token_index, last, kCells},
+                                   {&write_index, last, -1},
+                                   {&twin_index, last, (kImages + 1) * kColumns},
+                                   {&positions, write_index[last], 0},
+                                   {&positions, write_index[last], kCells + 1}});
+  }
+  for (const auto& [table, at, outside] : entries) {
+    const int64_t right = (*table)[at], drawn = right == outside ? p.num_tokens : last;
+    check(cpu_kernels().sample_tokens, drawn, launch_sample_tokens, p, [&](const auto& run) -> Outputs {
+      Array<int64_t> contents(positions.size(), -1), grid(kImages * kCells, -1);
+      p.tables = {image.data(),
+                  token_index.data(),
+                  write_index.data(),
+                  twin_index.data(),
+                  positions.data(),
+                  contents.data(),
+                  grid.data(),
+                  kImages,
+                  kCells,
+                  static_cast<int64_t>(positions.size())};
+      write_in_the_launch_before(image, token_index, write_index, twin_index, positions, contents, grid);
+      (*table)[at] = outside;
+      run();
+      (*table)[at] = right;
+      return {{"contents", bytes_of(contents)}, {"grid", bytes_of(grid)}};
+    });
+  }
 }
 
 // The CPU's tokens, since rounding decides one draw in many and seeds are fixed.
 void sample_tokens() {
+  emulator::settings().compute_capability = 90;
   constexpr int32_t kTokens = 6;
   for (DType dtype : kDTypes) {
     // A row in registers; in shared memory and, where some of it is filtered out, beyond.
@@ -484,6 +533,7 @@ void sample_tokens() {
         check(cpu_kernels().sample_tokens, kTokens, launch_sample_tokens, p, [&](const auto& run) -> Outputs {
           Array<int64_t> tokens(kTokens);
           p.tokens = tokens.data();
+          write_in_the_launch_before(arrays.logits, tokens);
           run();
           return {{"tokens", bytes_of(tokens)}};
         });
@@ -494,6 +544,7 @@ void sample_tokens() {
 }
 
 void locality_order() {
+  emulator::settings().compute_capability = 90;
   constexpr int32_t kBatch = 3, kKnown = 10;
   struct Grid : bench::GridSizes {
     bool known;
@@ -524,6 +575,7 @@ void locality_order() {
     check(cpu_kernels().locality_order, kBatch, launch_locality_order, p, [&](const auto& run) -> Outputs {
       Array<int64_t> order(static_cast<size_t>(kBatch * cells));
       p.order = order.data();
+      write_in_the_launch_before(arrays.seeds, known, order);
       run();
       return {{"order", bytes_of(order)}};
     });

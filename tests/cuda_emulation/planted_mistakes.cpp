@@ -275,6 +275,7 @@ enum class Early { kClean, kReadsTooEarly, kCopiesTooEarly, kWritesTooEarly, kLe
 
 __global__ void write_before_kernel(const float* in, float* middle) {
   const int i = thread_of_block();
+  ptx::follow_launch_before();
   if (i < 16) store_vector(middle + 4 * i, load_vector<float4>(in + 4 * i));
 }
 
@@ -358,13 +359,13 @@ Run in_cluster(Kernel kernel, unsigned blocks = 2, unsigned cluster = 2, int com
 template <Early kMistake>
 void run_early(const char* name) {
   emulator::settings().launches_follow = true;
+  emulator::settings().compute_capability = 90;
   Array<float> in(64), middle(64), out(64);
   for (int i = 0; i < 64; ++i) in.data[i] = static_cast<float>(i % 7);
   std::memset(out.data, 0, out.bytes);
   try {
     launch("write_before", write_before_kernel, dim3(1), dim3(64), 0, nullptr, in.data, middle.data);
-    launch(name, begin_early_kernel<kMistake>, Grid(dim3(1), dim3(1), true), dim3(64), 0, nullptr, in.data, middle.data,
-           out.data);
+    launch(name, begin_early_kernel<kMistake>, dim3(1), dim3(64), 0, nullptr, in.data, middle.data, out.data);
   } catch (...) {
     emulator::settings().launches_follow = false;
     throw;

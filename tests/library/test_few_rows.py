@@ -111,16 +111,17 @@ def test_logits_of_a_model_as_wide_as_lpd_l(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.emulated
-def test_every_launch_of_a_decode_waits_for_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products begin while the launch before still runs."""
+@pytest.mark.parametrize("choice", ["own", "cublaslt"])
+def test_every_launch_of_a_decode_waits_for_the_one_before(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All begin while the launch before still runs."""
     emulation.load()
     model, request = small_model(), request_for(small_model())
-    monkeypatch.setenv("LPD_PRODUCTS", "own")
+    monkeypatch.setenv("LPD_PRODUCTS", choice)
     monkeypatch.setattr(ops, "_ops", torch.ops.lpd_emulated)
     with emulation.running("random", 2, emulation.SM_90):
-        wanted = logits_of(model, request)
+        wanted = generate(model, request)
         with emulation.launches_follow():
-            assert logits_of(model, request).equal(wanted)
+            assert generate(model, request).equal(wanted)
 
 
 @pytest.mark.emulated

@@ -14,11 +14,11 @@ import pytest
 import torch
 from test_few_rows import few_rows_of, logits_of, products, request_for, small_model
 
-from lpd_ext import product_choice, product_table
+from lpd_ext import ops, product_choice, product_table
 from lpd_ext import products as timed_products
 from lpd_ext.cuda_graphs import DecodeGraphs
 from lpd_ext.product_choice import known_own_rows, own_rows, row_class
-from lpd_ext.products import ROW_CLASSES, Product, product_calls
+from lpd_ext.products import ROW_CLASSES, Product, Times, product_calls, step_products
 from lpd_ext.sampler import generate
 
 CARD = ("NVIDIA H200", "9.0", "570.124.06", "2.11.0+cu130", "0.1.0")
@@ -115,7 +115,7 @@ def test_the_sum_of_a_pair_decides(card: None, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(timed_products, "time_runs", Timer(times))
     assert own_rows([(RESIDUAL, NORMED)], CPU) == [set()]
-    product_choice.remember(NORMED, {rows: timed_products.Times(2.5, 2.0) for rows in ROW_CLASSES}, CPU)
+    product_choice.remember(NORMED, {rows: Times(2.5, 2.0) for rows in ROW_CLASSES}, CPU)
     assert own_rows([(RESIDUAL, NORMED)], CPU) == [set(ROW_CLASSES)]
 
 
@@ -136,7 +136,7 @@ def test_without_a_gpu_nothing_is_measured_or_written(tmp_path: Path, monkeypatc
     monkeypatch.setenv("LPD_PRODUCTS", "auto")
     assert own_rows([(RESIDUAL, NORMED)], CPU) == [set()]
     assert known_own_rows([(RESIDUAL, NORMED)], CPU) == [None]
-    product_choice.remember(NORMED, {rows: timed_products.Times(1.0, 2.0) for rows in ROW_CLASSES}, CPU)
+    product_choice.remember(NORMED, {rows: Times(1.0, 2.0) for rows in ROW_CLASSES}, CPU)
     assert few_rows_of(small_model()) is None
     assert timer.calls == 0
     assert list(tmp_path.iterdir()) == []
@@ -156,6 +156,33 @@ def test_a_measurement_that_fails_leaves_the_library(
     assert len(calls) == 1
     (record,) = (record for record in caplog.records if record.levelno == logging.WARNING)
     assert record.getMessage() == "our own products are not used, they could not be timed: CUDA out of memory"
+
+
+def _half(*arguments: object) -> torch.Tensor:
+    return torch.ops.lpd_ext.normed_linear(*arguments) * 0.5
+
+
+def _adds_nothing(x: torch.Tensor, *rest: object) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.ops.lpd_ext.residual_linear(x.clone(), *rest)
+
+
+def _not_a_number(*arguments: object) -> torch.Tensor:
+    return torch.ops.lpd_ext.normed_linear(*arguments) * float("nan")
+
+
+@pytest.mark.parametrize(
+    ("operator", "wrong"),
+    [("normed_linear", _half), ("normed_linear", _not_a_number), ("residual_linear", _adds_nothing)],
+)
+def test_products_that_are_wrong_on_a_card_are_not_used(
+    operator: str, wrong: object, card: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(timed_products, "time_runs", Timer(by_rows(*ROW_CLASSES)))
+    monkeypatch.setattr(ops, operator, wrong)
+    assert own_rows([(RESIDUAL, NORMED)], CPU) == [set()]
+    (record,) = (record for record in caplog.records if record.levelno == logging.WARNING)
+    wanted = rf"our own products are not used, .*: {operator.split('_')[0]} 64x64 bfloat16 of 16 rows is not what the"
+    assert re.match(wanted, record.getMessage())
 
 
 def test_a_table_that_lacks_a_number_of_rows_is_measured_again(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,27 +216,21 @@ def test_auto_computes_what_it_has_chosen(
     assert all(tokens.equal(others) for _, others in wanted.values())
 
 
-def test_pairs_are_chosen_one_by_one(products: None, card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("faster", ["qkv", "fc1", "head"])
+def test_pairs_are_chosen_one_by_one(faster: str, card: None, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model()
-    pairs = {"fc1": 256, "qkv": 192, "head": 56}
-    for name, features in pairs.items():
-        kind = "normed_gelu" if name == "fc1" else "normed"
-        own = 1.0 if name == "qkv" else 3.0
-        times = {rows: timed_products.Times(own, 2.0) for rows in ROW_CLASSES}
-        product_choice.remember(Product(kind, features, 64, torch.bfloat16), times, CPU)
-    for depth in (64, 256):
-        times = {rows: timed_products.Times(1.0, 1.0) for rows in ROW_CLASSES}
-        product_choice.remember(Product("residual", 64, depth, torch.bfloat16), times, CPU)
+    for name, product in step_products(64, 256, 56, torch.bfloat16).items():
+        own = {"proj": 1.0, "fc2": 1.0, faster: 1.0}.get(name, 3.0)
+        product_choice.remember(product, {rows: Times(own, 2.0) for rows in ROW_CLASSES}, CPU)
     monkeypatch.setenv("LPD_PRODUCTS", "auto")
     chosen = few_rows_of(model)
     assert chosen is not None
     first, last = chosen.blocks
-    assert [bool(pair.own_rows) for pair in (first.proj_fc1, first.fc2_next, last.proj_fc1, last.fc2_next)] == [
-        False,
-        True,
-        False,
-        False,
-    ]
+    found = {"fc1": [first.proj_fc1, last.proj_fc1], "qkv": [first.fc2_next], "head": [last.fc2_next]}
+    for name, pairs in found.items():
+        assert all(pair.own_rows == (set(ROW_CLASSES) if name == faster else set()) for pair in pairs)
+    assert chosen.takes_first(20) == (faster == "qkv")  # as the next blocks' qkv
+    assert not chosen.takes_first(ROW_CLASSES[-1] + 1)
     assert generate(model, request_for(model)).shape == (2, 16)
 
 

@@ -30,14 +30,25 @@ OTHER_SOURCES = (
     "locality_order/proximity_table.cpp",
 )
 UNOPTIMISED = ["-O0", "-w"]  # kernels: compiled in a third of the time
-FLAVOURS = ("plain", "address", "thread")
+FLAVOURS = ("plain", "address", "thread", "count")
 # "stopped": by the emulator; "differs": outputs, between thread orders or from the CPU kernel's.
-HOW_MUCH = {"plain": [], "address": ["once"], "thread": ["few"]}  # an argument of the driver
-FLAVOUR_OF = {"stopped": "plain", "differs": "plain", "ASan": "address", "UBSan": "address", "TSan": "thread"}
+# "early": by the emulator too, which must hear of every access, not only of those of 8 and 16 bytes.
+HOW_MUCH = {"plain": [], "address": ["once"], "thread": ["few"], "count": ["few"]}  # an argument of the driver
+FLAVOUR_OF = {
+    "stopped": "plain",
+    "differs": "plain",
+    "ASan": "address",
+    "UBSan": "address",
+    "TSan": "thread",
+    "early": "count",
+}
 
 
 class Mistake(NamedTuple):
-    """What is planted: `old`, which stands once in the CUDA sources, becomes `new`; `reporter` notices."""
+    """What is planted: `old`, which stands once in the CUDA sources, becomes `new`; `reporter` notices.
+
+    Or once in a header that they share with the CPU's kernels, which keep theirs.
+    """
 
     operator: str
     reporter: str
@@ -50,11 +61,12 @@ MISTAKES = {
     "waits_for_one_copy_too_few": Mistake(
         "group_attention",
         "stopped",
-        "ptx::cp_async_wait<Shape::kSlots - 2>();\n    __syncthreads();\n    load(",
-        "ptx::cp_async_wait<Shape::kSlots - 1>();\n    __syncthreads();\n    load(",
+        "ptx::cp_async_wait<Shape::kSlots - 2>();\n    __syncthreads();\n    copy_keys(",
+        "ptx::cp_async_wait<Shape::kSlots - 1>();\n    __syncthreads();\n    copy_keys(",
     ),
+    "no_barrier_after_work_is_made": Mistake("group_attention", "TSan", "__syncthreads();  // work is made", ""),
     "no_barrier_before_refill": Mistake(
-        "group_attention", "TSan", "__syncthreads();\n    load(half_", "__syncwarp();\n    load(half_"
+        "group_attention", "TSan", "__syncthreads();\n    copy_keys(half_", "__syncwarp();\n    copy_keys(half_"
     ),
     "counter_not_reset": Mistake(
         "group_attention", "differs", "atomicInc(counter, blocks - 1)", "atomicAdd(counter, 1u)"
@@ -66,36 +78,60 @@ MISTAKES = {
     "reads_other_splits_keys": Mistake(
         "group_attention", "differs", "shared_keys = min(shared_keys, split_end);", "shared_keys += 0;"
     ),
-    "spreads_to_blocks_that_may_not_run": Mistake(
+    "pushes_to_blocks_that_may_not_run_yet": Mistake(
+        "group_attention", "stopped", "ptx::cluster_wait();  // all blocks run, and their mbarriers are made", ""
+    ),
+    "pushes_before_all_partials_are_written": Mistake(
+        "group_attention", "TSan", "__syncthreads();  // all partials are written", ""
+    ),
+    "pushes_to_the_next_block": Mistake(
+        "group_attention", "stopped", "((row + 1) * work_.num_splits - 1) / rows;", "row * work_.num_splits / rows;"
+    ),
+    "expects_a_row_too_few": Mistake(
+        "group_attention", "stopped", "finished * work_.num_splits * kPart", "(finished - 1) * work_.num_splits * kPart"
+    ),
+    "expects_no_statistics": Mistake(
         "group_attention",
         "stopped",
-        "ptx::cluster_arrive_relaxed();\n    } else {\n      load_queries(rows(0));",
-        "} else {\n      load_queries(rows(0));",
+        "work_.num_splits * kPartElements<kHeadDim> * 4));",
+        "work_.num_splits * kHeadDim * 4));",
     ),
-    "arrives_before_it_spreads": Mistake(
-        "group_attention",
-        "TSan",
-        "spread_queries(rows(0));\n      ptx::cluster_arrive();",
-        "ptx::cluster_arrive();\n      spread_queries(rows(0));",
-    ),
-    "spreads_some_rows_not_at_all": Mistake(
-        "group_attention", "differs", "int row = work_.split * kRowStep + row_;", "int row = row_;"
-    ),
-    "spreads_rows_twice": Mistake("group_attention", "TSan", "row += work_.num_splits * kRowStep", "row += kRowStep"),
-    "combines_partials_of_one_block": Mistake(
+    "does_not_wait_for_parts": Mistake("group_attention", "stopped", "ptx::mbarrier_wait(barrier_, 0);", ""),
+    "receives_over_keys": Mistake(
         "group_attention",
         "differs",
-        "in_block_of_cluster(own.sums, block)",
-        "in_block_of_cluster(own.sums, work.split)",
+        "reinterpret_cast<float*>(smem + Layout::kBytes)",
+        "reinterpret_cast<float*>(smem + Layout::kFieldsOffset / 2)",
     ),
-    "combines_before_the_cluster_has_written": Mistake(
-        "group_attention", "TSan", "ptx::cluster_sync();\n    const auto partial_of", "const auto partial_of"
+    "parts_of_one_block": Mistake(
+        "group_attention",
+        "differs",
+        "const float* const from = received(row, rank);",
+        "const float* const from = received(row, 0);",
     ),
-    "exits_while_the_cluster_reads": Mistake(
+    "query_rows_right_behind_context": Mistake(
+        "group_attention", "differs", "tile_context_slabs() * kSlabRows + i - context_rows();", "i;"
+    ),
+    "rows_of_q_and_partials_at_once": Mistake(
+        "group_attention", "stopped", "|| work.num_tiles == 0) ring.wait", ") ring.wait"
+    ),
+    "reads_rows_as_if_they_were_settled": Mistake(
+        "group_attention", "stopped", "copy_keys(half, true, !p.settled);", "copy_keys(half, true, true);"
+    ),
+    "reads_caches_that_are_not_settled": Mistake(
         "group_attention",
         "stopped",
-        "ptx::cluster_arrive_relaxed();\n    ptx::cluster_wait();  // a block",
-        "// a block",
+        "if (!p.settled) ptx::follow_launch_before();  // which wrote Q",
+        "// which wrote Q",
+    ),
+    "attends_before_the_launch_before_has_ended": Mistake(
+        "group_attention",
+        "stopped",
+        "if (p.settled) ptx::follow_launch_before();  // which wrote rows\n",
+        "if (p.settled) ptx::let_launch_after_begin();\n",
+    ),
+    "leaves_without_waiting_where_nobody_attends": Mistake(
+        "group_attention", "stopped", "if (p.settled) ptx::follow_launch_before();  // which wrote rows to append", ""
     ),
     "swizzle_on_one_side": Mistake(
         "group_attention",
@@ -112,12 +148,12 @@ MISTAKES = {
         "key < key_end_ && work_.key_exists(key)",
         "key <= key_end_ && work_.key_exists(key)",
     ),
-    "attends_before_the_launch_before_has_ended": Mistake(
-        "group_attention", "stopped", "ptx::wait_for_launch_before();  // which wrote Q", "// which wrote Q"
-    ),
     # append_kv
     "appends_one_row_too_many": Mistake(
         "append_kv", "differs", "segment.num_context));\n}", "segment.num_context + 1));\n}"
+    ),
+    "appends_without_waiting": Mistake(
+        "append_kv", "stopped", "ptx::follow_launch_before();  // which wrote rows of K", "// which wrote rows of K"
     ),
     "appends_whole_blocks": Mistake(
         "append_kv", "ASan", "min(first + kBlockRows, segment.num_context)", "first + kBlockRows"
@@ -134,6 +170,15 @@ MISTAKES = {
     ),
     "rows_at_twice_their_stride": Mistake("embed_rows", "ASan", "index * stride :", "index * stride * 2 :"),
     "block_sum_without_barrier": Mistake("embed_rows", "TSan", "sums[i];\n  }\n  __syncthreads();", "sums[i];\n  }\n"),
+    "embeds_without_waiting": Mistake(
+        "embed_rows", "stopped", "ptx::follow_launch_before();  // which wrote contents", "// which wrote contents"
+    ),
+    "ids_before_the_launch_before_has_ended": Mistake(
+        "embed_rows",
+        "early",
+        "ptx::follow_launch_before();  // which wrote contents",
+        "const volatile int64_t id = p.content_ids[0];\n  ptx::follow_launch_before();",
+    ),
     "statistics_of_16_columns": Mistake(
         "embed_rows", "differs", "lanes < kStatisticsColumns / kPerThread;", "lanes < kStatisticsColumns / 16;"
     ),
@@ -150,6 +195,15 @@ MISTAKES = {
     # residual_layer_norm
     "two_sums_share_partials": Mistake(
         "residual_layer_norm", "TSan", "block_sum(sums, shared + kWarpSize)", "block_sum(sums, shared)"
+    ),
+    "norms_without_waiting": Mistake(
+        "residual_layer_norm", "stopped", "ptx::follow_launch_before();  // which wrote x and", "// which wrote x and"
+    ),
+    "x_before_the_launch_before_has_ended": Mistake(
+        "residual_layer_norm",
+        "stopped",
+        "ptx::follow_launch_before();  // which wrote x and delta\n  const auto loaded = slice.load(x);",
+        "const auto loaded = slice.load(x);\n  ptx::follow_launch_before();",
     ),
     "row_end_off_by_one": Mistake(
         "residual_layer_norm", "ASan", "kPerThread * int(threadIdx.x) < width", "kPerThread * int(threadIdx.x) <= width"
@@ -172,6 +226,24 @@ MISTAKES = {
     "rows_without_stride": Mistake("residual_layer_norm", "differs", "row * p.delta_stride", "row * p.width"),
     # sample_tokens
     "no_syncwarp_before_draw": Mistake("sample_tokens", "TSan", "__syncwarp();\n    id = descend", "id = descend"),
+    "draws_without_waiting": Mistake(
+        "sample_tokens",
+        "stopped",
+        "ptx::follow_launch_before();  // which wrote the logits",
+        "// which wrote the logits",
+    ),
+    "tables_before_the_launch_before_has_ended": Mistake(
+        "sample_tokens",
+        "early",
+        "ptx::follow_launch_before();  // which wrote the logits\n",
+        "if (threadIdx.x == 0) read_inputs(p, m, shared_inputs[0]);\n  ptx::follow_launch_before();\n",
+    ),
+    "leaves_a_wrong_row_without_waiting": Mistake(
+        "sample_tokens",
+        "stopped",
+        "ptx::follow_launch_before();  // which wrote the logits",
+        "if (!is_inside(p, m)) return;\n  ptx::follow_launch_before();",
+    ),
     "sums_without_barrier": Mistake(
         "sample_tokens",
         "TSan",
@@ -192,6 +264,36 @@ MISTAKES = {
     ),
     "reads_past_the_row": Mistake(
         "sample_tokens", "ASan", "id >= rows.vector_end && id < rows.vocab_size", "id >= rows.vector_end"
+    ),
+    # and what sample_step makes of it
+    "guidance_of_another_token": Mistake(
+        "sample_tokens", "differs", "(by_image ? tables.token_index[m] : 0)", "(by_image ? tables.token_index[0] : 0)"
+    ),
+    "seed_of_another_image": Mistake("sample_tokens", "differs", "p.seed[at * p.seed_stride]", "p.seed[m]"),
+    "cell_in_drawing_order": Mistake(
+        "sample_tokens", "differs", "tables.positions[tables.write_index[m]] - 1 :", "tables.token_index[m] :"
+    ),
+    "contents_of_another_row": Mistake(
+        "sample_tokens",
+        "differs",
+        "tables.contents[tables.write_index[m]] = token;",
+        "tables.contents[tables.write_index[m] + 1] = token;",
+    ),
+    "a_twin_that_is_not_there": Mistake("sample_tokens", "ASan", "if (tables.twin_index[m] >= 0) tables", "tables"),
+    "grid_in_drawing_order": Mistake(
+        "sample_tokens", "differs", "* tables.num_cells + settings.cell]", "* tables.num_cells + tables.token_index[m]]"
+    ),
+    "an_image_too_many": Mistake(
+        "sample_tokens",
+        "ASan",
+        "within(tables.image[m], 0, tables.num_images)",
+        "within(tables.image[m], 0, tables.num_images + 1)",
+    ),
+    "a_position_of_no_cell": Mistake(
+        "sample_tokens",
+        "differs",
+        "within(tables.positions[tables.write_index[m]], 1,",
+        "within(tables.positions[tables.write_index[m]], 0,",
     ),
     # residual_linear and normed_linear, which share few_row_product.cuh
     "waits_for_rows_of_one_round_too_few": Mistake(
@@ -238,19 +340,19 @@ MISTAKES = {
         "add(tree_sum<kCount - 1>(at, first), at(first + kCount - 1))",
     ),
     "no_wait_for_the_launch_before": Mistake(
-        "residual_linear", "stopped", "ptx::wait_for_launch_before();  // which wrote all but", "// which wrote all but"
+        "residual_linear", "stopped", "ptx::follow_launch_before();  // which wrote all but", "// which wrote all but"
     ),
     "rows_before_the_launch_before_has_ended": Mistake(
         "residual_linear",
         "stopped",
-        "ptx::cp_async_commit();\n    ptx::wait_for_launch_before();",
-        "load_rows(0);\n    ptx::cp_async_commit();\n    ptx::wait_for_launch_before();",
+        "ptx::cp_async_commit();\n    ptx::follow_launch_before();",
+        "load_rows(0);\n    ptx::cp_async_commit();\n    ptx::follow_launch_before();",
     ),
     "lets_the_launch_after_begin_too_early": Mistake(
         "normed_linear",
         "stopped",
-        "ptx::cp_async_commit();\n    ptx::wait_for_launch_before();",
-        "ptx::cp_async_commit();\n    ptx::let_launch_after_begin();\n    ptx::wait_for_launch_before();",
+        "ptx::cp_async_commit();\n    ptx::follow_launch_before();",
+        "ptx::cp_async_commit();\n    ptx::let_launch_after_begin();\n    ptx::follow_launch_before();",
     ),
     "a_feature_of_another_row": Mistake("normed_linear", "differs", "4 * (lane_ % 8) + lane_ / 8 % 2", "lane_ % 16"),
     "swizzle_of_weights_on_one_side": Mistake(
@@ -272,13 +374,31 @@ MISTAKES = {
     "folds_gamma_twice": Mistake(
         "fold_layer_norm", "differs", "static_cast<const T*>(p.beta) + k", "static_cast<const T*>(p.gamma) + k"
     ),
-    "folds_past_the_row": Mistake("fold_layer_norm", "ASan", "k < p.depth; k += 8", "k <= p.depth; k += 8"),
+    "folds_without_waiting": Mistake(
+        "fold_layer_norm", "stopped", "ptx::follow_launch_before();  // which may use", "// which may use"
+    ),
+    "leaves_features_without_waiting": Mistake(
+        "fold_layer_norm",
+        "stopped",
+        "const bool exists = feature < p.num_features;",
+        "if (feature >= p.num_features) return;\n  const bool exists = true;",
+    ),
+    "writes_a_slope_before_it_waits": Mistake(
+        "fold_layer_norm",
+        "early",
+        "ptx::follow_launch_before();  // which may use",
+        "if (exists) p.slope[feature] = slope;\n  ptx::follow_launch_before();  // which may use",
+    ),
+    "folds_past_the_row": Mistake("fold_layer_norm", "ASan", "exists && k < p.depth", "exists && k <= p.depth"),
     "a_feature_too_many": Mistake(
-        "fold_layer_norm", "ASan", "if (feature >= p.num_features) return;", "if (feature > p.num_features) return;"
+        "fold_layer_norm", "ASan", "exists = feature < p.num_features", "exists = feature <= p.num_features"
     ),
     # locality_order
     "no_barrier_before_drawn": Mistake(
         "locality_order", "TSan", "__syncthreads();  // order_ is written", "// order_ is written"
+    ),
+    "orders_without_waiting": Mistake(
+        "locality_order", "stopped", "ptx::follow_launch_before();  // which may have", "// which may have"
     ),
     "one_set_of_picks": Mistake("locality_order", "TSan", "which_picks_ ^= 1;", ""),
     "no_barrier_in_best": Mistake(
@@ -317,7 +437,8 @@ def who_reports(program: Path, operator: str, flavour: str) -> tuple[str | None,
     for heading, name in headings.items():
         if heading in done.stderr:
             return name, done.stderr
-    return {0: None, 1: "differs", 86: "stopped"}.get(done.returncode, f"exit status {done.returncode}"), done.stderr
+    stopped = "early" if flavour == "count" else "stopped"
+    return {0: None, 1: "differs", 86: stopped}.get(done.returncode, f"exit status {done.returncode}"), done.stderr
 
 
 class Programs:
@@ -331,7 +452,7 @@ class Programs:
         for flavour in FLAVOURS:
             kernel_flags, runtime_flags, _, _ = PROGRAMS[flavour]
             units |= {(flavour, name): (source, [*UNOPTIMISED, *kernel_flags]) for name, source in CUDA_SOURCES.items()}
-            for name in (*RUNTIME, "kernel_driver"):
+            for name in (*RUNTIME, "kernel_driver", *(["emulator_hooks"] if flavour == "count" else [])):
                 units[flavour, name] = (EMULATION / f"{name}.cpp", [*runtime_flags, f"-I{BENCH}"])
         slow_first = sorted(units, key=lambda unit: (unit[0] != "address", unit[1] != "group_attention"))
         compiled = pool.map(lambda unit: self.compile("_".join(unit), *units[unit]), slow_first)
@@ -353,6 +474,7 @@ class Programs:
     def with_mistake(self, name: str, mistake: Mistake) -> Path:
         """Builds the one flavour whose reporter is to notice."""
         sources = [source for source in KERNELS.glob("*/*.cu*") if mistake.old in source.read_text()]
+        sources = sources or [source for source in KERNELS.glob("*/*.h") if mistake.old in source.read_text()]
         count = sum(source.read_text().count(mistake.old) for source in sources)
         assert count == 1, f"{name} must be planted anew: its text stands {count} times in the CUDA sources"
         overlay = self.folder / f"{name}_sources"

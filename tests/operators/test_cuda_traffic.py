@@ -25,6 +25,7 @@ LIMITS = {
     "sample_tokens": 1.05,
     "locality_order": 1.05,  # a seed and a schedule are smaller than the sectors they lie in
 }
+CLUSTER_LIMIT = 1.25  # of group_attention, whose blocks of a cluster each read the rows of Q that all of them need
 # Not bounded by LIMITS, but by the committed table: the row does not fit on the chip and is read in several passes.
 SEVERAL_PASSES = "V = 131072"
 
@@ -38,8 +39,10 @@ def counted() -> dict[str, dict[str, int]]:
 @pytest.mark.parametrize("name", CASES)
 def test_no_more_than_the_least_allows(counted: dict[str, dict[str, int]], name: str) -> None:
     counts = counted[name]
+    operator = name.split(",")[0]
+    in_cluster = operator == "group_attention" and counts["cluster"] > 1
     if SEVERAL_PASSES not in name:
-        assert counts["moved"] <= LIMITS[name.split(",")[0]] * counts["least"]
+        assert counts["moved"] <= (CLUSTER_LIMIT if in_cluster else LIMITS[operator]) * counts["least"]
     assert counts["moved"] >= counts["least"]  # else something is not counted
 
 

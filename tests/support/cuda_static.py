@@ -138,12 +138,12 @@ def kernels() -> list[Kernel]:
 LAUNCHES = [
     (r"append_kv_kernel", 128, 0),
     (r"(embed_rows|residual_layer_norm)_kernel<\w+, \w+Slice>", 128, 0),
-    (r"group_attention_kernel<float, 32>", 128, 28704),
-    (r"group_attention_kernel<float, 64>", 128, 49184),
-    (r"group_attention_kernel<float, 128>", 128, 90144),
-    (r"group_attention_kernel<B?Float16, 32>", 128, 16416),
-    (r"group_attention_kernel<B?Float16, 64>", 128, 32800),
-    (r"group_attention_kernel<B?Float16, 128>", 128, 65568),
+    (r"group_attention_kernel<float, 32>", 128, 28800),
+    (r"group_attention_kernel<float, 64>", 128, 49280),
+    (r"group_attention_kernel<float, 128>", 128, 90240),
+    (r"group_attention_kernel<B?Float16, 32>", 128, 16512),
+    (r"group_attention_kernel<B?Float16, 64>", 128, 32896),
+    (r"group_attention_kernel<B?Float16, 128>", 128, 65664),
     (r"locality_order_kernel", 256, 7048),
     (r"fold_layer_norm_kernel<\w+>", 256, 0),
     *((rf"residual_linear_kernel<\w+, {rows}>", 128, 77840 + 1280 * rows) for rows in range(16, 81, 16)),  # of fc2

@@ -84,6 +84,7 @@ def group_attention(draw: Draw) -> Call:
     assert isinstance(qkv, Tensor)
     step["scale"] = draw.choice((None, 0.0, 0.25))
     step["first_output_row"] = 0 if draw.often() else draw.randint(0, len(qkv))
+    step["settled"] = draw.often()
     step["workspace"] = None if draw.often() else torch.zeros(draw.choice((0, 16, 4096)), dtype=torch.uint8)
     return step
 

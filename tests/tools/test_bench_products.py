@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from lpd_tools.bench import run as bench_run
-from lpd_tools.bench.products import ROWS, product_cases, products_of
+from lpd_tools.bench.products import ROWS, keep, product_cases, products_of
+from lpd_tools.bench.result import Result
 from lpd_tools.bench.run import run_bench
 from lpd_tools.bench.settings import Bench, Part
 from lpd_tools.bench.timing import Times
 
-from lpd_ext import product_choice, product_table
+from lpd_ext import ops, product_choice, product_table
 from lpd_ext.model import LPDConfig
 from lpd_ext.products import ROW_CLASSES
 
@@ -75,6 +76,16 @@ def test_times_are_kept_for_decodes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     pairs = [(products["proj"], products["fc1"]), (products["fc2"], products["head"])]
     assert product_choice.own_rows(pairs, CPU) == [{16, 32, 48, 64, 80}] * 2
     product_choice.forget()
+
+
+def test_times_of_products_that_are_wrong_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LPD_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(product_table, "card_of", lambda _: ("NVIDIA H200", "9.0", "570", "2.11", "0.1.0"))
+    monkeypatch.setattr(ops, "normed_linear", lambda *rest: 0.5 * torch.ops.lpd_ext.normed_linear(*rest))
+    results = [Result.against_plain("", Times([1.0]), Times([2.0]))] * len(ROWS)
+    with pytest.raises(RuntimeError, match="normed_gelu 256x64 bfloat16 of 16 rows is not what the library computes"):
+        keep(products_of(SmallShape, torch.bfloat16)["fc1"], results, CPU)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_device_without_these_kernels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

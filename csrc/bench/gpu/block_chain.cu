@@ -105,6 +105,7 @@ class Chain {
     GroupAttentionParams p = group_attention_params(
         cache_rows(arrays, {sizes_.sequences, sizes_.heads, sizes_.head_dim, positions()}, most_rows, DType::kBFloat16),
         sizes_.step.cache_length + most_rows, 0.125f);
+    p.settled = true;
     p.k_cache = k_cache_.data();
     p.v_cache = v_cache_.data();
     p.output = attended_.data();

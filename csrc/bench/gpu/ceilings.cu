@@ -15,6 +15,7 @@ constexpr int kCluster = 8;
 
 // Reads `rounds` times as many words as there are, each block another part in each round: L1 holds none of it.
 __global__ void read_kernel(const uint4* from, int64_t words_of_block, int rounds, uint32_t* sink) {
+  ptx::follow_launch_before();
   uint32_t found = 0;
   for (int round = 0; round < rounds; ++round) {
     const int64_t part = (int64_t{blockIdx.x} + int64_t{round} * 17) % int64_t{gridDim.x};
@@ -33,6 +34,7 @@ __global__ void read_kernel(const uint4* from, int64_t words_of_block, int round
 __global__ void push_kernel(int rounds, int pushing, int per_thread, float* sink) {
   SMEM_DYN(shared);
   SMEM_ARRAY(uint64_t, barriers, 2);
+  ptx::follow_launch_before();
   if (ptx::has_clusters()) {
     float4* const received = reinterpret_cast<float4*>(shared);
     const auto thread = static_cast<int>(threadIdx.x);
@@ -64,18 +66,13 @@ __global__ void push_kernel(int rounds, int pushing, int per_thread, float* sink
 }
 
 __global__ void barrier_kernel(int rounds) {
+  ptx::follow_launch_before();
   if (ptx::has_clusters()) {
     for (int round = 0; round < rounds; ++round) ptx::cluster_sync();
   }
 }
 
-__global__ void empty_kernel() {}
-
-// Does nothing, early.
-__global__ void early_kernel() {
-  ptx::wait_for_launch_before();
-  ptx::let_launch_after_begin();
-}
+__global__ void empty_kernel() { ptx::follow_launch_before(); }
 
 void read_from(const char* name, int64_t bytes, int rounds) {
   const auto blocks = static_cast<unsigned>(kEmulated ? 4 : 8 * multiprocessor_count());
@@ -112,27 +109,20 @@ double seconds_of_barrier(int rounds) {
          rounds;
 }
 
-template <class Kernel>
-double seconds_of_empty(Kernel kernel, bool early, int count, Overlap overlap) {
-  return seconds_of(
-             [&](void* stream) {
-               for (int i = 0; i < count; ++i) {
-                 launch("empty", kernel, Grid(dim3(1), dim3(1), early), dim3(32), 0, stream);
-               }
-             },
-             overlap) /
-         count;
+double seconds_of_empty(int count, Overlap overlap) {
+  const auto all = [&](void* stream) {
+    for (int i = 0; i < count; ++i) launch("empty", empty_kernel, dim3(1), dim3(32), 0, stream);
+  };
+  return seconds_of(all, overlap) / count;
 }
 
 void measure_ceilings() {
   constexpr int kRounds = kEmulated ? 4 : 1000;
   read_from("read from memory", kEmulated ? 1 << 16 : int64_t{4} << 30, 1);
   read_from("read from L2", kEmulated ? 1 << 16 : int64_t{16} << 20, kEmulated ? 2 : 50);
-  print("empty kernel in a graph", 1e6 * seconds_of_empty(empty_kernel, false, kRounds, Overlap::kAllowed), "us");
+  print("empty kernel in a graph", 1e6 * seconds_of_empty(kRounds, Overlap::kAllowed), "us");
+  print("empty kernel in a graph, made to wait", 1e6 * seconds_of_empty(kRounds, Overlap::kForbidden), "us");
   if (!can_form_clusters(push_kernel)) return;
-  print("empty kernel in a graph, early", 1e6 * seconds_of_empty(early_kernel, true, kRounds, Overlap::kAllowed), "us");
-  print("empty kernel in a graph, made to wait",
-        1e6 * seconds_of_empty(early_kernel, true, kRounds, Overlap::kForbidden), "us");
   print("push of 16 bytes in a cluster, there and seen", 1e9 * seconds_of_push(kRounds, 1, 1), "ns");
   constexpr int kPerThread = 4;
   print("push of 16 KB, per block", 1e-9 * 16 * kThreads * kPerThread / seconds_of_push(kRounds, kThreads, kPerThread),

@@ -46,16 +46,27 @@ void allow_shared_memory(const char* name, const void* kernel, size_t bytes);
 // A stream of the current device that nobody else has, as none of torch's are; a cudaStream_t.
 void* create_stream();
 
-// Blocks, and how many of them, next to each other, form a cluster; without clusters a dim3 will do. One that is early
-// may begin before the launch before it has ended, and waits for that itself (ptx::wait_for_launch_before).
+// Multiprocessors of the current device.
+int multiprocessor_count();
+size_t shared_memory_limit();  // that a block may ask for
+
+// Whether blocks of the kernel may form clusters on the current device, and launches begin early: its code there must
+// be made for 9.0 or newer, as PTX for 8.0 compiled for a newer device is not. Looked up once per kernel and device.
+bool can_form_clusters(const void* kernel);
+
+template <class... Parameters>
+bool can_form_clusters(void (*kernel)(Parameters...)) {
+  return can_form_clusters(reinterpret_cast<const void*>(kernel));
+}
+
+// Blocks, and how many of them, next to each other, form a cluster; without clusters a dim3 will do.
 struct Grid {
   dim3 blocks, cluster;
-  bool early;
-  Grid(dim3 blocks_, dim3 cluster_ = dim3(1), bool early_ = false)
-      : blocks(blocks_), cluster(cluster_), early(early_) {}
+  Grid(dim3 blocks_, dim3 cluster_ = dim3(1)) : blocks(blocks_), cluster(cluster_) {}
 };
 
-// Starts the kernel on the stream (a cudaStream_t), every failure turned into a sentence.
+// Starts the kernel on the stream (a cudaStream_t), every failure turned into a sentence. From 9.0 on it may begin
+// before the launch before it has ended, so every kernel waits for that itself (ptx::follow_launch_before).
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), Grid grid, dim3 block, size_t shared_bytes, void* stream,
             Arguments... arguments) {
@@ -75,25 +86,12 @@ void launch(const char* name, void (*kernel)(Parameters...), Grid grid, dim3 blo
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim = {grid.cluster.x, grid.cluster.y, grid.cluster.z};
   }
-  if (grid.early) {
+  if (can_form_clusters(kernel)) {
     cudaLaunchAttribute& early = attributes[config.numAttrs++];
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
   }
   check_cuda(cudaLaunchKernelEx(&config, kernel, arguments...), name, shared_bytes);
-}
-
-// Multiprocessors of the current device.
-int multiprocessor_count();
-size_t shared_memory_limit();  // that a block may ask for
-
-// Whether the current device may run the kernel in clusters of blocks: its code there must be made for 9.0 or newer, as
-// PTX for 8.0 compiled for a newer device is not. Looked up once per kernel and device.
-bool can_form_clusters(const void* kernel);
-
-template <class... Parameters>
-bool can_form_clusters(void (*kernel)(Parameters...)) {
-  return can_form_clusters(reinterpret_cast<const void*>(kernel));
 }
 
 }  // namespace lpd

@@ -33,9 +33,7 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kGroups) : "memory");
 }
 
-// Of a launch that may begin before the one before it has ended (Grid::early), from 9.0 on: waits for that, and for all
-// that it wrote. Every thread must, also one that leaves early, and before it writes anything or reads anything but
-// what no launch of the decode writes: weights.
+// From 9.0 on, where a launch may begin before the one before it has ended: waits for that, and for all that it wrote.
 __device__ __forceinline__ void wait_for_launch_before() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;\n" ::: "memory");
@@ -273,3 +271,15 @@ __device__ __forceinline__ float exp2_approx(float x) {
 
 }  // namespace lpd::ptx
 #endif
+
+namespace lpd::ptx {
+
+// Once in every thread of every kernel, in those that leave early too, before it writes anything and before it reads
+// what the launch before may have written. Before stands what reads weights, which no launch of a decode writes.
+__device__ __forceinline__ void follow_launch_before() {
+  if (!has_clusters()) return;
+  wait_for_launch_before();
+  let_launch_after_begin();
+}
+
+}  // namespace lpd::ptx

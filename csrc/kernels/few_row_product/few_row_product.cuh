@@ -76,8 +76,7 @@ class ProductBlock {
     ptx::cluster_arrive_relaxed();
     for (int i = 0; i < plan_.ahead; ++i) load_weights(i);
     ptx::cp_async_commit();
-    ptx::wait_for_launch_before();  // which wrote all but weights
-    ptx::let_launch_after_begin();
+    ptx::follow_launch_before();  // which wrote all but weights
     for (int i = 0; i < plan_.ahead; ++i) {
       load_rows(i);
       ptx::cp_async_commit();
@@ -294,7 +293,7 @@ void launch_product(const char* name, const Params& p, void* stream, const Kerne
                                ": needs a GPU of compute capability 9.0 or newer, and kernels made for it");
     }
     const auto blocks = static_cast<unsigned>(divide_up(p.num_features, tile.features()) * tile.cluster);
-    launch(name, kernel, Grid(dim3(blocks), dim3(static_cast<unsigned>(tile.cluster)), true),
+    launch(name, kernel, Grid(dim3(blocks), dim3(static_cast<unsigned>(tile.cluster))),
            dim3(static_cast<unsigned>(32 * tile.warps())), static_cast<size_t>(plan.shared_bytes), stream, p, plan);
   };
   switch (plan.tile_rows) {

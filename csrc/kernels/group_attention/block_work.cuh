@@ -111,6 +111,14 @@ struct BlockWork {
             min((is_context ? context.count : query.count) - skipped, kSlabRows), is_context ? shared_keys : key_end};
   }
 
+  // Rows of the tile that exist: those of context, then query rows.
+  __device__ __forceinline__ int rows() const { return context_rows() + query_rows(); }
+
+  // The i-th of them, counted in the slabs of the tile.
+  __device__ __forceinline__ int row_in_slabs(int i) const {
+    return i < context_rows() ? i : tile_context_slabs() * kSlabRows + i - context_rows();
+  }
+
   // Number of keys in the group that begins at `group`, for rows that see the first one.
   __device__ __forceinline__ int keys_in_group(int group) const {
     return (group < query_keys ? shared_keys : key_end) - group;
@@ -118,6 +126,19 @@ struct BlockWork {
 
   __device__ __forceinline__ bool key_exists(int key) const {
     return key < shared_keys || (key >= query_keys && key < key_end);
+  }
+
+ private:
+  // Of this tile.
+  __device__ __forceinline__ int tile_context_slabs() const {
+    return min(max(context_slabs - first_slab, 0), num_slabs);
+  }
+  __device__ __forceinline__ int context_rows() const {
+    return min(max(context.count - first_slab * kSlabRows, 0), tile_context_slabs() * kSlabRows);
+  }
+  __device__ __forceinline__ int query_rows() const {
+    return min(max(query.count - max(first_slab - context_slabs, 0) * kSlabRows, 0),
+               (num_slabs - tile_context_slabs()) * kSlabRows);
   }
 };
 

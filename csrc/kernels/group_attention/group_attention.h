@@ -20,6 +20,8 @@ struct GroupAttentionParams : CacheRows {
   int32_t first_output_row;  // rows before it leave K and V only
   int32_t max_keys;          // of a segment
   float scale;
+  // CUDA: neither caches nor segments were written by the launch right before, so they are read while it still runs.
+  bool settled;
 };
 
 // CPU work items: (segment, head) pairs, item = segment * num_heads + head.

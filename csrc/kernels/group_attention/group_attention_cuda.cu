@@ -1,11 +1,12 @@
 // group_attention on CUDA: appends this step's context K and V and attends, context and query rows alike, in one pass.
 // One block of 4 warps per (segment, head, 64 rows) and share of the keys; warps share out its rows, or, where rows are
-// few, keys. Where that leaves multiprocessors idle, blocks share the keys: as a cluster from 9.0 on, which reads Q
-// once and combines through shared memory; before, through global memory, where the last one to arrive combines.
+// few, keys. Where that leaves multiprocessors idle, blocks share the keys: as a cluster from 9.0 on, which combines
+// through shared memory; before, through global memory, where the last one to arrive combines.
 // Limited by memory bandwidth for large batches (30 FLOPs per byte), by latency for one image.
 #include <stdexcept>
 #include <string>
 
+#include "group_attention/cluster_exchange.cuh"
 #include "group_attention/fma_warp.cuh"
 #include "group_attention/tensor_core_warp.cuh"
 
@@ -26,7 +27,11 @@ struct SharedLayout {
   using Shape = TileShape<T, kHeadDim>;
   static constexpr int kScratchOffset = Shape::kRingElements * sizeof(T);
   static constexpr int kFieldsOffset = kScratchOffset + WarpOf<T, kHeadDim, 1>::Type::kScratchBytes;
-  static constexpr int kBytes = kFieldsOffset + 32;
+  static constexpr int kBarrierOffset = kFieldsOffset + kSegmentFields * 4;
+  // In registers it would leave room for three blocks of head dimension 64 on a multiprocessor, not four.
+  static constexpr int kWorkOffset = kBarrierOffset + 8;
+  static constexpr int kBytes = kWorkOffset + (sizeof(BlockWork) + 15) / 16 * 16;  // of a block that forms no cluster
+  static_assert(kBytes % 16 == 0);
   static_assert(Partial<kHeadDim>::kElements * 4 <= kScratchOffset);
 };
 
@@ -48,7 +53,8 @@ __device__ __forceinline__ void attend(const GroupAttentionParams& p, const KeyS
   const bool active = slab_in_tile < work.num_slabs;
   const Slab slab = work.slab(slab_in_tile);
   Warp warp(work, slab.key_end, slab_in_tile, key_warp, p.scale * kLog2E, elements, smem + Layout::kScratchOffset);
-  if (Warp::kQueriesInRegisters || work.in_cluster()) ring.wait_for_queries();
+  // Without keys there is no next(), and partials come to lie where Q arrives.
+  if (Warp::kQueriesInRegisters || work.num_tiles == 0) ring.wait_for_queries();
   if (active) warp.take_queries();
 
   for (int tile = 0; tile < work.num_tiles; ++tile) {
@@ -78,20 +84,23 @@ __global__ void __launch_bounds__(kThreads, TileShape<T, kHeadDim>::kBlocks)
     group_attention_kernel(const GroupAttentionParams p, const KeySplits splits) {
   using Layout = SharedLayout<T, kHeadDim>;
   SMEM_DYN(smem);
-  if (ptx::has_clusters()) {
-    ptx::wait_for_launch_before();  // which wrote Q, K and V
-    ptx::let_launch_after_begin();
-  }
+  if (!p.settled) ptx::follow_launch_before();  // which wrote Q, K and V
   const Segment segment =
       read_segment(p.segments, blockIdx.x / p.num_heads, reinterpret_cast<int32_t*>(smem + Layout::kFieldsOffset));
-  const BlockWork work(p, splits, segment, Layout::Shape::kKeys);
+  BlockWork& work = *reinterpret_cast<BlockWork*>(smem + Layout::kWorkOffset);
+  if (threadIdx.x == 0) work = BlockWork(p, splits, segment, Layout::Shape::kKeys);
+  __syncthreads();  // work is made
   if (work.num_slabs == 0) {
+    if (p.settled) ptx::follow_launch_before();  // which wrote rows to append
     if (work.row_tile == 0 && work.split == 0) {
       append_rows<kThreads>(p, segment, work.head, 0, segment.num_context);
     }
     return;
   }
-  if (work.split >= work.num_splits) return;
+  if (work.split >= work.num_splits) return;  // before 9.0 alone
+  const ClusterExchange<T, kHeadDim> exchange(work, reinterpret_cast<uint64_t*>(smem + Layout::kBarrierOffset),
+                                              reinterpret_cast<float*>(smem + Layout::kBytes));
+  if (work.in_cluster()) exchange.begin();
   switch (work.key_warps()) {
     case 4: attend<T, kHeadDim, 4>(p, splits, work, smem); break;
     case 2: attend<T, kHeadDim, 2>(p, splits, work, smem); break;
@@ -100,11 +109,9 @@ __global__ void __launch_bounds__(kThreads, TileShape<T, kHeadDim>::kBlocks)
 
   const Partial<kHeadDim> own{reinterpret_cast<float*>(smem)};
   if (work.in_cluster()) {
-    ptx::cluster_sync();
-    const auto partial_of = [&](int block) { return Partial<kHeadDim>{ptx::in_block_of_cluster(own.sums, block)}; };
-    combine<T, kHeadDim>(p, work, work.num_splits, partial_of, work.split, work.num_splits);
-    ptx::cluster_arrive_relaxed();
-    ptx::cluster_wait();  // a block that has exited has no shared memory for others to read
+    __syncthreads();  // all partials are written
+    exchange.push(own);
+    exchange.finish(p);
   } else if (work.num_splits > 1) {
     if (arrive_last(splits.counters + tile_index(splits, work), work.num_splits)) {
       const auto partial_of = [&](int block) { return split_partial<kHeadDim>(splits, work, block); };
@@ -126,6 +133,11 @@ void launch_for(const GroupAttentionParams& p, void* stream) {
   const int64_t counter_bytes = group_attention_counter_bytes(multiprocessors);
   const int64_t partial_bytes = heads * row_tiles * count * group_attention_partial_bytes(kHeadDim);
   if (!clusters && counter_bytes + partial_bytes > p.workspace_bytes) count = 1;
+  const auto shared_bytes = [&] {
+    return static_cast<size_t>(SharedLayout<T, kHeadDim>::kBytes +
+                               (clusters && count > 1 ? received_bytes<kHeadDim>(count) : 0));
+  };
+  if (shared_bytes() > shared_memory_limit()) count = 1;
   const unsigned cluster = clusters ? count : 1;
   // Each class may leave all but one row of a slab empty.
   const int64_t slabs = (int64_t{p.max_rows} + 2 * (kSlabRows - 1)) / kSlabRows;
@@ -135,8 +147,7 @@ void launch_for(const GroupAttentionParams& p, void* stream) {
                          reinterpret_cast<float*>(counters + counter_bytes)};
   const int64_t blocks_per_head = split_tiles * count + all_tiles - split_tiles;
   const dim3 blocks(static_cast<unsigned>(heads), static_cast<unsigned>(blocks_per_head));
-  launch("group_attention", kernel, Grid(blocks, dim3(1, cluster), clusters), dim3(kThreads),
-         SharedLayout<T, kHeadDim>::kBytes, stream, p, splits);
+  launch("group_attention", kernel, Grid(blocks, dim3(1, cluster)), dim3(kThreads), shared_bytes(), stream, p, splits);
 }
 
 template <class T>

@@ -1,5 +1,6 @@
 // Q, K and V of a block on their way through shared memory: a ring of slots, each for the K or the V of one tile of
-// keys, filled by cp.async while earlier ones are in use. Blocks that form a cluster share out the rows of Q.
+// keys, filled by cp.async while earlier ones are in use. K and V of earlier steps may come while the launch before
+// still runs.
 #pragma once
 
 #include "common/ptx.cuh"
@@ -14,9 +15,9 @@ struct TileShape {
   static constexpr bool kTensorCores = sizeof(T) == 2;
   static constexpr int kKeys = kTensorCores ? 64 : 32;
   static constexpr int kSlots = kTensorCores ? 4 : 3;
-  static constexpr int kBlocks = kHeadDim > 64 ? 2 : 3;  // per multiprocessor, for their registers
-  static constexpr int kChunk = 16 / sizeof(T);          // elements of 16 bytes
-  static constexpr int kChunks = kHeadDim / kChunk;      // of a row
+  static constexpr int kBlocks = kHeadDim > 64 ? 2 : kTensorCores ? 4 : 3;  // per multiprocessor, for their registers
+  static constexpr int kChunk = 16 / sizeof(T);                             // elements of 16 bytes
+  static constexpr int kChunks = kHeadDim / kChunk;                         // of a row
   static constexpr int kSlotElements = kKeys * kHeadDim;
   static constexpr int kQueryElements = kTileRows * kHeadDim;
   // Tensor-core warps take Q into registers before the last slot is filled, so Q lies there.
@@ -44,28 +45,21 @@ class KeyRing {
         qkv_(static_cast<const T*>(p.qkv) + work.head * p.qkv_head_stride),
         cached_(cache_offset(p, work.segment, work.head)) {
     static_assert(kThreads % Shape::kChunks == 0);
-    if (work.in_cluster()) {
-      ptx::cluster_arrive_relaxed();
-    } else {
-      load_queries(rows(0));
-    }
 #pragma unroll 1
-    for (int half = 0; half < Shape::kSlots - 1; ++half) load(half);
-    if (work.in_cluster()) {
-      ptx::cluster_wait();  // all blocks run, so their shared memory may be written
-      spread_queries(rows(0));
-      ptx::cluster_arrive();
+    for (int half = 0; half < Shape::kSlots - 1; ++half) copy_keys(half, true, !p.settled);
+    if (p.settled) ptx::follow_launch_before();  // which wrote rows
+    load_queries(rows(0));
+#pragma unroll 1
+    for (int half = 0; half < Shape::kSlots - 1; ++half) {
+      if (p.settled) copy_keys(half, false, true);
+      ptx::cp_async_commit();
     }
   }
 
-  // Q arrives together with the first K, or from all blocks of the cluster.
+  // Q arrives together with the first K.
   __device__ __forceinline__ void wait_for_queries() {
-    if (work_.in_cluster()) {
-      ptx::cluster_wait();
-    } else {
-      ptx::cp_async_wait<Shape::kSlots - 2>();
-      __syncthreads();
-    }
+    ptx::cp_async_wait<Shape::kSlots - 2>();
+    __syncthreads();
   }
 
   // Waits for the next half (K of a tile, then its V), and has the slot of the one before it, which all warps have
@@ -73,7 +67,8 @@ class KeyRing {
   __device__ __forceinline__ int next() {
     ptx::cp_async_wait<Shape::kSlots - 2>();
     __syncthreads();
-    load(half_ + Shape::kSlots - 1);
+    copy_keys(half_ + Shape::kSlots - 1, true, true);
+    ptx::cp_async_commit();  // an empty group after the last half keeps the count of groups in flight
     const int arrived = slot(half_);
     if (work_.first_slab == 0) append(arrived, half_);
     ++half_;
@@ -106,55 +101,37 @@ class KeyRing {
     }
   }
 
-  // Each block of the cluster reads its share of the rows and writes it to all of them.
-  __device__ __forceinline__ void spread_queries(const T* rows) {
-    T* const to = ring_ + Shape::kQueryOffset;
-#pragma unroll 1
-    for (int row = work_.split * kRowStep + row_; row < work_.num_slabs * kSlabRows;
-         row += work_.num_splits * kRowStep) {
-      const Slab slab = work_.slab(row / kSlabRows);
-      const int in_slab = row % kSlabRows;
-      if (in_slab >= slab.count) continue;  // what comes of rows that do not exist is not written
-      const T* from = rows + (slab.first + in_slab) * p_.qkv_row_stride + chunk_ * Shape::kChunk;
-      const uint4 queries = load_vector<uint4>(from);
-      T* const own = to + Shape::at(row, chunk_);
-#pragma unroll 1
-      for (int block = 0; block < work_.num_splits; ++block) {
-        store_vector(ptx::in_block_of_cluster(own, block), queries);
-      }
-    }
-  }
-
-  // Starts the copy of one half; an empty group after the last one keeps the count of groups in flight.
-  __device__ __forceinline__ void load(int half) {
-    if (half < 2 * work_.num_tiles) {
-      const int first_key = work_.first_key + half / 2 * Shape::kKeys;
-      const T* cache = this->cache(half % 2) + chunk_ * Shape::kChunk;
-      T* to = ring_ + slot(half);
-      if (first_key + Shape::kKeys <= work_.segment.cache_length) {  // as most tiles are
-        const T* from = cache + (first_key + row_) * p_.cache_position_stride;
+  // Starts the copy of a half, or of its keys that are cached, or of the others.
+  __device__ __forceinline__ void copy_keys(int half, bool cached, bool others) {
+    if (half >= 2 * work_.num_tiles) return;
+    const int first_key = work_.first_key + half / 2 * Shape::kKeys;
+    const T* cache = this->cache(half % 2) + chunk_ * Shape::kChunk;
+    T* to = ring_ + slot(half);
+    if (first_key + Shape::kKeys <= work_.segment.cache_length) {  // as most tiles are
+      if (!cached) return;
+      const T* from = cache + (first_key + row_) * p_.cache_position_stride;
 #pragma unroll
-        for (int row = 0; row < Shape::kKeys; row += kRowStep) {
-          ptx::cp_async16(to + Shape::at(row_ + row, chunk_), from);
-          from += kRowStep * p_.cache_position_stride;
-        }
-      } else {
-        const T* rows = this->rows(1 + half % 2) + chunk_ * Shape::kChunk;
-#pragma unroll 1
-        for (int row = row_; row < Shape::kKeys; row += kRowStep) {
-          const int key = first_key + row;
-          const T* from = cache + key * p_.cache_position_stride;
-          if (key >= work_.segment.cache_length) {
-            const int in_qkv = key < work_.shared_keys ? work_.segment.context_start + key - work_.segment.cache_length
-                                                       : work_.segment.query_start + key - work_.query_keys;
-            from = rows + in_qkv * p_.qkv_row_stride;
-          }
-          const bool exists = work_.key_exists(key);
-          ptx::cp_async16(to + Shape::at(row, chunk_), exists ? from : rows, exists);
-        }
+      for (int row = 0; row < Shape::kKeys; row += kRowStep) {
+        ptx::cp_async16(to + Shape::at(row_ + row, chunk_), from);
+        from += kRowStep * p_.cache_position_stride;
       }
+      return;
     }
-    ptx::cp_async_commit();
+    const T* rows = this->rows(1 + half % 2) + chunk_ * Shape::kChunk;
+#pragma unroll 1
+    for (int row = row_; row < Shape::kKeys; row += kRowStep) {
+      const int key = first_key + row;
+      const bool is_cached = key < work_.segment.cache_length;
+      if (is_cached ? !cached : !others) continue;
+      const T* from = cache + key * p_.cache_position_stride;
+      if (!is_cached) {
+        const int in_qkv = key < work_.shared_keys ? work_.segment.context_start + key - work_.segment.cache_length
+                                                   : work_.segment.query_start + key - work_.query_keys;
+        from = rows + in_qkv * p_.qkv_row_stride;
+      }
+      const bool exists = work_.key_exists(key);
+      ptx::cp_async16(to + Shape::at(row, chunk_), exists ? from : rows, exists);
+    }
   }
 
   // Context rows of the half go on into the cache. Their keys are numbered as cache positions are.

@@ -1,6 +1,7 @@
 // append_kv on CUDA: copies the context rows' K and V into the cache, each byte read once and written once.
 // One block per (segment, head, 64 rows); a thread moves 16 bytes of K and 16 bytes of V at a time.
 // Limited by memory bandwidth for large batches, by the latency of a load and a store for small ones.
+#include "common/ptx.cuh"
 #include "kv_cache/append_kv.cuh"
 #include "kv_cache/append_kv.h"
 
@@ -11,6 +12,7 @@ constexpr int kThreads = 128, kBlockRows = 64;
 
 __global__ void __launch_bounds__(kThreads) append_kv_kernel(const AppendKvParams p) {
   SMEM_ARRAY(int32_t, fields, kSegmentFields);
+  ptx::follow_launch_before();  // which wrote rows of K and V
   const Segment segment = read_segment(p.segments, blockIdx.x / p.num_heads, fields);
   const int first = blockIdx.y * kBlockRows;
   append_rows<kThreads>(p, segment, blockIdx.x % p.num_heads, first, min(first + kBlockRows, segment.num_context));

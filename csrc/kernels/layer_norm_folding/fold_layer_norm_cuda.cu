@@ -1,4 +1,5 @@
-// fold_layer_norm on CUDA: a warp per feature reads its weights once. Limited by bandwidth.
+// fold_layer_norm on CUDA: a warp per feature reads its weights once. Limited by bandwidth; the launches of a decode,
+// which fold one layer each, overlap up to what they write.
 #include "common/ptx.cuh"
 #include "layer_norm_folding/fold_layer_norm.h"
 
@@ -21,11 +22,11 @@ template <class T>
 __global__ void __launch_bounds__(kFoldThreads) fold_layer_norm_kernel(const FoldLayerNormParams p) {
   const int lane = threadIdx.x % kWarpSize;
   const int feature = static_cast<int>(blockIdx.x * (kFoldThreads / kWarpSize) + threadIdx.x / kWarpSize);
-  if (feature >= p.num_features) return;
+  const bool exists = feature < p.num_features;
   const T* const weight = static_cast<const T*>(p.weight) + feature * p.weight_stride;
   float slope = 0.0f, shift = 0.0f;
 #pragma unroll 2
-  for (int k = 8 * lane; k < p.depth; k += 8 * kWarpSize) {
+  for (int k = 8 * lane; exists && k < p.depth; k += 8 * kWarpSize) {
     const uint4 w = load_vector<uint4>(weight + k);
     slope = dot<T>(w, load_vector<uint4>(static_cast<const T*>(p.gamma) + k), slope);
     shift = dot<T>(w, load_vector<uint4>(static_cast<const T*>(p.beta) + k), shift);
@@ -34,7 +35,8 @@ __global__ void __launch_bounds__(kFoldThreads) fold_layer_norm_kernel(const Fol
     slope += __shfl_xor_sync(kAllLanes, slope, lanes);
     shift += __shfl_xor_sync(kAllLanes, shift, lanes);
   }
-  if (lane != 0) return;
+  ptx::follow_launch_before();  // which may use slope and shift still
+  if (lane != 0 || !exists) return;
   p.slope[feature] = slope;
   p.shift[feature] = shift + (p.bias == nullptr ? 0.0f : ptx::to_float(static_cast<const T*>(p.bias)[feature]));
 }

@@ -6,6 +6,7 @@
 
 #include "common/cuda.cuh"
 #include "common/philox.h"
+#include "common/ptx.cuh"
 #include "locality_order/locality_order.h"
 
 namespace lpd {
@@ -359,6 +360,7 @@ class OrderBuilder {
 
 __global__ void __launch_bounds__(kMaxThreads) locality_order_kernel(const LocalityOrderParams p) {
   SMEM_DYN(shared);
+  ptx::follow_launch_before();  // which may have written seeds and known cells
   OrderBuilder(p, shared).build(p);
 }
 

@@ -14,12 +14,13 @@ __global__ void __launch_bounds__(kMaxRowThreads)
   const int64_t row = blockIdx.x;
   float* x = p.x + row * p.x_stride;
 
-  // All that memory has to deliver is asked for before anything is waited for.
+  // All that memory has to deliver is asked for before any of it is used.
+  const auto weight = slice.load(static_cast<const T*>(p.weight));
+  const auto bias = slice.load(static_cast<const T*>(p.bias));
+  ptx::follow_launch_before();  // which wrote x and delta
   const auto loaded = slice.load(x);
   typename Slice::template Loaded<T> delta = {};
   if (p.delta != nullptr) delta = slice.load(static_cast<const T*>(p.delta) + row * p.delta_stride);
-  const auto weight = slice.load(static_cast<const T*>(p.weight));
-  const auto bias = slice.load(static_cast<const T*>(p.bias));
 
   float values[kPerThread];
   slice.template values<float>(loaded, values);

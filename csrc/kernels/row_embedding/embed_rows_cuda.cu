@@ -50,6 +50,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) embed_rows_kernel(const EmbedR
   constexpr bool kMayScale = sizeof(T) == 2 && std::is_same_v<Slice, VectorSlice>;
   typename Slice::template Loaded<T> scale = {};
   if (kMayScale && p.scale != nullptr) scale = slice.load(static_cast<const T*>(p.scale));
+  ptx::follow_launch_before();  // which wrote contents
   // One thread per index: if all warps asked, each would move the 32-byte sectors again.
   if (threadIdx.x < 2) {
     const bool is_content = threadIdx.x == 0;

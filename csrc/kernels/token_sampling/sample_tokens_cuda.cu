@@ -95,6 +95,7 @@ __global__ void __launch_bounds__(32 * kWarps<T, kInRegisters>, !kFiltered && kI
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int num_warps = static_cast<int>(blockDim.x) / 32;
 
+  ptx::follow_launch_before();  // which wrote the logits
   if (threadIdx.x == 0) read_inputs(p, m, shared_inputs[0]);
   __syncthreads();
   const TokenInputs& inputs = shared_inputs[0];

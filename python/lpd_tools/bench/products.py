@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lpd_ext import products
 from lpd_ext.product_choice import remember
-from lpd_ext.products import ROW_CLASSES, Product, product_calls, step_products
+from lpd_ext.products import ROW_CLASSES, Product, checked_calls, product_calls, step_products
 from lpd_tools.bench.cases import Case, Shape
 from lpd_tools.bench.result import Result
 
@@ -25,13 +25,15 @@ def products_of(shape: Shape, dtype: torch.dtype) -> dict[str, Product]:
     return step_products(config.dim, config.mlp_ratio * config.dim, config.vocab_size, dtype)
 
 
-def product_cases(name: str, product: Product, device: torch.device) -> Iterator[Case]:
-    """Yields the product at each of ROWS: one call for each of several weights.
+def product_cases(
+    name: str, product: Product, device: torch.device, numbers_of_rows: Sequence[int] = ROWS
+) -> Iterator[Case]:
+    """Yields the product at each number of rows: one call for each of several weights.
 
     residual_linear stands against a linear layer and residual_layer_norm; normed_linear against a linear layer and
     GELU, where there is one.
     """
-    for rows in ROWS:
+    for rows in numbers_of_rows:
         calls = product_calls(product, rows, device, WEIGHTS if device.type == "cuda" else 1)
         weight, size = calls.weights[0], product.dtype.itemsize
         moved = weight.nbytes + rows * (product.depth + product.features) * size
@@ -53,7 +55,9 @@ def _in_turn(run: Callable[[Tensor], Any], weights: list[Tensor]) -> Callable[[]
 
 
 def keep(product: Product, results: list[Result], device: torch.device) -> None:
-    """Writes the times of a product at all of ROWS to where decodes look for them."""
+    """Writes the times at all of ROWS to where decodes look for them; RuntimeError for a product that is wrong."""
+    for rows in ROW_CLASSES:
+        checked_calls(product, rows, device)
     times = {
         rows: products.Times(result.times.median, result.plain_times.median)
         for rows, result in zip(ROWS, results, strict=True)

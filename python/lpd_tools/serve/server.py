@@ -14,6 +14,7 @@ from lpd_tools.serve.app import Door, create_app
 from lpd_tools.serve.metrics import Measured
 from lpd_tools.serve.service import ImageService
 from lpd_tools.serve.settings import Serving
+from lpd_tools.serve.slow_heads import impatient
 
 
 class DrainingServer(uvicorn.Server):
@@ -47,7 +48,10 @@ def run(pipe: LPDPipeline, name: str, config: Serving, bound: socket.socket) -> 
     service, door = ImageService(pipe, name, config), Door()
     try:
         app = Measured(create_app(service, config, door), metrics=service.figures)
-        settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+        protocol = impatient(config.body_seconds)
+        settings = uvicorn.Config(
+            app, http=protocol, log_level="warning", access_log=False, timeout_graceful_shutdown=5
+        )
         say(f"{name}: {service.size} pixels, {config.max_images} images at once")
         say(f"KV cache: {service.engine.cache_bytes / 1e6:.1f} MB")
         say("listening on http://{}:{}/v1/images/generations".format(*bound.getsockname()[:2]))

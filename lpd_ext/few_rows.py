@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lpd_ext import _C, ops
+from lpd_ext import _C, ops, product_table
 from lpd_ext.linear import ResultRows, is_plain, linear_step
 from lpd_ext.product_choice import Pair, own_rows, row_class
 from lpd_ext.products import ROW_CLASSES, Product
@@ -33,6 +33,12 @@ def chosen_products() -> str:
     if choice not in _CHOICES:
         raise ValueError(f"LPD_PRODUCTS must be one of {', '.join(_CHOICES)}, got {choice!r}")
     return choice
+
+
+def are_wanted(device: torch.device) -> bool:
+    """Whether our own products may be used on a device: always if asked for, else on a GPU, where they can be timed."""
+    choice = chosen_products()
+    return choice == "own" or (choice == "auto" and product_table.card_of(device) is not None)
 
 
 class NormedLayer:

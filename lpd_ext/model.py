@@ -23,8 +23,8 @@ from lpd_ext.few_rows import (
     LayerPair,
     NormedLayer,
     ResidualLayer,
+    are_wanted,
     can_multiply_few_rows,
-    chosen_products,
 )
 from lpd_ext.linear import DecodingLinear, ResultRows, linear_step, mlp_step
 from lpd_ext.plan import Step
@@ -274,7 +274,7 @@ class LPDModel(nn.Module):
 
     def _few_rows(self) -> FewRows | None:
         """Layers of our own products, if those are asked for, or faster, and can be had."""
-        if chosen_products() == "cublaslt":
+        if not are_wanted(self.pos_embed.device):
             return None
         blocks = [block for block in self.blocks if isinstance(block, Block)]
         norms = [norm for block in blocks for norm in (block.norm1, block.norm2)] + [self.norm]

@@ -56,7 +56,7 @@ def card_of(device: torch.device) -> Card | None:
 @cache
 def _card(index: int) -> Card:
     properties = torch.cuda.get_device_properties(index)
-    return properties.name, f"{properties.major}.{properties.minor}", _driver(), torch.__version__, _C.__version__
+    return properties.name, f"{properties.major}.{properties.minor}", _driver(), str(torch.__version__), _C.__version__
 
 
 def _driver() -> str:

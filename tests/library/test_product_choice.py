@@ -86,6 +86,39 @@ def test_both_ways_compute_the_same(kind: str, rows: int) -> None:
         assert calls.own(first).min() > -0.2
 
 
+def test_runs_are_timed_in_turn_by_their_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a card whose clock the runs turn: each takes longest in its first replay, which is left out."""
+    now, in_turn = [0.0], []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = now[0]
+
+        def synchronize(self) -> None:
+            """Nothing is under way."""
+
+        def elapsed_time(self, end: Event) -> float:
+            return end.at - self.at
+
+    def taking(*milliseconds: float) -> Callable[[], None]:
+        replays = iter(milliseconds)
+
+        def run() -> None:
+            in_turn.append(milliseconds[0])
+            now[0] += next(replays)
+
+        return run
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(timed_products, "capture_cuda_graphs", lambda runs: runs)
+    runs = [taking(90.0, 5.0, 1.0, 2.0, 3.0, 4.0, 6.0, 60.0), taking(80.0, *[7.0] * 7)]
+    assert timed_products.time_runs(runs) == pytest.approx([4e-3, 7e-3])
+    assert in_turn == [90.0, 80.0] * 8
+
+
 def test_what_is_faster_is_chosen(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
     timer = Timer(by_rows(16, 48))
     monkeypatch.setattr(timed_products, "time_runs", timer)

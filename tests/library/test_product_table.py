@@ -7,11 +7,12 @@ import logging
 import multiprocessing
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lpd_ext import product_table
+from lpd_ext import _C, product_table
 from lpd_ext.product_table import Card
 
 H200: Card = ("NVIDIA H200", "9.0", "570.124.06", "2.11.0+cu130", "0.1.0")
@@ -170,6 +171,18 @@ def test_drivers_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert product_table._driver() == "570.124.06"
     file.unlink()
     assert product_table._driver() == f"of CUDA {torch.version.cuda}"
+
+
+def test_a_card_is_described_by_all_that_times_depend_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    properties = SimpleNamespace(name="NVIDIA H200", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: {3: properties}[index])
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(product_table, "_DRIVER", tmp_path / "none")
+    product_table._card.cache_clear()
+    wanted = ("NVIDIA H200", "9.0", f"of CUDA {torch.version.cuda}", torch.__version__, _C.__version__)
+    for device in ("cuda", "cuda:3"):
+        assert product_table.card_of(torch.device(device)) == wanted
+    product_table._card.cache_clear()
 
 
 def test_other_devices_have_no_card() -> None:

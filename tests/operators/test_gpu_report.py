@@ -16,7 +16,7 @@ import gpu_report
 import pytest
 import report_measures
 import torch
-from gpu_report import STEPS, Step, main, run_steps
+from gpu_report import STEPS, Step, main, parsed, run_steps, to_do
 from report_machine import StandIn
 from report_measures import check_products, summary_of, time_decode
 from report_records import Records, attempts, done
@@ -97,6 +97,22 @@ def test_what_is_done_is_not_done_again(dry_run: Path) -> None:
     assert main(["--dry-run", "--folder", str(dry_run), "--only", "build", "--force"]) == 0
     steps = [record["step"] for record in Records(dry_run).read() if record["what"] == "begin"]
     assert steps == [*(step.name for step in STEPS), "build"]
+
+
+def test_on_another_machine_the_library_is_built_again(
+    records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in STEPS:
+        if step.name != "profile":
+            records.add(step.name, "begin")
+            records.add(step.name, "end", status="done", seconds=1.0)
+    monkeypatch.setattr(gpu_report, "SITE", tmp_path / "site")
+    options = parsed([])
+    assert [step.name for step in to_do(records, options)] == ["build", "profile"]
+    (tmp_path / "site" / "lpd_ext").mkdir(parents=True)
+    assert [step.name for step in to_do(records, options)] == ["profile"]
+    assert to_do(records, parsed(["--only", "checks"])) == []
+    assert [step.name for step in to_do(records, parsed(["--only", "checks", "--force"]))] == ["checks"]
 
 
 def test_another_cards_results_are_left_alone(records: Records) -> None:

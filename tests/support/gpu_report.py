@@ -71,9 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         before = None
     if before is None:
         records.add("", "report", of=of, command=" ".join(["gpu_report.py", *(arguments or sys.argv[1:])]))
-    is_done = set() if options.force else done(records.read())
-    wanted = set(options.only or (step.name for step in STEPS)) - is_done
-    chosen = [step for step in STEPS if step.name in wanted]
+    chosen = to_do(records, options)
     failed = run_steps(chosen, options.dry_run, records, options.minutes)
     write_tables(records)
     print(f"{folder}: {', '.join(failed) + ' did not end well' if failed else 'all done'}")
@@ -92,6 +90,15 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=0.0, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
+
+
+def to_do(records: Records, options: argparse.Namespace) -> list[Step]:
+    """Returns the steps that are asked for and not done, the build also where it was done on another machine."""
+    is_done = set() if options.force else done(records.read())
+    if not options.dry_run and not (SITE / "lpd_ext").exists():
+        is_done.discard("build")
+    wanted = set(options.only or (step.name for step in STEPS)) - is_done
+    return [step for step in STEPS if step.name in wanted]
 
 
 def machine(dry_run: bool) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from lpd_tools.serve.errors import ApiError
 
 
 def impatient(seconds: float) -> type[asyncio.Protocol]:
-    """Returns uvicorn's HTTP protocol with that limit for a request's head, from its first byte or the connection on."""
+    """Returns uvicorn's HTTP protocol with that limit for the line and headers of a request."""
 
-    class ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn picks it when it is imported
+    class ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # chosen when uvicorn is imported
         _deadline: asyncio.TimerHandle | None = None
         _has_begun = False
 

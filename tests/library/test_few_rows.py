@@ -53,7 +53,7 @@ def bundled_model() -> LPDModel:
 
 
 def wide_model() -> LPDModel:
-    """As wide as lpd_l, of fewer blocks, with weights that matter as a trained model's do."""
+    """Makes a model as wide as lpd_l, of fewer blocks, with weights that matter as a trained model's do."""
     torch.manual_seed(0)
     model = LPDModel(LPDConfig(1024, 3, 16, vocab_size=512, num_classes=10, grid=(4, 4))).eval()
     with torch.no_grad():

@@ -78,7 +78,7 @@ def sources(name: str) -> dict[str, str]:
 
 
 def imports_of(modules: Mapping[str, str]) -> dict[str, set[str]]:
-    """What each module imports of these, wherever in it the statement stands; `lpd_ext._C` is no Python file."""
+    """Returns the imports of each module among these, wherever they stand; `lpd_ext._C` is no Python file."""
     known = {*modules, "lpd_ext._C"}
     found = {}
     for module, text in modules.items():

@@ -168,7 +168,7 @@ def test_previews_do_not_go_with_finished_images(desk: Desk) -> None:
 
 
 def test_pictures_of_many_drawings_are_those_of_each(drawing: Drawing) -> None:
-    """With what each does to its images at the end, which is told whose they are."""
+    """Each drawing's last step is done to its own images."""
     tokens = torch.randint(512, (4, 8, 8), generator=torch.Generator().manual_seed(0))
     tokens[0, 3:] = -1
 

@@ -57,7 +57,7 @@ def by_rows(*own_is_faster: int) -> Callable[[int], tuple[float, float]]:
 
 
 def test_classes_are_the_numbers_of_rows_that_kernels_have_tiles_for() -> None:
-    """As product_plan takes them: as few tiles as can be, and those as small as can be."""
+    """product_plan takes as few tiles as can be, and those as small as can be."""
     found = re.search(r"kProductRows\[\] = \{([\d, ]+)\}", HEADER.read_text(encoding="utf-8"))
     assert found is not None
     tiles = [int(rows) for rows in found[1].split(",")]

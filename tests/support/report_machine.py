@@ -24,7 +24,7 @@ from lpd_ext.model import LPDConfig
 
 
 class TinyShape(Shape):
-    """As the named shapes are, of a model with little to compute."""
+    """Returns a shape like the named ones, of a model with little to compute."""
 
     @property
     def config(self) -> LPDConfig:

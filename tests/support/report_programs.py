@@ -159,7 +159,7 @@ def pytest_of(kind: str, files: Sequence[str]) -> list[str]:
 
 
 def pytest_places() -> dict[str, str]:
-    """Where pytest finds the modules that tests share."""
+    """Returns the paths where pytest finds the modules that tests share."""
     return {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
 
 

@@ -1,4 +1,4 @@
-"""What `make gpu-report` has found so far: lines of JSON, each on disk before the next thing is tried."""
+"""The results of `make gpu-report`: lines of JSON, each on disk before the next thing is tried."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ WEIGHTS = {"qkv": 192 * 64, "proj": 64 * 64, "fc1": 256 * 64, "fc2": 64 * 256, "
 
 
 class SmallShape:
-    """As the bench's shapes are, of a model with little to multiply."""
+    """Returns a shape like the bench's, of a model with little to multiply."""
 
     config = LPDConfig(64, 1, 2, vocab_size=96, num_classes=5, grid=(4, 4))
 

@@ -114,7 +114,7 @@ def test_help_imports_nothing_that_takes_long() -> None:
 
 
 def test_threads_that_wait_soon_sleep() -> None:
-    """As torch's libgomp says it itself."""
+    """Asks torch's libgomp itself."""
     kept = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     ran = subprocess.run(
         [LPD, "orders", "--height", "2", "--width", "2", "--steps", "1"],

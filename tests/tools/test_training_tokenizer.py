@@ -134,7 +134,7 @@ def test_tokenizer_learns_from_a_folder_of_pictures(tmp_path: Path) -> None:
 
 
 def test_the_list_of_unreadable_pictures_is_whole(tmp_path: Path) -> None:
-    """What was found before the training was stopped, and what other processes found, is in it too."""
+    """The list holds findings from before a stop and of other processes too."""
     data = folder_of_pictures(tmp_path / "pictures")
     (tmp_path / "pictures" / "train" / "blue" / "broken.png").write_bytes(b"")
     config = tokenizer_config(tmp_path / "run", data=data, image_size=16, evaluate_images=0)

@@ -207,7 +207,7 @@ void attend(const Step& step, int32_t first_output_row, Splits splits) {
   GroupAttentionParams p = bench::group_attention_params(step.params(), step.max_keys, 0.2f);
   p.first_output_row = first_output_row;
   const bool clusters = splits == Splits::kInClusters;
-  p.settled = clusters;
+  p.settled = step.head_dim != 32;
   const int32_t multiprocessors = clusters ? 132 : 108;
   emulator::settings().multiprocessors = multiprocessors;
   emulator::settings().compute_capability = clusters ? 90 : 80;

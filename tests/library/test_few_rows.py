@@ -72,7 +72,7 @@ def request_for(model: LPDModel, labels: Sequence[int] = (1, 3), steps: int = 4)
 
 
 def logits_of(model: LPDModel, request: DecodeRequest) -> Tensor:
-    """Those of every step, with the same tokens fed whatever the logits are."""
+    """Returns the logits of every step, with the same tokens fed whatever they are."""
     generator = torch.Generator().manual_seed(7)
     teacher = torch.randint(model.config.vocab_size, tuple(request.orders.shape), generator=generator)
     layout = Layout.of(request)

@@ -253,8 +253,8 @@ MISTAKES = {
     "passes_share_sums": Mistake(
         "sample_tokens",
         "TSan",
-        "cut(by_weight, target, visit, exchange[turn])",
-        "cut(by_weight, target, visit, exchange[0])",
+        "cut(by_weight, target, expected, visit, exchange[turn])",
+        "cut(by_weight, target, expected, visit, exchange[0])",
     ),
     "one_token_too_many": Mistake(
         "sample_tokens", "differs", "static_cast<float>(settings.top_k - 1)", "static_cast<float>(settings.top_k)"

@@ -166,7 +166,7 @@ def test_test_images_are_of_all_classes(tmp_path: Path) -> None:
 
 
 def test_mirrored_images_are_half_of_a_batch(tmp_path: Path) -> None:
-    """Which images are mirrored is a function of the step, whoever asks for which rows."""
+    """A function of the step says which images are mirrored, whoever asks for which rows."""
     data = open_data(folder_of_pictures(tmp_path / "pictures"))
     config = tokenizer_config(tmp_path / "run", image_size=16, batch_size=12, mirror=True)
     task = TokenizerTask(config, data, 16, Processes(0, 1, torch.device("cpu")))

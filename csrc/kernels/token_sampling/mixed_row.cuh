@@ -114,10 +114,15 @@ __device__ void keep_chunk(float* kept, const float (&x)[kValues]) {
   }
 }
 
+// Values i to i + 3 of this lane; i is a multiple of 4.
+__device__ __forceinline__ float4 kept_four(const float* kept, int i) {
+  return load_vector<float4>(kept + i * 32 + threadIdx.x % 32 * 4);
+}
+
 __device__ void take_chunk(const float* kept, float (&x)[kValues]) {
 #pragma unroll
   for (int i = 0; i < kValues; i += 4) {
-    const float4 four = load_vector<float4>(kept + i * 32 + threadIdx.x % 32 * 4);
+    const float4 four = kept_four(kept, i);
     x[i] = four.x;
     x[i + 1] = four.y;
     x[i + 2] = four.z;

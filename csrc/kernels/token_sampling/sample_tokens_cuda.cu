@@ -1,9 +1,9 @@
-// sample_tokens on CUDA: one block draws one token. A warp holds a chunk of 1,024 consecutive ids of the mixed row in
-// registers; rows of more chunks than the block has warps are walked in turns, and stay in shared memory as far as they
-// fit. Without filters the logits are read once, weighed against their chunk's maximum, and one barrier later every
-// warp knows the chunk that is drawn; its owner goes on alone. A filter adds two to eight passes over the row, each
-// with one barrier. Limited by reading the logits, at few tokens by the latency of that read and of the phases after
-// it.
+// sample_tokens on CUDA: one block draws one token. A warp holds a chunk of 1,024 consecutive ids of the mixed row, in
+// registers or, for a filter, which needs those, in shared memory; rows of more chunks than the block has warps are
+// walked in turns, and stay there as far as they fit. Without filters the logits are read once, weighed against their
+// chunk's maximum, and one barrier later every warp knows the chunk that is drawn; its owner goes on alone. A filter
+// adds two to five passes over the row, each with one barrier. Limited by reading the logits, at few tokens by the
+// latency of that read and of the phases after it.
 #include <cmath>
 
 #include "common/cuda.cuh"
@@ -74,14 +74,16 @@ struct Chunks {
   float* kept;      // [chunks], sum of what the filters left, relative to the row's
 };
 
+constexpr int kMomentStride = kMaxWarps + 8;  // in memory of the exchange; what a warp writes lies in other banks
+
 // Warps of the largest block. fp32 rows on the way take as many registers again as the mixed one, so where there may be
 // chunks to come, warps are fewer.
-template <class T, bool kInRegisters>
-constexpr int kWarps = sizeof(T) == 4 && !kInRegisters ? kMaxWarps / 2 : kMaxWarps;
+template <class T, bool kOneChunk>
+constexpr int kWarps = sizeof(T) == 4 && !kOneChunk ? kMaxWarps / 2 : kMaxWarps;
 
-// Without filters a block of 16-bit logits gets by with half the registers of a multiprocessor.
-template <class T, bool kFiltered, bool kInRegisters>
-__global__ void __launch_bounds__(32 * kWarps<T, kInRegisters>, !kFiltered && kInRegisters && sizeof(T) == 2 ? 2 : 1)
+// With one chunk to a warp a block of 16-bit logits gets by with half the registers of a multiprocessor.
+template <class T, bool kFiltered, bool kOneChunk>
+__global__ void __launch_bounds__(32 * kWarps<T, kOneChunk>, kOneChunk && sizeof(T) == 2 ? 2 : 1)
     sample_tokens_kernel(SampleTokensParams p, int num_chunks, int resident_chunks) {
   SMEM_DYN(dynamic);
   SMEM_ARRAY(TokenInputs, shared_inputs, 1);
@@ -110,8 +112,8 @@ __global__ void __launch_bounds__(32 * kWarps<T, kInRegisters>, !kFiltered && kI
   const float uniform = level_uniform(settings.seed, static_cast<uint32_t>(settings.cell), p.vocab_size);  // meanwhile
   for (int chunk = warp; chunk < num_chunks; chunk += num_warps) {
     mix_chunk(rows, raw, x);
-    if constexpr (!kInRegisters) raw = load_chunk(rows, chunk + num_warps);
-    if (!kInRegisters && chunk < resident_chunks) keep_chunk(chunks.resident + chunk * kChunk, x);
+    if constexpr (!kOneChunk) raw = load_chunk(rows, chunk + num_warps);
+    if (kFiltered && chunk < resident_chunks) keep_chunk(chunks.resident + chunk * kChunk, x);
     const uint32_t key = largest_key(x);
     const float top = from_order_key(key);
     float sums[4] = {};
@@ -122,7 +124,23 @@ __global__ void __launch_bounds__(32 * kWarps<T, kInRegisters>, !kFiltered && kI
       chunks.key[chunk] = key;
       chunks.weight[chunk] = sum;
     }
-    if constexpr (kInRegisters) break;  // spares the registers of a next chunk
+    if constexpr (kOneChunk) break;  // spares the registers of a next chunk
+  }
+  SMEM_ARRAY(Exchange, exchange, kFiltered ? 2 : 1);
+  if constexpr (kFiltered) {
+    // Moments of the chunks in shared memory, from where this lane put them: more registers would be needed before.
+    // They go to where the second pass of a search will exchange its sums.
+    Moments moments;
+    for (int chunk = warp; chunk < resident_chunks; chunk += num_warps) {
+#pragma unroll 2
+      for (int i = 0; i < kValues; i += 4) {
+        const float4 four = kept_four(chunks.resident + chunk * kChunk, i);
+        moments.add(four.x), moments.add(four.y), moments.add(four.z), moments.add(four.w);
+      }
+    }
+    float sums[4] = {moments.count, moments.sum, moments.squares, 0.0f};
+    const float sum = warp_sums(sums);
+    if (lane < 4) exchange[1].sums[lane * kMomentStride + warp] = sum;
   }
   __syncthreads();
 
@@ -138,7 +156,7 @@ __global__ void __launch_bounds__(32 * kWarps<T, kInRegisters>, !kFiltered && kI
     return chunk < num_chunks ? chunks.weight[chunk] * weigh(from_order_key(chunks.key[chunk]), row_top, scale) : 0.0f;
   };
   const auto fetch_chunk = [&](int chunk) {
-    if constexpr (kInRegisters) return;  // a warp's only chunk is there already
+    if constexpr (kOneChunk) return;  // a warp's only chunk is there already
     if (chunk < resident_chunks) {
       take_chunk(chunks.resident + chunk * kChunk, x);
     } else {
@@ -152,45 +170,65 @@ __global__ void __launch_bounds__(32 * kWarps<T, kInRegisters>, !kFiltered && kI
   float threshold = -INFINITY;
   if constexpr (kFiltered) {
     if (by_rank || by_weight) {
-      SMEM_ARRAY(Exchange, exchange, 2);
-      float weights[kValues] = {};
-      if constexpr (kInRegisters) {
+      const auto visit_chunk = [&](int chunk, bool weighed, const auto& f) {
+        const auto visit_one = [&](float value) { f(value, weighed ? weigh(value, row_top, scale) : 0.0f); };
+        if constexpr (kOneChunk) {
+#pragma unroll 2  // few registers
+          for (int i = 0; i < kValues; i += 4) {
+            const float4 four = kept_four(chunks.resident + chunk * kChunk, i);
+            visit_one(four.x), visit_one(four.y), visit_one(four.z), visit_one(four.w);
+          }
+        } else {
+          fetch_chunk(chunk);
 #pragma unroll
-        for (int i = 0; i < kValues; ++i) weights[i] = weigh(x[i], row_top, scale);
-      }
-      const auto weight_of = [&](int i) { return kInRegisters ? weights[i] : weigh(x[i], row_top, scale); };
+          for (int i = 0; i < kValues; ++i) visit_one(x[i]);
+        }
+      };
+      const auto visit = [&](float bottom, bool weighed, const auto& f) {
+        for (int chunk = warp; chunk < num_chunks; chunk += num_warps) {
+          if (from_order_key(chunks.key[chunk]) >= bottom) visit_chunk(chunk, weighed, f);
+          if constexpr (kOneChunk) break;
+        }
+      };
 
       float total = 0.0f;
       for (int chunk = lane; chunk < num_chunks; chunk += 32) total += weight_of_chunk(chunk);
+      total = warp_sum(total);
+      Moments moments;
+      if (lane < num_warps) {
+        const float* const sums = exchange[1].sums + lane;
+        moments = {sums[0], sums[kMomentStride], sums[2 * kMomentStride]};
+      }
+      moments = {warp_sum(moments.count), warp_sum(moments.sum), warp_sum(moments.squares)};
+      const float all = moments.count * static_cast<float>(num_chunks) / static_cast<float>(resident_chunks);
       // Keys of 16-bit logits that were not mixed differ in their upper bits alone.
       const int unused_bits = rows.unconditional != nullptr ? 0 : kUnusedKeyBits<T>;
-      Bracket bracket(unused_bits, static_cast<float>(p.vocab_size), warp_sum(total));
-      const auto visit = [&](float bottom, const auto& f) {
-        for (int chunk = warp; chunk < num_chunks; chunk += num_warps) {
-          if (from_order_key(chunks.key[chunk]) < bottom) continue;
-          fetch_chunk(chunk);
-#pragma unroll
-          for (int i = 0; i < kValues; ++i) f(x[i], weight_of(i));
-        }
-      };
+      Bracket bracket(unused_bits, static_cast<float>(p.vocab_size), total);
 #pragma unroll 1  // both filters run the same instructions
       for (int filter = by_rank ? 0 : 1; filter < (by_weight ? 2 : 1); ++filter) {
         const bool heavy = filter == 1;
+        if (heavy && by_rank) {
+          float sums[kTailSums] = {};
+          const float lowest = bracket.threshold();
+          visit(lowest, true, [&](float value, float weight) { sums[0] += value >= lowest ? weight : 0.0f; });
+          bracket.weight_at_low = __shfl_sync(kAllLanes, block_sums(sums, exchange[bracket.turn].sums), 0);
+          bracket.turn ^= 1;
+        }
         const float target = heavy ? settings.top_p * bracket.weight_at_low : static_cast<float>(settings.top_k - 1);
-        bracket.narrow(row_key, heavy, target, visit, exchange);
+        Expected expected(moments, heavy ? settings.top_p : target / all, heavy ? scale * 0.69314718f : 0.0f);
+        if (heavy && by_rank) expected.logit = NAN;
+        bracket.narrow(row_key, heavy, target, expected, visit, exchange);
       }
       threshold = bracket.threshold();
 
       for (int chunk = warp; chunk < num_chunks; chunk += num_warps) {
         float sum = 0.0f;
         if (from_order_key(chunks.key[chunk]) >= threshold) {
-          fetch_chunk(chunk);
-          float sums[4] = {};
-#pragma unroll
-          for (int i = 0; i < kValues; ++i) sums[i % 4] += x[i] >= threshold ? weight_of(i) : 0.0f;
-          sum = warp_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+          visit_chunk(chunk, true, [&](float value, float weight) { sum += value >= threshold ? weight : 0.0f; });
+          sum = warp_sum(sum);
         }
         if (lane == 0) chunks.kept[chunk] = sum;
+        if constexpr (kOneChunk) break;
       }
       __syncthreads();
     }
@@ -213,24 +251,36 @@ __global__ void __launch_bounds__(32 * kWarps<T, kInRegisters>, !kFiltered && kI
   }
   if (warp != drawn_chunk % num_warps) return;
 
-  fetch_chunk(drawn_chunk);
+  // f(i, values i to i + 3 of this lane).
+  const auto visit_fours = [&](const auto& f) {
+    if constexpr (kOneChunk && kFiltered) {
+#pragma unroll 2
+      for (int i = 0; i < kValues; i += 4) f(i, kept_four(chunks.resident + drawn_chunk * kChunk, i));
+    } else {
+      fetch_chunk(drawn_chunk);
+#pragma unroll
+      for (int i = 0; i < kValues; i += 4) f(i, float4{x[i], x[i + 1], x[i + 2], x[i + 3]});
+    }
+  };
   int id;
   if (greedy) {
     int first = kChunk;
+    visit_fours([&](int i, float4 four) {
+      const float values[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-    for (int i = 0; i < kValues; ++i) {
-      if (x[i] == row_top) first = min(first, id_in_chunk<T>(i));
-    }
+      for (int k = 0; k < 4; ++k) {
+        if (values[k] == row_top) first = min(first, id_in_chunk<T>(i + k));
+      }
+    });
     id = __reduce_min_sync(kAllLanes, first);
   } else {
     // In every other row of 32 ids neighbouring fours are swapped, against bank conflicts of lanes 32 bytes apart.
     const auto place = [](int id_in_chunk) { return id_in_chunk ^ (id_in_chunk >> 3 & 4); };
-    const auto weight = [&](int i) { return x[i] >= threshold ? weigh(x[i], row_top, scale) : 0.0f; };
-#pragma unroll
-    for (int i = 0; i < kValues; i += 4) {
+    const auto weight = [&](float value) { return value >= threshold ? weigh(value, row_top, scale) : 0.0f; };
+    visit_fours([&](int i, float4 four) {
       store_vector(drawn_weights + place(id_in_chunk<T>(i)),
-                   float4{weight(i), weight(i + 1), weight(i + 2), weight(i + 3)});
-    }
+                   float4{weight(four.x), weight(four.y), weight(four.z), weight(four.w)});
+    });
     __syncwarp();
     id = descend(kChunkBits, 0, uniform, [&](int i) { return drawn_weights[place(i)]; });
   }
@@ -243,8 +293,9 @@ void launch_for(const SampleTokensParams& p, void* stream) {
   const dim3 grid(static_cast<unsigned>(p.num_tokens));
   const int bytes_of_sums = num_chunks * (kFiltered ? 12 : 8);
   if (num_chunks <= kMaxWarps) {
-    launch("sample_tokens", sample_tokens_kernel<T, kFiltered, true>, grid, dim3(32 * num_chunks), bytes_of_sums,
-           stream, p, num_chunks, 0);
+    const int resident = kFiltered ? num_chunks : 0;
+    launch("sample_tokens", sample_tokens_kernel<T, kFiltered, true>, grid, dim3(32 * num_chunks),
+           static_cast<size_t>(resident) * kChunk * sizeof(float) + bytes_of_sums, stream, p, num_chunks, resident);
     return;
   }
   // The filters' passes find as much of the mixed row in shared memory as every architecture has.

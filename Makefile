@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 SOURCES := $(foreach suffix,h cpp cu cuh,'csrc/**.$(suffix)' 'tests/**.$(suffix)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-web emulated fuzz fuzz-asan lint format docs bench bench-cpp cuda-all cuda-table test-gpu bench-gpu clean
+.PHONY: help setup demo check test test-web emulated fuzz fuzz-asan lint format docs bench bench-cpp cuda-all cuda-table test-gpu bench-gpu gpu-report clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -148,6 +148,10 @@ bench-gpu: gpu torch  ## Time every operator and whole decodes on the GPU agains
 	$(FOR_GPU) $(BIN)/pip install --quiet '.[tools]'
 	$(BIN)/lpd bench --device cuda --shape L-256-20 --shape L-512-48 --batch 1 --batch 32 --part operators --part decode \
 	  --output build/bench-gpu.json
+
+# With the torch that is there; nothing is installed. Needs nvcc, cmake, pybind11 and pytest.
+gpu-report:  ## Tests and figures that ten minutes on a GPU give, into docs/results/gpu.md (ARGS=--dry-run: without a GPU)
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) tests/support/gpu_report.py $(ARGS)
 
 clean:  ## Remove what the commands above made
 	rm -rf build dist demo $(VENV)

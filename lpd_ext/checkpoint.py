@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lpd_ext.checks import as_grid
 from lpd_ext.content import content_of, read_json
-from lpd_ext.hub import CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, ModelFiles
+from lpd_ext.hub import CONFIG_FILE, MODEL_FILE, ModelFiles
 from lpd_ext.linear import DecodingLinear, PackedLinear, can_pack, has_fast_arithmetic, replace_linears
 from lpd_ext.model import Block, LPDConfig, LPDModel
 from lpd_ext.modes import own_modes
@@ -292,13 +292,13 @@ def save_model(
     *,
     extra: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
-    tokenizer: Mapping[str, Tensor] | None = None,
+    beside: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Writes config.json and model.safetensors (floats in dtype if given, but for the scales of int8 weights).
 
-    `extra` adds entries to config.json; tokenizer is a state dict to be written as tokenizer.safetensors. The files
-    take their places only when all are complete, so a failed save leaves the folder as it was. Raises TypeError or
-    ValueError for entries that config.json cannot hold.
+    `extra` adds entries to config.json; beside are state dicts to write too, by file name. The files take their places
+    only when all are complete, so a failed save leaves the folder as it was. Raises TypeError or ValueError for entries
+    that config.json cannot hold.
     """
     directory = Path(directory)
     text = _config_text(model.config, extra or {})
@@ -311,12 +311,13 @@ def save_model(
     if dtype is not None:
         state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
     directory.mkdir(parents=True, exist_ok=True)
-    names = [MODEL_FILE, CONFIG_FILE] + ([TOKENIZER_FILE] if tokenizer is not None else [])
+    beside = beside or {}
+    names = [MODEL_FILE, CONFIG_FILE, *beside]
     with complete_files(*(directory / name for name in names)) as (weights, config, *rest):
         write_tensors(state | scales, weights, None, metadata)
         config.write_text(text, encoding="utf-8")
-        if tokenizer is not None:
-            write_tensors(tokenizer, rest[0], dtype)
+        for path, tensors in zip(rest, beside.values(), strict=True):
+            write_tensors(tensors, path, dtype)
 
 
 def _config_text(config: LPDConfig, extra: Mapping[str, Any]) -> str:

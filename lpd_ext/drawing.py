@@ -18,6 +18,7 @@ from lpd_ext.model import LPDModel
 from lpd_ext.modes import decoding_modes
 from lpd_ext.parts import Part, parts_of
 from lpd_ext.pixel_decoder import PixelDecoder
+from lpd_ext.preview_decoder import PreviewDecoder
 from lpd_ext.request import DecodeRequest
 from lpd_ext.sampler import decode, generate, undrawn
 from lpd_ext.tokenizer import VQTokenizer
@@ -65,6 +66,7 @@ class Drawing:
     finish: the last step, called with images and their rows int64 [n] of the request.
     max_images: how many images are drawn at once; None: as many as memory allows (see `parts`).
     output_type: the default of `run`. graphs: on a GPU, captured decodes to replay and extend.
+    preview_decoder: draws the previews of `stream` and of an engine.
     """
 
     model: LPDModel
@@ -75,6 +77,7 @@ class Drawing:
     finish: Callable[[Tensor, Tensor], Tensor] | None = None
     output_type: OutputType = "pil"
     max_images: int | None = None
+    preview_decoder: PreviewDecoder | None = None
 
     def run(
         self,
@@ -108,16 +111,20 @@ class Drawing:
         images = self.images(tokens, output_type)
         return LPDPipelineOutput(images, tokens, list(self.request.seeds), cancelled=step < num_steps)
 
-    def stream(self, cancel: Cancel | None = None, preview_every: int = 1) -> Iterator[StepPreview]:
+    def stream(
+        self, cancel: Cancel | None = None, preview_every: int = 1, exact_previews: bool = False
+    ) -> Iterator[StepPreview]:
         """Draws, yielding the partial grid and a preview (undrawn cells grey) after each group; cancel as in `run`.
 
         A new preview is made after every `preview_every` groups and after the last, of the images that have changed; in
-        between the previous ones are yielded. Each costs as much as a final image: every pixel depends on every token.
+        between the previous ones are yielded. The last is the exact image. The others are the preview decoder's if
+        there is one and exact_previews is False; else each costs as much as a final image: every pixel depends on every
+        token.
         """
         as_check(cancel)
         if (every := as_int(preview_every, "preview_every")) < 1:
             raise ValueError(f"preview_every must be >= 1, got {every}")
-        return self._previews(cancel, every)
+        return self._previews(cancel, every, not exact_previews)
 
     def _parts(self) -> list[Part]:
         return parts_of(self.model, self.request, self.graphs, self.max_images)
@@ -130,16 +137,19 @@ class Drawing:
                 grid[part.rows] = drawn_so_far
                 yield grid
 
-    def _previews(self, cancel: Cancel | None, every: int) -> Iterator[StepPreview]:
+    def _previews(self, cancel: Cancel | None, every: int, approximate: bool) -> Iterator[StepPreview]:
         parts, before = self._parts(), None
         num_steps = sum(part.request.num_groups for part in parts)
         images: dict[int, Image.Image] = {}  # by row, in whose order the first step fills it
+        approximate &= self.preview_decoder is not None
         for step, grid in enumerate(self._grids(parts, cancel), start=1):
             tokens = grid.unflatten(1, self.model.config.grid).clone()
             if before is None or step % every == 0 or step == num_steps:
-                before = torch.full_like(tokens, -2) if before is None else before
+                if before is None or (step == num_steps and approximate):
+                    before = torch.full_like(tokens, -2)
                 rows = (tokens != before).flatten(1).any(1).nonzero()[:, 0]
-                for b, image in zip(rows.tolist(), self.images(tokens, rows=rows), strict=True):
+                new = self.images(tokens, rows=rows, approximate=approximate and step < num_steps)
+                for b, image in zip(rows.tolist(), new, strict=True):
                     images[b] = image
                 before = tokens
             yield StepPreview(step, num_steps, tokens, list(images.values()))
@@ -152,8 +162,18 @@ class Drawing:
             images[part] = self._finished(tokens, rows[part])
         return images
 
-    def images(self, tokens: Tensor, output_type: OutputType = "pil", rows: Tensor | None = None) -> Any:
-        """Returns the images of `pixels` as one of the types of `run`; RuntimeError for pixels that are not finite."""
+    def images(
+        self,
+        tokens: Tensor,
+        output_type: OutputType = "pil",
+        rows: Tensor | None = None,
+        *,
+        approximate: bool = False,
+    ) -> Any:
+        """Returns the images of `pixels` as one of the types of `run`; RuntimeError for pixels that are not finite.
+
+        approximate: those of the preview decoder, if there is one.
+        """
         if output_type == "tokens":
             return None
         if output_type == "pt":
@@ -162,7 +182,7 @@ class Drawing:
         # A quarter of the memory: each slice is rounded at once.
         result = torch.empty(len(rows), *self._size, 3, dtype=torch.uint8, device=tokens.device)
         for part in _slices(len(rows)):
-            result[part] = VQTokenizer.to_pixels(self._finished(tokens, rows[part]))
+            result[part] = VQTokenizer.to_pixels(self._finished(tokens, rows[part], approximate))
         pixels: np.ndarray = result.cpu().numpy()
         return pixels if output_type == "np" else [Image.fromarray(image) for image in pixels]
 
@@ -171,31 +191,39 @@ class Drawing:
         side, (height, width) = self.tokenizer.config.stride, self.model.config.grid
         return height * side, width * side
 
-    def _finished(self, tokens: Tensor, rows: Tensor) -> Tensor:
+    def _finished(self, tokens: Tensor, rows: Tensor, approximate: bool = False) -> Tensor:
         with decoding_modes(tokens.device):
-            return self._checked(self._decoded(tokens[rows], self.tokenizer.config.stride), rows)
+            return self._checked(self._decoded(tokens[rows], self.tokenizer.config.stride, approximate), rows)
 
     def _checked(self, images: Tensor, rows: Tensor) -> Tensor:
         if not bool(images.isfinite().all()):
             raise RuntimeError("the tokenizer's decoder gave pixels that are not finite")
         return images if self.finish is None else self.finish(images, rows)
 
-    def _decoded(self, tokens: Tensor, side: int) -> Tensor:
+    def _decoded(self, tokens: Tensor, side: int, approximate: bool = False) -> Tensor:
         drawn = tokens >= 0
-        features = self.tokenizer.vectors(tokens.clamp(min=0)) * drawn[..., None]
+        vectors = self.tokenizer.vectors(tokens.clamp(min=0))
+        if approximate and self.preview_decoder is not None:
+            preview: Tensor = self.preview_decoder(vectors, drawn)
+            return preview
+        features = (vectors * drawn[..., None]).permute(0, 3, 1, 2)
         decoder = (
             PixelDecoder(self.tokenizer, self.pixel_dtype) if PixelDecoder.supports(self.tokenizer) else self.tokenizer
         )
-        images = decoder.decode_features(features.permute(0, 3, 1, 2))
+        images = decoder.decode_features(features)
         pixels_drawn = drawn.repeat_interleave(side, 1).repeat_interleave(side, 2)
         return torch.where(pixels_drawn[:, None], images, 0.0)
 
 
-def pictures(wanted: Sequence[tuple[Drawing, Tensor, int]]) -> list[Image.Image]:
-    """The picture of each grid int64 [h, w], which is so many-th of a drawing's; all by the first one's tokenizer."""
+def pictures(wanted: Sequence[tuple[Drawing, Tensor, int]], *, approximate: bool = False) -> list[Image.Image]:
+    """Draws the picture of each grid int64 [h, w], which is so many-th of a drawing's; all by the first one's decoder.
+
+    approximate: as in `Drawing.images`.
+    """
     first, tokens, _ = wanted[0]
     with decoding_modes(tokens.device):
-        decoded = first._decoded(torch.stack([tokens for _, tokens, _ in wanted]), first.tokenizer.config.stride)
+        grids = torch.stack([tokens for _, tokens, _ in wanted])
+        decoded = first._decoded(grids, first.tokenizer.config.stride, approximate)
         rows = torch.tensor([[row] for _, _, row in wanted], device=tokens.device)
         finished = [drawing._checked(decoded[i, None], rows[i]) for i, (drawing, _, _) in enumerate(wanted)]
         pixels = VQTokenizer.to_pixels(torch.cat(finished)).cpu().numpy()

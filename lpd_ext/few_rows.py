@@ -1,7 +1,7 @@
 """Linear layers for decoding steps of few rows: LayerNorms are folded into the products around them.
 
 Between two layers goes what ops.residual_linear makes of the residual stream, and ops.normed_linear takes. Which
-products a decode uses says the environment variable LPD_PRODUCTS.
+products a decode uses says the environment variable LPD_PRODUCTS, and for `auto` product_choice.py.
 """
 
 from __future__ import annotations
@@ -11,26 +11,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lpd_ext import _C, ops
-from lpd_ext.linear import is_plain
+from lpd_ext import _C, ops, product_table
+from lpd_ext.linear import ResultRows, is_plain, linear_step
+from lpd_ext.product_choice import Pair, own_rows, row_class
+from lpd_ext.products import ROW_CLASSES, Product
 
-MOST_ROWS = 192  # of a step; with more, the tiles of the GPU's library are full
 _CHOICES = ("auto", "own", "cublaslt")
+_UNUSED = ResultRows(0)  # plain layers write to memory of their own
 _SHARED_BYTES = 200 * 1024  # per block: fewer hold no product of four times the width of a large model
 
 
 def chosen_products() -> str:
-    """Reads LPD_PRODUCTS: 'own', used where possible; 'cublaslt'; or 'auto', which is the same as 'cublaslt' for now.
+    """Reads LPD_PRODUCTS: 'own', used where possible; 'cublaslt'; or 'auto', what is faster on the GPU at hand.
 
     Raises ValueError for anything else.
     """
     choice = os.environ.get("LPD_PRODUCTS", "auto")
     if choice not in _CHOICES:
         raise ValueError(f"LPD_PRODUCTS must be one of {', '.join(_CHOICES)}, got {choice!r}")
-    # 'auto' is to be what was faster on the card at hand, as soon as that has been measured.
-    return "own" if choice == "own" else "cublaslt"
+    return choice
+
+
+def are_wanted(device: torch.device) -> bool:
+    """Whether our own products may be used on a device: always if asked for, else on a GPU, where they can be timed."""
+    choice = chosen_products()
+    return choice == "own" or (choice == "auto" and product_table.card_of(device) is not None)
 
 
 class NormedLayer:
@@ -43,12 +51,18 @@ class NormedLayer:
         self._weight, self._bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
         self._gamma, self._beta, self._eps = norm.weight.detach(), norm.bias.detach(), norm.eps
         self._gelu = gelu
+        self._linear = linear_step(linear, _UNUSED)
         self._slope = self._shift = torch.empty(0)
 
     @property
     def out_features(self) -> int:
         """N."""
         return len(self._weight)
+
+    @property
+    def product(self) -> Product:
+        """Returns the product as it is timed."""
+        return Product.of("normed_gelu" if self._gelu else "normed", self._weight)
 
     @property
     def scale(self) -> Tensor:
@@ -66,26 +80,60 @@ class NormedLayer:
     def __call__(self, scaled: Tensor, statistics: Tensor) -> Tensor:
         return ops.normed_linear(scaled, statistics, self._weight, self._slope, self._shift, self._eps, self._gelu)
 
+    def by_library(self, normed: Tensor) -> Tensor:
+        """The same of rows that are normalised already."""
+        y = self._linear(normed)
+        return F.gelu(y) if self._gelu else y
+
 
 class ResidualLayer:
     """A linear layer whose result is added to the residual stream, before the LayerNorm `norm`."""
 
     def __init__(self, linear: nn.Linear, norm: nn.LayerNorm) -> None:
         self._weight, self._bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
-        self._gamma = norm.weight.detach()
+        self._gamma, self._beta, self._eps = norm.weight.detach(), norm.bias.detach(), norm.eps
+        self._linear = linear_step(linear, _UNUSED)
+
+    @property
+    def product(self) -> Product:
+        """Returns the product as it is timed."""
+        return Product.of("residual", self._weight)
 
     def __call__(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         return ops.residual_linear(x, rows, self._weight, self._bias, self._gamma)
+
+    def by_library(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Adds to the residual stream too, and returns its rows normalised."""
+        return ops.residual_layer_norm(x, self._linear(rows), self._gamma, self._beta, self._eps)
+
+
+class LayerPair:
+    """A layer that adds to the residual stream, and the one after the next LayerNorm: own products, or the library's.
+
+    own_rows: the classes of rows (product_choice.row_class) that take our own.
+    """
+
+    def __init__(self, residual: ResidualLayer, normed: NormedLayer) -> None:
+        self.residual, self.normed = residual, normed
+        self.own_rows = frozenset(ROW_CLASSES)
+
+    @property
+    def products(self) -> Pair:
+        """Returns both products as they are timed."""
+        return self.residual.product, self.normed.product
+
+    def __call__(self, x: Tensor, rows: Tensor) -> Tensor:
+        if row_class(len(rows)) in self.own_rows:
+            return self.normed(*self.residual(x, rows))
+        return self.normed.by_library(self.residual.by_library(x, rows))
 
 
 @dataclass(frozen=True)
 class FewRowBlock:
     """From the attention of a block to the layer after it: the next block's qkv, or the head."""
 
-    proj: ResidualLayer
-    fc1: NormedLayer
-    fc2: ResidualLayer
-    following: NormedLayer
+    proj_fc1: LayerPair
+    fc2_next: LayerPair
 
 
 class FewRows:
@@ -93,12 +141,31 @@ class FewRows:
 
     def __init__(self, first: NormedLayer, blocks: Sequence[FewRowBlock], device: torch.device) -> None:
         self.first, self.blocks = first, blocks
-        self._layers = [first] + [layer for block in blocks for layer in (block.fc1, block.following)]
+        self._first_rows = frozenset(ROW_CLASSES)
+        pairs = [pair for block in blocks for pair in (block.proj_fc1, block.fc2_next)]
+        if chosen_products() == "auto":
+            as_others = (pairs[1].residual.product, first.product)  # the next blocks' qkv
+            distinct = list(dict.fromkeys([as_others, *(pair.products for pair in pairs)]))
+            chosen = dict(zip(distinct, own_rows(distinct, device), strict=True))
+            self._first_rows = chosen[as_others]
+            for pair in pairs:
+                pair.own_rows = chosen[pair.products]
+        layers = [(first, self._first_rows), *((pair.normed, pair.own_rows) for pair in pairs)]
+        self._layers = [layer for layer, rows in layers if rows]
         sizes = [layer.out_features for layer in self._layers for _ in range(2)]
         self._vectors = torch.empty(sum(sizes), device=device)
         vectors = iter(self._vectors.split(sizes))
         for layer in self._layers:
             layer.keep(next(vectors), next(vectors))
+
+    @property
+    def are_any(self) -> bool:
+        """Whether some layer is our own product for some number of rows."""
+        return bool(self._layers)
+
+    def takes_first(self, rows: int) -> bool:
+        """Whether the first block's qkv is our own product for so many rows."""
+        return row_class(rows) in self._first_rows
 
     def fold(self) -> None:
         """Fold the weights as they are now, which the first step of a decode needs; it may be recorded in a graph."""

@@ -21,6 +21,7 @@ CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"  # the index of a sharded model
 TOKENIZER_FILE = "tokenizer.safetensors"
+PREVIEW_FILE = "preview.safetensors"
 _TOKENIZERS = (TOKENIZER_FILE, published.TOKENIZER_FILE)
 _LAST_CHECKPOINT = "checkpoint-last"  # the newest file of the published trainer
 _CHECKPOINT = re.compile(r"best\.pt|step_\d{9}\.pt")  # as `lpd train` names them
@@ -30,10 +31,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Local files of a model: a folder with a config.json or a weight file, and a tokenizer if there is one."""
+    """Local files of a model: a folder with a config.json or a weight file, and those of its helpers, if any."""
 
     model: Path
     tokenizer: Path | None = None
+    preview: Path | None = None
 
     @property
     def weights(self) -> Path:
@@ -69,7 +71,8 @@ def find_model(name: str | Path, options: HubOptions | None = None) -> ModelFile
             raise FileNotFoundError(how_to_bundle(path))
         chosen = _choose(names, str(path), path.name)
         tokenizer = next((path / file for file in _TOKENIZERS if (path / file).is_file()), None)
-        return ModelFiles(path if chosen is None else path / chosen, tokenizer)
+        preview = path / PREVIEW_FILE if PREVIEW_FILE in names else None
+        return ModelFiles(path if chosen is None else path / chosen, tokenizer, preview)
     repository = _repository(name)
     names = _list_files(repository, options)
     chosen = _choose(names, repository, repository.split("/")[1])
@@ -81,7 +84,8 @@ def find_model(name: str | Path, options: HubOptions | None = None) -> ModelFile
     else:
         model = _download_weights(repository, chosen, options)
     tokenizer = None if tokenizer_name is None else _download(repository, tokenizer_name, options)
-    return ModelFiles(model, tokenizer)
+    preview = _download(repository, PREVIEW_FILE, options) if PREVIEW_FILE in names else None
+    return ModelFiles(model, tokenizer, preview)
 
 
 def is_training_folder(path: Path) -> bool:
@@ -141,7 +145,8 @@ def _choose(names: Sequence[str], place: str, own_name: str) -> str | None:
     for name in (MODEL_FILE, INDEX_FILE):
         if name in here:
             return name
-    weights = sorted(n for n in here if PurePosixPath(n).suffix in WEIGHT_SUFFIXES and n not in _TOKENIZERS)
+    others = (*_TOKENIZERS, PREVIEW_FILE)
+    weights = sorted(n for n in here if PurePosixPath(n).suffix in WEIGHT_SUFFIXES and n not in others)
     if len(weights) == 1:
         return weights[0]
     named = [name for name in weights if PurePosixPath(name).stem in (own_name, _LAST_CHECKPOINT)]

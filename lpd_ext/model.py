@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from lpd_ext import ops
 from lpd_ext.checks import as_grid, as_positive_int
 from lpd_ext.few_rows import (
-    MOST_ROWS,
     FewRowBlock,
     FewRows,
+    LayerPair,
     NormedLayer,
     ResidualLayer,
+    are_wanted,
     can_multiply_few_rows,
-    chosen_products,
 )
 from lpd_ext.linear import DecodingLinear, ResultRows, linear_step, mlp_step
 from lpd_ext.plan import Step
@@ -153,7 +153,7 @@ class DecodingParts:
 
     layers: Sequence[DecodingLayer]
     head: Callable[[Tensor], Tensor]  # [R, E] -> [R, V]
-    few_rows: FewRows | None = None  # in place of all other layers, for steps of few rows
+    few_rows: FewRows | None = None  # in place of all other layers
 
 
 class LPDModel(nn.Module):
@@ -273,8 +273,8 @@ class LPDModel(nn.Module):
         return DecodingParts(layers, linear_step(self.head, logit_rows), self._few_rows())
 
     def _few_rows(self) -> FewRows | None:
-        """Layers of our own products, if those are asked for and can be had."""
-        if chosen_products() != "own":
+        """Layers of our own products, if those are asked for, or faster, and can be had."""
+        if not are_wanted(self.pos_embed.device):
             return None
         blocks = [block for block in self.blocks if isinstance(block, Block)]
         norms = [norm for block in blocks for norm in (block.norm1, block.norm2)] + [self.norm]
@@ -284,14 +284,13 @@ class LPDModel(nn.Module):
         following = [(block.norm1, block.attn.qkv) for block in blocks[1:]] + [(self.norm, self.head)]
         few_rows = [
             FewRowBlock(
-                ResidualLayer(block.attn.proj, block.norm2),
-                NormedLayer(block.norm2, block.mlp.fc1, gelu=True),
-                ResidualLayer(block.mlp.fc2, next_norm),
-                NormedLayer(next_norm, next_linear),
+                LayerPair(ResidualLayer(b.attn.proj, b.norm2), NormedLayer(b.norm2, b.mlp.fc1, gelu=True)),
+                LayerPair(ResidualLayer(b.mlp.fc2, next_norm), NormedLayer(next_norm, next_linear)),
             )
-            for block, (next_norm, next_linear) in zip(blocks, following, strict=True)
+            for b, (next_norm, next_linear) in zip(blocks, following, strict=True)
         ]
-        return FewRows(NormedLayer(blocks[0].norm1, blocks[0].attn.qkv), few_rows, self.pos_embed.device)
+        own = FewRows(NormedLayer(blocks[0].norm1, blocks[0].attn.qkv), few_rows, self.pos_embed.device)
+        return own if own.are_any else None
 
     def decode_step(
         self,
@@ -314,14 +313,15 @@ class LPDModel(nn.Module):
         tables = (contents.view(-1), positions.view(-1), self.content, self.pos_embed, ln.weight, ln.bias)
         index = (ln.eps, step.content_index, step.position_index)
         delta: Tensor | None = None
-        few_rows = parts.few_rows if len(step.content_index) <= MOST_ROWS else None
-        if few_rows is None:
-            x = ops.embed_rows(*tables, *index)
-        else:  # normed: for the layer that comes next, `following`
+        few_rows = parts.few_rows
+        following: Tensor | None = None  # by a layer of few rows: qkv of the block, or the logits
+        if few_rows is not None and few_rows.takes_first(len(step.content_index)):
             x, scaled, statistics = ops.embed_scaled_rows(*tables, few_rows.first.scale, *index)
-            following, normed = few_rows.first, (scaled, statistics)
+            following = few_rows.first(scaled, statistics)
+        else:
+            x = ops.embed_rows(*tables, *index)
         for i, layer in enumerate(parts.layers):
-            qkv = layer.qkv(_add_norm(x, delta, layer.norm1)) if few_rows is None else following(*normed)
+            qkv = layer.qkv(_add_norm(x, delta, layer.norm1)) if following is None else following
             qkv = qkv.view(-1, 3, heads, head_dim)
             first_row = 0
             if i == len(parts.layers) - 1:
@@ -338,9 +338,8 @@ class LPDModel(nn.Module):
                 delta = layer.mlp(_add_norm(x, delta, layer.norm2))
             else:
                 block = few_rows.blocks[i]
-                normed = block.fc2(x, block.fc1(*block.proj(x, attended)))
-                following = block.following
-        return parts.head(_add_norm(x, delta, self.norm)) if few_rows is None else following(*normed)
+                following = block.fc2_next(x, block.proj_fc1(x, attended))
+        return parts.head(_add_norm(x, delta, self.norm)) if following is None else following
 
 
 def _add_norm(x: Tensor, delta: Tensor | None, norm: nn.LayerNorm) -> Tensor:

@@ -6,7 +6,7 @@ import copy
 import logging
 import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from lpd_ext.drawing import Drawing, LPDPipelineOutput, OutputType, StepCallback
 from lpd_ext.editing import Margins
 from lpd_ext.hub import (
     CONFIG_FILE,
+    PREVIEW_FILE,
+    TOKENIZER_FILE,
     HubOptions,
     find_model,
     find_tokenizer,
@@ -37,6 +39,7 @@ from lpd_ext.model import LPDConfig, LPDModel
 from lpd_ext.modes import own_modes
 from lpd_ext.orders import Order
 from lpd_ext.pixel_decoder import DTYPES
+from lpd_ext.preview_decoder import PreviewDecoder
 from lpd_ext.quantize import is_quantized
 from lpd_ext.request import DecodeRequest, GuidanceSchedule, OrderPolicy, make_request
 from lpd_ext.tokenizer import VQTokenizer
@@ -88,6 +91,7 @@ class LPDPipeline:
     as free memory allows, with a logged warning if that takes parts.
     pixel_dtype: on a CPU with AVX512_BF16, bfloat16 decodes tokens to pixels faster, at 40 dB or more to float32; see
     `pixel_decoder.PixelDecoder`.
+    preview_decoder: draws the previews of `stream` and of an engine, which are exact and slower without it.
     """
 
     model: LPDModel
@@ -97,6 +101,7 @@ class LPDPipeline:
     cuda_graphs: bool = True
     pixel_dtype: torch.dtype = torch.float32
     max_images: int | None = None
+    preview_decoder: PreviewDecoder | None = None
     _graphs: DecodeGraphs = field(default_factory=DecodeGraphs, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -105,6 +110,8 @@ class LPDPipeline:
                 f"tokenizer has {self.tokenizer.config.codebook_size} codes, but the model's vocabulary is "
                 f"{self.model.config.vocab_size}"
             )
+        if self.preview_decoder is not None:
+            self.preview_decoder.check(self.tokenizer.config)
         if self.max_images is not None:
             self.max_images = as_positive_int(self.max_images, "max_images")
         if self.pixel_dtype not in DTYPES:
@@ -166,19 +173,30 @@ class LPDPipeline:
         if "sampling" not in config:
             defaults = SamplingDefaults(**published.sampling_settings(model.config))
             log.info("no sampling settings beside the weights: %s", defaults)
+        names = names or published.class_names(model.config)
         with content_of(vq_file):
-            return cls(model, vq, defaults, names or published.class_names(model.config))
+            pipe = cls(model, vq, defaults, names)
+        if files.preview is not None and tokenizer in (None, files.tokenizer):  # for whose pixels it was trained
+            with content_of(files.preview):
+                return replace(pipe, preview_decoder=PreviewDecoder.from_file(files.preview).to(device))
+        return pipe
 
     def save_pretrained(
         self, directory: str | Path, dtype: torch.dtype | None = None, *, extra: Mapping[str, Any] | None = None
     ) -> None:
         """Writes config.json, model.safetensors and tokenizer.safetensors (floats in dtype, if given).
 
-        extra: further entries of config.json. A failed save leaves the folder as it was; see `save_model`.
+        A preview decoder is written to preview.safetensors. extra: further entries of config.json. A failed save leaves
+        the folder as it was; see `save_model`.
         """
         entries = {"sampling": asdict(self.defaults), "class_names": list(self.class_names), **(extra or {})}
         _class_names(entries)  # refuses names that could not be loaded again
-        save_model(self.model, directory, extra=entries, dtype=dtype, tokenizer=self.tokenizer.state_dict())
+        parts = {TOKENIZER_FILE: self.tokenizer.state_dict()}
+        if self.preview_decoder is not None:
+            parts[PREVIEW_FILE] = self.preview_decoder.state_dict()
+        save_model(self.model, directory, extra=entries, dtype=dtype, beside=parts)
+        if self.preview_decoder is None:
+            (Path(directory) / PREVIEW_FILE).unlink(missing_ok=True)  # of the model that was there before
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LPDPipeline:
         """Moves both networks to device and casts the transformer to dtype; ValueError if its weights are int8."""
@@ -188,6 +206,8 @@ class LPDPipeline:
         if not self.model.training:
             pack(self.model)
         self.tokenizer.to(device=device)
+        if self.preview_decoder is not None:
+            self.preview_decoder.to(device=device)
         self._graphs = DecodeGraphs()  # the old graphs read weights that have moved
         return self
 
@@ -215,19 +235,20 @@ class LPDPipeline:
         *,
         cancel: Cancel | None = None,
         preview_every: int = 1,
+        exact_previews: bool = False,
         **options: Any,
     ) -> Iterator[StepPreview]:
         """Draws like a call, yielding the partial grid and a preview (undrawn cells grey) after each group.
 
-        cancel and preview_every as in `drawing.Drawing.stream`. Raises ValueError or TypeError with the name of a wrong
-        argument at once.
+        cancel, preview_every and exact_previews as in `drawing.Drawing.stream`. Raises ValueError or TypeError with the
+        name of a wrong argument at once.
         """
-        return self.drawing(self.prepare(class_labels, **options)).stream(cancel, preview_every)
+        return self.drawing(self.prepare(class_labels, **options)).stream(cancel, preview_every, exact_previews)
 
     def drawing(self, request: DecodeRequest, **finish: Any) -> Drawing:
         """Returns a drawing of the request by this pipeline; finish as in `Drawing`."""
         graphs = self._graphs if self.cuda_graphs else None
-        finish = {"max_images": self.max_images, **finish}
+        finish = {"max_images": self.max_images, "preview_decoder": self.preview_decoder, **finish}
         return Drawing(self.model, self.tokenizer, request, self.pixel_dtype, graphs, **finish)
 
     def inpaint(

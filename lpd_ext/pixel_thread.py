@@ -30,6 +30,7 @@ class PixelJob:
     deliver: Callable[[Image.Image], None]
     fail: Callable[[Exception], None]
     wanted: Callable[[], bool]  # whether someone waits for it still
+    is_preview: bool = False
 
 
 @dataclass(order=True)
@@ -108,8 +109,10 @@ class PixelThread:
     def _goes_with(self, first: _Entry) -> bool:
         """Whether the next job may join; nothing joins an urgent one, which would take longer."""
         entry = self._entries[0]
-        drawings = (first.job.drawing, entry.job.drawing)
-        one, other = ((drawing.tokenizer, drawing.pixel_dtype) for drawing in drawings)
+        one, other = (
+            (job.drawing.tokenizer, job.drawing.pixel_dtype, job.drawing.preview_decoder, job.is_preview)
+            for job in (first.job, entry.job)
+        )
         return (first.due > 0 or entry.due == 0) and one == other
 
 
@@ -117,7 +120,8 @@ def _decode(jobs: Sequence[PixelJob]) -> None:
     if not jobs:
         return
     try:
-        images = pictures([(job.drawing, job.tokens, job.row) for job in jobs])
+        wanted = [(job.drawing, job.tokens, job.row) for job in jobs]
+        images = pictures(wanted, approximate=jobs[0].is_preview)
     except Exception as error:
         if len(jobs) > 1:  # so that each gets its own error
             for job in jobs:

@@ -82,7 +82,7 @@ class Part:
             self.pending = False
             self.owner.handle.publish(Preview(self.index, step, num_steps, job.tokens.cpu(), picture))
 
-        job = self._job(tokens, show)
+        job = self._job(tokens, show, is_preview=True)
         return job
 
     def to_finish(self, tokens: Tensor) -> PixelJob:
@@ -100,7 +100,7 @@ class Part:
         job = self._job(tokens, finish)
         return job
 
-    def _job(self, tokens: Tensor, deliver: Callable[[Image.Image], None]) -> PixelJob:
+    def _job(self, tokens: Tensor, deliver: Callable[[Image.Image], None], *, is_preview: bool = False) -> PixelJob:
         drawing, handle = self.owner.drawing, self.owner.handle
         grid = tokens.unflatten(0, drawing.request.config.grid)
-        return PixelJob(drawing, grid, self.index, deliver, handle.finish, lambda: not handle.done())
+        return PixelJob(drawing, grid, self.index, deliver, handle.finish, lambda: not handle.done(), is_preview)

@@ -29,6 +29,7 @@ SLOW = [
     "test_study",
     "test_training_tokenizer",
     "test_cuda_traffic",
+    "test_gpu_report",
     "test_evaluation_generate",
     "test_token_cache",
     "test_bench_serve",

@@ -215,24 +215,36 @@ void add(ThreadPool& pool, const std::string& operator_name, const std::string& 
   }
 }
 
-constexpr struct {
+struct Operator {
   const char* name;
   Work (*make)(const Shape& shape, int32_t batch);
-} kOperators[] = {{"group_attention", group_attention_work}, {"append_kv", append_kv_work},
-                  {"embed_rows", embed_rows_work},           {"residual_layer_norm", residual_layer_norm_work},
-                  {"sample_tokens", sample_tokens_work},     {"sample_tokens_k_900_p_095", sample_tokens_filtered_work},
-                  {"packed_linear", packed_linear_work},     {"packed_linear_int8", packed_linear_int8_work}};
+  int32_t most_images = 16;
+};
+constexpr Operator kOperators[] = {{"group_attention", group_attention_work},
+                                   {"append_kv", append_kv_work},
+                                   {"embed_rows", embed_rows_work},
+                                   {"residual_layer_norm", residual_layer_norm_work},
+                                   {"sample_tokens", sample_tokens_work},
+                                   {"sample_tokens_k_900_p_095", sample_tokens_filtered_work},
+                                   {"sample_step", sample_step_work},
+                                   {"sample_step_k_900_p_095", sample_step_filtered_work},
+                                   {"packed_linear", packed_linear_work},
+                                   {"packed_linear_int8", packed_linear_int8_work},
+                                   {"normed_linear", normed_linear_work, 1},  // simple kernels: a second for four
+                                   {"residual_linear", residual_linear_work, 1}};
 
 void add_all(ThreadPool& pool, ThreadPool& one_thread) {
-  for (const auto& op : kOperators) {
+  for (const Operator& op : kOperators) {
     for (const Shape& shape : kShapes) {
       for (const int32_t batch : {1, 4, 16}) {
+        if (batch > op.most_images) continue;
         if (shape.schedule_index > 0 && batch > 4) continue;  // a quarter of a gigabyte of cache
         add(pool, op.name, std::string(shape.name) + "/B:" + std::to_string(batch),
             [&op, &shape, batch] { return op.make(shape, batch); });
       }
     }
   }
+  add(pool, "fold_layer_norm", "fc1", fold_layer_norm_work);
   for (const Schedule& schedule : kSchedules) {
     add(one_thread, "locality_order", schedule.name, [&schedule] { return locality_order_work(schedule); });
   }

@@ -13,6 +13,7 @@
 
 #include "bench_shapes.h"
 #include "common/cpu_kernels.h"
+#include "common/dtype.h"
 
 namespace lpd::bench {
 
@@ -47,6 +48,15 @@ inline Floats random_floats(int64_t count) {
   return values;
 }
 
+using Bfloats = std::vector<uint16_t, CacheLineAllocator<uint16_t>>;
+
+inline Bfloats random_bfloats(int64_t count) {
+  const Floats values = random_floats(count);
+  Bfloats rounded(values.size());
+  for (size_t i = 0; i < values.size(); ++i) rounded[i] = from_float<BFloat16>(values[i]).bits;
+  return rounded;
+}
+
 // One call of an operator.
 struct Work {
   std::function<void(int64_t begin, int64_t end)> kernel;  // keeps its buffers alive
@@ -65,15 +75,21 @@ Work make_work(void (*kernel)(const Params&, int64_t, int64_t), const Params& pa
   return work;
 }
 
-// One per operator, each in its <stem>_cpu_bench.cpp; fp32 but for packed_linear_int8, whose FLOP are of bytes.
+// One per operator, each in its <stem>_cpu_bench.cpp; fp32 but for packed_linear_int8, whose FLOP are of bytes, and for
+// normed_linear, residual_linear and fold_layer_norm, which take bf16.
 Work group_attention_work(const Shape& shape, int32_t batch);
 Work append_kv_work(const Shape& shape, int32_t batch);
 Work embed_rows_work(const Shape& shape, int32_t batch);
 Work residual_layer_norm_work(const Shape& shape, int32_t batch);
 Work sample_tokens_work(const Shape& shape, int32_t batch);           // filters off
 Work sample_tokens_filtered_work(const Shape& shape, int32_t batch);  // top-k 900, top-p 0.95
-Work packed_linear_work(const Shape& shape, int32_t batch);           // fc1, rows packed beforehand
+Work sample_step_work(const Shape& shape, int32_t batch);
+Work sample_step_filtered_work(const Shape& shape, int32_t batch);
+Work packed_linear_work(const Shape& shape, int32_t batch);  // fc1, rows packed beforehand
 Work packed_linear_int8_work(const Shape& shape, int32_t batch);
-Work locality_order_work(const Schedule& schedule);  // one order
+Work normed_linear_work(const Shape& shape, int32_t batch);    // fc1
+Work residual_linear_work(const Shape& shape, int32_t batch);  // proj
+Work fold_layer_norm_work();                                   // fc1
+Work locality_order_work(const Schedule& schedule);            // one order
 
 }  // namespace lpd::bench

@@ -39,28 +39,39 @@ class DeviceArray {
   T* data_ = nullptr;
 };
 
-// Normally distributed bf16 values.
+// Normally distributed bf16 values, which begin again after a prime number of them.
 inline std::vector<uint16_t> random_bf16(int64_t count) {
-  std::mt19937 generator(0);
-  std::normal_distribution<float> normal;
+  static const std::vector<uint16_t> period = [] {
+    std::mt19937 generator(0);
+    std::normal_distribution<float> normal;
+    std::vector<uint16_t> values(65537);
+    for (uint16_t& value : values) value = from_float<BFloat16>(normal(generator)).bits;
+    return values;
+  }();
   std::vector<uint16_t> values(static_cast<size_t>(count));
-  for (uint16_t& value : values) value = from_float<BFloat16>(normal(generator)).bits;
+  for (size_t i = 0, from = 0; i < values.size(); ++i, from = from + 1 < period.size() ? from + 1 : 0) {
+    values[i] = period[from];
+  }
   return values;
 }
 
+struct Timed {
+  int launches = 20;  // per pair of events, whose resolution is about half a microsecond
+  double flops = 0;   // of one launch, if they count
+};
+
 // Times `launch(stream)`; `bytes` is the least one launch moves. Launches are recorded in a graph, as a decode's are,
 // so that the host's pace does not count; their data stays in L2 where it fits, as that of a decode's small batches
-// does.
+// does, unless each launch of the graph takes other data.
 template <class Launch>
-void measure(benchmark::State& state, const Shape& shape, double bytes, Launch launch) {
-  constexpr int kLaunches = 20;  // per pair of events, whose resolution is about half a microsecond
+void measure(benchmark::State& state, const Shape& shape, double bytes, Launch launch, Timed timed = {}) {
   cudaStream_t stream;
   check(cudaStreamCreate(&stream));
   launch(stream);
   cudaGraph_t graph;
   cudaGraphExec_t launches;
   check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  for (int i = 0; i < kLaunches; ++i) launch(stream);
+  for (int i = 0; i < timed.launches; ++i) launch(stream);
   check(cudaStreamEndCapture(stream, &graph));
   check(cudaGraphInstantiate(&launches, graph, 0));
   cudaEvent_t begin, end;
@@ -73,10 +84,13 @@ void measure(benchmark::State& state, const Shape& shape, double bytes, Launch l
     check(cudaEventSynchronize(end));
     float milliseconds = 0;
     check(cudaEventElapsedTime(&milliseconds, begin, end));
-    state.SetIterationTime(milliseconds * 1e-3 / kLaunches);
+    state.SetIterationTime(milliseconds * 1e-3 / timed.launches);
   }
   state.SetLabel(shape.name);
   state.counters["bytes/s"] = benchmark::Counter(bytes, benchmark::Counter::kIsIterationInvariantRate);
+  if (timed.flops > 0) {
+    state.counters["FLOP/s"] = benchmark::Counter(timed.flops, benchmark::Counter::kIsIterationInvariantRate);
+  }
   cudaEventDestroy(begin);
   cudaEventDestroy(end);
   cudaGraphExecDestroy(launches);
@@ -91,6 +105,11 @@ inline void all_shapes(benchmark::internal::Benchmark* bench) {
       ->UseManualTime()
       ->Iterations(100)
       ->Unit(benchmark::kMicrosecond);
+}
+
+// For what no step changes.
+inline void no_shapes(benchmark::internal::Benchmark* bench) {
+  bench->UseManualTime()->Iterations(100)->Unit(benchmark::kMicrosecond);
 }
 
 }  // namespace lpd::bench

@@ -41,6 +41,7 @@ from lpd_tools.commands.study import study
 from lpd_tools.commands.study_editing import study_editing
 from lpd_tools.commands.train import train
 from lpd_tools.commands.train_judge import train_judge
+from lpd_tools.commands.train_preview import train_preview
 from lpd_tools.commands.train_tokenizer import train_tokenizer
 from lpd_tools.commands.training_cost import training_cost
 from lpd_tools.console import new_console, say, show_logs
@@ -51,7 +52,7 @@ from lpd_tools.training.stopping import TrainingStopped
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Draw": (sample, inpaint, outpaint, class_edit, edit_gallery, orders, demo, serve, info, fetch),
     "Data": (prepare_icons, cache_tokens, check_tokens),
-    "Train": (train_judge, train_tokenizer, train, training_cost, curves, replay, export, bundle),
+    "Train": (train_judge, train_tokenizer, train, train_preview, training_cost, curves, replay, export, bundle),
     "Measure quality": (generate, measure, evaluate, int8_quality, study, study_editing),
     "Measure speed": (bench, bench_serve, bench_tables, bench_check, growth),
 }

@@ -1,4 +1,4 @@
-"""Where a file's content becomes values: whatever is wrong with it is a ValueError of one line that names the file."""
+"""Tests of reading a file's content: whatever is wrong with it is a ValueError of one line that names the file."""
 
 from __future__ import annotations
 

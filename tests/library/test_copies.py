@@ -104,7 +104,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
 def test_every_way_to_start_a_process(method: str, tmp_path: Path) -> None:
-    """With two threads: a forked process would wait for the other one in vain."""
+    """Two threads, since a forked process would wait for the other one in vain."""
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "script.py"), method]
     process = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)

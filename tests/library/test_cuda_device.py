@@ -1,4 +1,4 @@
-"""What only a GPU can show: graphs, streams, no waiting, and equality with the CPU. `make test-gpu` requires them."""
+"""Tests that need a GPU: graphs, streams, no waiting, and equality with the CPU. `make test-gpu` requires them."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def test_many_steps_are_captured_one_by_one(model: LPDModel, monkeypatch: pytest
 
 
 def tensors_of(state: DecodeState) -> dict[str, int]:
-    """Where each tensor lies that a graph of this decode would go on reading and writing."""
+    """Returns the address of each tensor that a graph of this decode would go on reading and writing."""
     found = {name: value for name, value in vars(state).items() if isinstance(value, Tensor) and name[0] != "_"}
     for i, layer in enumerate(state.parts.layers):
         found |= {f"k_cache {i}": layer.k_cache, f"v_cache {i}": layer.v_cache}

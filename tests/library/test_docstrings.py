@@ -1,4 +1,4 @@
-"""Docstrings of the library and of the programs say what a thing is or does, in a sentence that begins with that."""
+"""Docstrings say what a thing is or does, in a sentence that begins with that."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted([*(ROOT / "lpd_ext").glob("*.py"), *(ROOT / "python/lpd_tools").rglob("*.py")])
+TESTS = sorted([*(ROOT / "tests").rglob("*.py"), *(ROOT / "examples").glob("*.py")])
 RIDDLE = re.compile(r"(What|Those|Of|That of|How|Which) ")
 DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -28,7 +29,7 @@ def undocumented(source: str) -> Iterator[str]:
 
 
 def test_docstrings_begin_with_what_a_thing_is_or_does() -> None:
-    found = [(path.name, line) for path in FILES for line in riddles(path.read_text(encoding="utf-8"))]
+    found = [(path.name, line) for path in (*FILES, *TESTS) for line in riddles(path.read_text(encoding="utf-8"))]
     assert found == []
 
 

@@ -33,16 +33,18 @@ LAYERS = (
     ("lpd_ext.mirror", "lpd_ext.editing"),
     ("lpd_ext.published_modules", "lpd_ext.edit_plan"),
     ("lpd_ext.drawing",),
-    ("lpd_ext.sampler", "lpd_ext.checkpoint", "lpd_ext.pixel_decoder", "lpd_ext.parts"),
+    ("lpd_ext.sampler", "lpd_ext.checkpoint", "lpd_ext.pixel_decoder", "lpd_ext.preview_decoder", "lpd_ext.parts"),
     ("lpd_ext.decode_state", "lpd_ext.quantize", "lpd_ext.hub"),
     ("lpd_ext.request", "lpd_ext.published"),
     ("lpd_ext.model", "lpd_ext.tokenizer"),
     ("lpd_ext.few_rows",),
+    ("lpd_ext.product_choice",),
+    ("lpd_ext.products",),
     ("lpd_ext.linear", "lpd_ext.training_attention", "lpd_ext.orders"),
     ("lpd_ext.priority",),
     ("lpd_ext.ops", "lpd_ext.image_input"),
     ("lpd_ext.reference", "lpd_ext.block_attention"),
-    ("lpd_ext.packing", "lpd_ext.visibility", "lpd_ext.schedule", "lpd_ext.plan"),
+    ("lpd_ext.packing", "lpd_ext.visibility", "lpd_ext.schedule", "lpd_ext.plan", "lpd_ext.product_table"),
     (
         "lpd_ext.checks",
         "lpd_ext.class_names",
@@ -76,7 +78,7 @@ def sources(name: str) -> dict[str, str]:
 
 
 def imports_of(modules: Mapping[str, str]) -> dict[str, set[str]]:
-    """What each module imports of these, wherever in it the statement stands; `lpd_ext._C` is no Python file."""
+    """Returns the imports of each module among these, wherever they stand; `lpd_ext._C` is no Python file."""
     known = {*modules, "lpd_ext._C"}
     found = {}
     for module, text in modules.items():

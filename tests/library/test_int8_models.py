@@ -37,7 +37,7 @@ def test_packed_models_round_as_plain_ones() -> None:
 
 
 def logits_of(model: LPDModel) -> tuple[Tensor, ...]:
-    """Of guided decodes and of the teacher-forced pass."""
+    """Returns logits of the teacher-forced pass and of guided decodes."""
     train = load_golden().part("train.")
     arguments = (train["tokens"].long(), train["labels"].long(), train["orders"].long())
     with torch.no_grad():

@@ -294,7 +294,7 @@ def test_bad_thresholds_and_masks() -> None:
 
 @pytest.mark.parametrize("policy", ["locality", "random", "raster", "outward"])
 def test_known_cells_and_seeds_may_be_views(policy: str) -> None:
-    """As of `expand` and slices, whose memory is not contiguous."""
+    """Known cells by `expand` and seeds by a slice, whose memory is not contiguous."""
     known = torch.zeros(1, 32, dtype=torch.bool)
     known[0, :8] = True
     known, seeds = known[:, ::2].expand(3, -1), torch.tensor([1, 7, 2, 7, 3])[::2]

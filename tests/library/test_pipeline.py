@@ -118,9 +118,9 @@ def test_previews_are_made_of_what_changed(pipe: LPDPipeline, monkeypatch: pytes
     made: list[int] = []
     real = Drawing._decoded
 
-    def counting(self: Drawing, tokens: torch.Tensor, side: int) -> torch.Tensor:
+    def counting(self: Drawing, tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
         made.append(len(tokens))
-        return real(self, tokens, side)
+        return real(self, tokens, *rest)
 
     monkeypatch.setattr(Drawing, "_decoded", counting)
     options: dict[str, Any] = {"num_inference_steps": [2, 5], "seeds": [1, 2]}

@@ -30,6 +30,7 @@ class Desk:
     def __init__(self, drawing: Drawing) -> None:
         self.drawing = drawing
         self.calls: list[list[str]] = []  # what was decoded together
+        self.approximate: list[bool] = []  # how
         self.done: list[str] = []
         self.failed: dict[str, Exception] = {}
         self.unwanted: set[str] = set()
@@ -37,16 +38,17 @@ class Desk:
         self.let_go, self.begun = threading.Event(), threading.Event()
         self.thread = PixelThread()
 
-    def pictures(self, wanted: Any) -> list[Image.Image]:
+    def pictures(self, wanted: Any, *, approximate: bool = False) -> list[Image.Image]:
         self.begun.set()
         assert self.let_go.wait(PATIENCE)
         names = [self.names[id(tokens)] for _, tokens, _ in wanted]
         self.calls.append(names)
+        self.approximate.append(approximate)
         if "bad" in names:
             raise RuntimeError("not finite")
         return [Image.new("RGB", (1, 1))] * len(names)
 
-    def put(self, name: str, **how: bool) -> None:
+    def put(self, name: str, is_preview: bool = False, **how: bool) -> None:
         tokens = torch.zeros(8, 8, dtype=torch.int64)
         self.names[id(tokens)] = name
         self.kept = [*getattr(self, "kept", []), tokens]
@@ -59,7 +61,8 @@ class Desk:
         def fail(error: Exception) -> None:
             self.failed[name] = error
 
-        self.thread.put(PixelJob(self.drawing, tokens, 0, deliver, fail, lambda: name not in self.unwanted), **how)
+        job = PixelJob(self.drawing, tokens, 0, deliver, fail, lambda: name not in self.unwanted, is_preview)
+        self.thread.put(job, **how)
 
     def end(self) -> None:
         self.let_go.set()
@@ -155,8 +158,17 @@ def test_pictures_of_another_tokenizer_do_not_go_along(desk: Desk) -> None:
     assert desk.calls == [["first"], ["a"], ["b", "c"]]
 
 
+def test_previews_do_not_go_with_finished_images(desk: Desk) -> None:
+    hold(desk)
+    for name in "abcd":
+        desk.put(name, is_preview=name in "bc")
+    desk.end()
+    assert desk.calls == [["first"], ["a"], ["b", "c"], ["d"]]
+    assert desk.approximate == [False, False, True, False]
+
+
 def test_pictures_of_many_drawings_are_those_of_each(drawing: Drawing) -> None:
-    """With what each does to its images at the end, which is told whose they are."""
+    """Each drawing's last step is done to its own images."""
     tokens = torch.randint(512, (4, 8, 8), generator=torch.Generator().manual_seed(0))
     tokens[0, 3:] = -1
 

@@ -1,4 +1,4 @@
-"""What is painted first: maps of numbers, images, and outward from a place, for each image of a batch."""
+"""Tests of priority maps: numbers, images, and outward from a place, for each image of a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caller sets for its whole process or thread changes nothing that is loaded, encoded, drawn or previewed."""
+"""Settings of a whole process or thread change nothing that is loaded, encoded, drawn or previewed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SETTINGS: dict[str, Setting] = {
 
 
 def everything() -> dict[str, torch.Tensor]:
-    """What the library does from the files on, as tensors."""
+    """Loads, draws, previews and encodes; returns the results as tensors."""
     pipe = LPDPipeline.from_pretrained()
     torch.manual_seed(3)
     options: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "top_k": 100, "top_p": 0.9}

@@ -58,7 +58,7 @@ def tokenizer() -> VQTokenizer:
 
 @pytest.fixture(scope="module")
 def files(model: LPDModel, tokenizer: VQTokenizer) -> dict[str, dict[str, bytes]]:
-    """What the two published repositories hold, as the published trainer writes it."""
+    """Returns the files of the two published repositories, as the published trainer writes them."""
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
     checkpoint = {
         "model": model.state_dict(),

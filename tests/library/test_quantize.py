@@ -41,7 +41,7 @@ def as_multiplied(linear: nn.Linear) -> Tensor:
 
 
 def of_bytes(layer: Int8Linear, x: Tensor) -> Tensor:
-    """What the layer shall compute of the bytes of x, in float64."""
+    """Computes the layer's exact results of the bytes of x, in float64."""
     plain = layer.plain()
     weight = plain["weight"].double() * plain[SCALE].double()[:, None]
     quantized, quantization = ops.quantize_rows(x, quantize._ACTIVATION_LEVELS, layer.rotate, layer.planes)
@@ -51,7 +51,7 @@ def of_bytes(layer: Int8Linear, x: Tensor) -> Tensor:
 
 
 def rounding_of(layer: Int8Linear, x: Tensor) -> Tensor:
-    """How far float32 may be from `of_bytes`: three roundings of each of the terms that add up to a result."""
+    """Returns how far float32 may be from `of_bytes`: three roundings of each of the terms that add up to a result."""
     plain = layer.plain()
     weight, weight_scale = plain["weight"].double(), plain[SCALE].double()
     quantized, quantization = ops.quantize_rows(x, quantize._ACTIVATION_LEVELS, layer.rotate, layer.planes)

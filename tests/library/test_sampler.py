@@ -41,7 +41,7 @@ def test_golden_decode(backend: torch.device, golden: Golden, case: int) -> None
         assert (unconditional - wanted[batch:]).abs().max() <= bound
 
 
-def _context_sees_queries(qkv, k, v, segments, max_rows, max_keys, first, scale, workspace):
+def _context_sees_queries(qkv, k, v, segments, max_rows, max_keys, first, scale, workspace, settled):
     """Every row of a segment sees everything: what a single-class attention would compute."""
     rows, _, heads, head_dim = qkv.shape
     out = qkv.new_zeros(rows, heads * head_dim)
@@ -55,7 +55,7 @@ def _context_sees_queries(qkv, k, v, segments, max_rows, max_keys, first, scale,
     return out[first:]
 
 
-def _queries_blind(qkv, k, v, segments, max_rows, max_keys, first, scale, workspace):
+def _queries_blind(qkv, k, v, segments, max_rows, max_keys, first, scale, workspace, settled):
     out = [reference.group_attention(qkv, k.clone(), v.clone(), segments, max_rows, max_keys, 0, scale)]
     for row in range(max_rows):
         one = segments.clone()

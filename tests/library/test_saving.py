@@ -179,7 +179,7 @@ def test_compiled_parts_are_saved_under_their_own_names(tmp_path: Path) -> None:
 
 
 def test_a_state_without_a_table_leaves_its_rows() -> None:
-    """As strict=False promises; and the name that is missing is the published one."""
+    """strict=False is obeyed, and the name that is missing is the published one."""
     torch.manual_seed(0)
     state = {name: value.clone() for name, value in LPDModel(CONFIG).state_dict().items()}
     del state["class_emb.weight"]

@@ -20,7 +20,7 @@ ADVICE = "save the state dict alone, torch.save(model.state_dict(), path)"
 
 
 class Command:
-    """What a malicious pickle holds."""
+    """An object as a malicious pickle holds it."""
 
     def __reduce__(self) -> Any:
         return os.mkdir, ("executed",)

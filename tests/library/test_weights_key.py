@@ -1,4 +1,4 @@
-"""What a recorded decode takes from a model: its key follows weights, types, modules and adapters, and keeps none."""
+"""Tests the key of a recorded decode, which follows a model's weights, types, modules and adapters, and keeps none."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_key_follows_modules_and_tensors_that_come_and_go(model: LPDModel, c
 
 def test_a_model_that_was_looked_at_is_freed() -> None:
     class Own(LPDModel):
-        """Of a type whose attributes are looked at."""
+        """A type of its own, whose attributes are looked at."""
 
     looked_at = Own(LPDConfig(grid=(2, 2), vocab_size=4, num_classes=2, dim=8, depth=1, heads=1))
     weights_of(looked_at)

@@ -20,7 +20,7 @@ SECONDS = 5  # for what takes none, on a machine that is busy
 
 
 def nothing(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Of any shape: without an element, or the same row over and over."""
+    """Makes zeros of any shape that take no memory: without an element, or one row over and over."""
     if 0 in shape:
         return torch.zeros(shape, dtype=dtype)
     return torch.zeros(*(1 for _ in shape[1:]), shape[-1], dtype=dtype).expand(shape)

@@ -45,7 +45,7 @@ FLAVOUR_OF = {
 
 
 class Mistake(NamedTuple):
-    """What is planted: `old`, which stands once in the CUDA sources, becomes `new`; `reporter` notices.
+    """A planted mistake: `old`, which stands once in the CUDA sources, becomes `new`; `reporter` notices.
 
     Or once in a header that they share with the CPU's kernels, which keep theirs.
     """

@@ -1,4 +1,4 @@
-"""What a launch that cannot work says to the user. Compiled here by nvcc, for one architecture; no GPU is needed."""
+"""Tests of the error of a launch that cannot work. Compiled here by nvcc, for one architecture; no GPU is needed."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_attention_reads_nothing_of_other_blocks(compiled: list[Kernel]) -> None
 
 
 def test_four_blocks_of_attention_fit_a_multiprocessor(compiled: list[Kernel]) -> None:
-    """Of head dimension 64 in 16 bits, where the multiprocessor has the shared memory; one more hides more latency."""
+    """Head dimension 64 in 16 bits, where the multiprocessor has the shared memory; one more hides more latency."""
     for dtype in ("BFloat16", "Float16"):
         for kernel in of(compiled, f"group_attention_kernel<{dtype}, 64>"):
             assert kernel.registers <= 128, (kernel.name, kernel.architecture)

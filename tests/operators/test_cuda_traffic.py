@@ -1,4 +1,4 @@
-"""What the CUDA kernels move, counted by the emulator, against the least and against the committed table."""
+"""Bytes that the CUDA kernels move, counted by the emulator, against the least and against the committed table."""
 
 from __future__ import annotations
 

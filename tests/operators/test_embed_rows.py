@@ -16,7 +16,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 class Arguments(NamedTuple):
-    """What embed_rows takes, in its order."""
+    """Returns the arguments of embed_rows, in its order."""
 
     content_ids: Tensor
     positions: Tensor

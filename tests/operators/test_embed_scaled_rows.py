@@ -71,7 +71,7 @@ def test_ids_are_looked_up(backend: torch.device) -> None:
 
 
 def test_they_are_what_residual_linear_leaves(cpu_backend: torch.device) -> None:
-    """Of the same stream, to which the layer adds nothing."""
+    """Compares with residual_linear of the same stream, to which the layer adds nothing."""
     arguments = random_arguments(9, 96, torch.bfloat16, 3.0)
     x, *results = run(arguments, cpu_backend)
     rows, weight = torch.zeros(9, 32, dtype=torch.bfloat16), torch.zeros(96, 32, dtype=torch.bfloat16)

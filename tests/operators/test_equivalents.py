@@ -23,7 +23,7 @@ NAMES = sorted(set(CALLS) - set(OTHERS))
 
 @pytest.fixture(scope="module")
 def shown() -> dict[str, Any]:
-    """What the page's code defines, but for the example at its end."""
+    """Returns the definitions of the page's code, but for the example at its end."""
     text = PAGE.read_text(encoding="utf-8").partition("## Alone")[0]
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):

@@ -226,7 +226,7 @@ def test_a_workspace_that_is_too_small_is_left_alone(backend: torch.device) -> N
 
 
 def test_nothing_is_written_behind_a_workspace(backend: torch.device) -> None:
-    """Of any size, also where the partial results alone would fit."""
+    """Tries workspaces of any size, also where the partial results alone would fit."""
     step = make_step([Layout(3, 5, 700)], heads=1, head_dim=32)
     partial_bytes = 4 * (64 * 32 + 2 * 64)
     for size in range(partial_bytes, 40 * partial_bytes, partial_bytes):

@@ -95,7 +95,7 @@ def smallest_p_value(golden: NDArray[np.int64], own: NDArray[np.int64], setting:
 
 
 def distribution_faults(golden: NDArray[np.int64], own: NDArray[np.int64], setting: Setting) -> list[str]:
-    """What tells the two samples of orders apart."""
+    """Returns what distinguishes two samples of orders."""
     theirs, ours = group_statistics(golden, setting), group_statistics(own, setting)
     faults = []
     for k, name in enumerate(("proximity", "mean distance", "minimum distance")):

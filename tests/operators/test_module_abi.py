@@ -1,4 +1,4 @@
-"""What the built module needs of torch: its stable ABI alone, as of the oldest version that the package allows.
+"""The built module needs nothing of torch but its stable ABI, as of the oldest version that the package allows.
 
 The tests run on one torch; this is what lets the module that was built against it be used with the others.
 """

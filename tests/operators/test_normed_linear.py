@@ -21,7 +21,7 @@ SIZES = [(8, 32), (64, 96), (200, 192), (576, 192), (96, 1344), (8200, 320)]
 
 
 def arguments(layers: Layers, device: torch.device) -> tuple[Tensor, ...]:
-    """What normed_linear takes, by the twins: its own error is judged."""
+    """Makes the inputs of normed_linear by the twins: its own error is judged."""
     x = layers.x.clone()
     scaled, statistics = reference.residual_linear(x, *layers.residual()[1:])
     slope, shift = reference.fold_layer_norm(layers.next_weight, layers.gamma, layers.beta, layers.next_bias)

@@ -1,4 +1,4 @@
-"""What holds for every operator: a twin of the same signature, kernels where it runs, names in torch.ops."""
+"""Tests of all operators: a twin of the same signature, kernels where it runs, names in torch.ops."""
 
 from __future__ import annotations
 

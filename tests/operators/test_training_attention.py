@@ -335,7 +335,7 @@ def test_block_masks_of_flex_attention(sizes: list[int], mutual: bool) -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("mutual", [True, False])
 def test_flex_attention_computes_the_same(mutual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What CUDA takes, uncompiled, as far as it runs on the CPU: without the gradient."""
+    """Runs the path of CUDA, uncompiled, as far as it runs on the CPU: without the gradient."""
     monkeypatch.setattr(block_attention, "_compiled_flex_attention", lambda: flex_attention)
     sizes = [1, 2, 20, 60, 9]
     qkv, _ = make_case(sizes, 16, torch.float32)

@@ -1,4 +1,4 @@
-"""Where operators run in the tests: instruction sets of the CPU, the emulated CUDA kernels, a GPU.
+"""The backends of operators in the tests: instruction sets of the CPU, the emulated CUDA kernels, a GPU.
 
 LPD_REQUIRE names what must not be missing: "emulated" or "cuda", whose tests fail if they are skipped, and "nvcc", for
 the gates of test_cuda_static.py.

@@ -1,4 +1,4 @@
-"""What nvcc made of the CUDA kernels: machine code, registers and shared memory, read from the built extension.
+"""Reads what nvcc made of the CUDA kernels: machine code, registers and shared memory, read from the built extension.
 
 `python tests/support/cuda_static.py` writes the table that test_cuda_static.py compares with. Needs no GPU.
 """
@@ -21,7 +21,7 @@ TABLE = Path(__file__).parents[1] / "data" / "cuda_kernels.json"
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """What limits the blocks that one multiprocessor runs at a time (CUDA programming guide, compute capabilities)."""
+    """The limits of one multiprocessor's blocks at a time (CUDA programming guide, compute capabilities)."""
 
     threads: int
     blocks: int

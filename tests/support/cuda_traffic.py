@@ -1,4 +1,4 @@
-"""What the CUDA kernels move at the named shapes, counted by the emulator, beside the least they could.
+"""Counts, by the emulator, the bytes that the CUDA kernels move at the named shapes, beside the least they could.
 
 `python tests/support/cuda_traffic.py` writes the table that test_cuda_traffic.py compares with and that
 docs/design/kernels.md quotes.

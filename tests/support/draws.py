@@ -19,7 +19,7 @@ Values = float | Sequence[float] | Tensor
 
 
 class Arguments(NamedTuple):
-    """What sample_tokens takes, in its order."""
+    """Returns the arguments of sample_tokens, in its order."""
 
     logits: Tensor
     conditional_row: Tensor

@@ -25,7 +25,7 @@ _DEFAULT = Path(__file__).parents[2] / "build/emulated/tests/cuda_emulation/libl
 
 
 def library_path() -> Path:
-    """Where the emulated kernels are, built or not."""
+    """Returns the path of the emulated kernels, built or not."""
     return Path(os.environ.get("LPD_EMULATED_LIBRARY", _DEFAULT))
 
 
@@ -49,7 +49,7 @@ def load() -> ctypes.CDLL:
 
 @dataclass(frozen=True)
 class Device:
-    """What the emulator pretends to be, an A100 by default. compute_capability: 80 for 8.0."""
+    """The GPU that the emulator pretends to be, an A100 by default. compute_capability: 80 for 8.0."""
 
     compute_capability: int = 80
     multiprocessors: int = 108

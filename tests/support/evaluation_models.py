@@ -52,7 +52,7 @@ def with_hash(folder: Path, sha256: str) -> None:
 
 
 class StandInInception(nn.Module):
-    """What the standard Inception file does, at a toy size: features and class probabilities of images of any size."""
+    """A toy of the standard Inception file: features and class probabilities of images of any size."""
 
     def __init__(self, width: int = 6, classes: int = 5) -> None:
         super().__init__()

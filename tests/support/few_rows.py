@@ -28,7 +28,7 @@ class Layers:
     def random(
         cls, rows: int, width: int, depth: int, features: int, dtype: torch.dtype, offset: float = 0.0
     ) -> Layers:
-        """Of the size that they have in a model: a stream of deviation 2, weights that keep the size of their input."""
+        """Makes inputs as of a model: a stream of deviation 2, weights that keep the size of their input."""
         generator = torch.Generator().manual_seed(width + depth + features)
 
         def normal(*shape: int) -> Tensor:

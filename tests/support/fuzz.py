@@ -75,7 +75,7 @@ class Worker:
         return Counter({word: int(count) for word, count in (pair.split("=") for pair in words)})
 
     def fault(self) -> str | None:
-        """What went wrong, once it ended or hangs."""
+        """Returns what went wrong, once it ended or hangs."""
         status = self.process.poll()
         self.look()
         # Looks are counted, not seconds: both processes may have been stopped together.

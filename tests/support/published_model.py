@@ -60,7 +60,7 @@ class PublishedModel(nn.Module):
 
 
 def golden_arguments(case: int = 0) -> dict[str, object]:
-    """What sample_tokens is given to draw the golden tokens of a case: the most likely ones."""
+    """Returns inputs of sample_tokens that draw the golden tokens of a case: the most likely ones."""
     golden = load_golden()
     spec, sample = golden.spec["cases"][case], golden.part(f"sample{case}.")
     return {

@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What one sequence does in a step."""
+    """One sequence's share of a step."""
 
     num_context: int
     num_query: int

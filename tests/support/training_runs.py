@@ -88,7 +88,7 @@ def start_python(arguments: list[str], processes: int = 1, threads: int = 2) -> 
 
 
 def finish(process: subprocess.Popen[str], code: int = 0, timeout: float = 300) -> str:
-    """What it said; AssertionError unless it ended with that exit status."""
+    """Returns what it printed; AssertionError unless it ended with that exit status."""
     try:
         output, _ = process.communicate(timeout=timeout)
     finally:
@@ -111,7 +111,7 @@ def newest_state(out_dir: Path) -> dict[str, Any]:
 
 
 def differences(a: Any, b: Any, name: str = "state") -> list[str]:
-    """Where two nested states differ, bit for bit."""
+    """Returns the places where two nested states differ, bit for bit."""
     if isinstance(a, dict) and isinstance(b, dict):
         missing = [f"{name}.{key} is in one only" for key in a.keys() ^ b.keys()]
         return missing + [line for key in a.keys() & b.keys() for line in differences(a[key], b[key], f"{name}.{key}")]

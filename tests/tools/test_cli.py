@@ -40,14 +40,15 @@ from rich.console import Console
 from training_runs import LPD
 from typer.testing import CliRunner, Result
 
-from lpd_ext import LPDPipeline, __version__, ops
+from lpd_ext import LPDPipeline, __version__, ops, product_choice, product_table, products
 from lpd_ext.drawing import Drawing
 from lpd_ext.orders import ORDER_POLICIES
 
 COMMANDS = [
     *("sample", "inpaint", "outpaint", "class-edit", "edit-gallery", "orders", "demo", "serve", "info", "fetch"),
     *("prepare-icons", "cache-tokens", "check-tokens"),
-    *("train-judge", "train-tokenizer", "train", "training-cost", "curves", "replay", "export", "bundle"),
+    *("train-judge", "train-tokenizer", "train", "train-preview", "training-cost", "curves", "replay"),
+    *("export", "bundle"),
     *("generate", "measure", "evaluate", "int8-quality", "study", "study-editing"),
     *("bench", "bench-serve", "bench-tables", "bench-check", "growth"),
 ]
@@ -113,7 +114,7 @@ def test_help_imports_nothing_that_takes_long() -> None:
 
 
 def test_threads_that_wait_soon_sleep() -> None:
-    """As torch's libgomp says it itself."""
+    """Asks torch's libgomp itself."""
     kept = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     ran = subprocess.run(
         [LPD, "orders", "--height", "2", "--width", "2", "--steps", "1"],
@@ -300,6 +301,27 @@ def test_orders_writes_a_picture(elsewhere: Path) -> None:
         assert image.format == "PNG"
 
 
+def test_info_says_which_products_are_faster_on_the_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LPD_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("LPD_PRODUCTS", raising=False)
+    assert "auto (LPD_PRODUCTS), which only GPUs heed" in lpd("info").output
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(product_table, "card_of", lambda _: ("NVIDIA H200", "9.0", "570", "2.11", "0.1.0"))
+    product_choice.forget()
+    assert "auto: our own or cublaslt, not timed yet; the first decode does it" in lpd("info").output
+    for name, product in products.step_products(192, 768, 512, torch.bfloat16).items():  # of the bundled model
+        most = {"head": 0, "fc1": 32}.get(name, 192)
+        times = {rows: products.Times(*((1.0, 2.0) if rows <= most else (8.0, 2.0))) for rows in products.ROW_CLASSES}
+        product_choice.remember(product, times, torch.device("cuda"))
+    told = " ".join(lpd("info").output.split())
+    everywhere = ", ".join(map(str, products.ROW_CLASSES))
+    wanted = f"proj and fc1 at 16, 32 rows; fc2 and qkv at {everywhere} rows; fc2 and head at no rows"
+    assert f"auto: our own for {wanted}" in told
+    monkeypatch.setenv("LPD_PRODUCTS", "own")
+    assert "own (LPD_PRODUCTS)" in lpd("info").output
+    product_choice.forget()
+
+
 def test_info_describes_build_and_model() -> None:
     result = lpd("info")
     assert result.exit_code == 0
@@ -315,7 +337,7 @@ def test_bench_prints_and_writes_figures() -> None:
     assert result.exit_code == 0, result.output
     figures = json.loads(Path("figures.json").read_text(encoding="utf-8"))
     names = [row["operator"] for row in figures["results"]]
-    few_rows = {"residual_linear", "normed_linear", "fold_layer_norm"}  # in 16 bits, on GPUs
+    few_rows = {"embed_scaled_rows", "residual_linear", "normed_linear", "fold_layer_norm"}  # in 16 bits, on GPUs
     assert set(ops.OPERATORS) - few_rows <= set(names)
     assert all(len(row["seconds"]) == 3 and min(row["seconds"]) > 0 for row in figures["results"])
     assert all(name.strip() in result.output for name in names)

@@ -80,7 +80,7 @@ def test_given_splits(root: Path) -> None:
 
 
 def test_class_names_that_are_numbers_are_in_the_order_of_numbers(tmp_path: Path) -> None:
-    """As text 10 would come before 2, and label 1 would be the class called 10."""
+    """Sorted as text, 10 would come before 2, and label 1 would be the class called 10."""
     for number in range(12):
         picture(tmp_path / "set" / "train" / str(number) / "1.png")
         picture(tmp_path / "set" / "val" / str(number) / "1.png")
@@ -193,7 +193,7 @@ def test_a_share_is_held_out_of_a_lone_train_folder(tmp_path: Path, caplog: pyte
 
 @pytest.fixture
 def with_heif() -> Iterator[None]:
-    """What the computer at hand says of pillow-heif is asked anew, before and after."""
+    """Has pillow-heif looked for anew, before and after."""
     reads_heif.cache_clear()
     yield
     reads_heif.cache_clear()

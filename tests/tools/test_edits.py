@@ -175,7 +175,7 @@ def test_nothing_is_overwritten_without_force() -> None:
 
 
 def test_without_a_name_a_new_file_is_taken() -> None:
-    """As often as a command runs; several images go together; --force takes the first name again."""
+    """Every run writes a file of its own; several images go together; --force takes the first name again."""
     for seed, name in enumerate(("grid.png", "grid-2.png", "grid-3.png")):
         assert str(Path(name).resolve()) in done("sample", "bag", "-n", 1, "--steps", 1, "--seed", seed).output
     first, second = (Path(name).read_bytes() for name in ("grid.png", "grid-2.png"))

@@ -122,7 +122,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(tmp_path: P
 
 
 def test_the_reference_is_read_before_anything_is_drawn(tmp_path: Path) -> None:
-    """What cannot be read of it is skipped, by every measure; if nothing can, nothing is drawn."""
+    """Pictures that cannot be read are skipped by every measure; if none can be, nothing is drawn."""
     model, data = save_small_model(tmp_path / "model"), tmp_path / "data"
     for split, seed in (("train", 1), ("val", 2)):
         for label in range(3):

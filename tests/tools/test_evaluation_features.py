@@ -1,4 +1,4 @@
-"""What the feature networks of evaluation see, and what they give."""
+"""Tests of the inputs and outputs of evaluation's feature networks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_efficientnet_reads_photographs_as_it_was_trained_to() -> None:
 
 
 def test_features_that_are_not_finite_name_their_image() -> None:
-    """Of values and of logits, in whichever batch; the judge's own functions too, where NaN would count as a class."""
+    """Values and logits, in whichever batch; the judge's functions too, where NaN would count as a class."""
     images = in_memory(torch.from_numpy(noise(5)), None, "drawn")
 
     class Broken:

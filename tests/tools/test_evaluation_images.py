@@ -1,4 +1,4 @@
-"""What evaluation reads: folders, sample batches, data sets by name, and which images stand for a set."""
+"""Images that evaluation reads: folders, sample batches, data sets by name, and which images stand for a set."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_dependency_loss_by_hand(tmp_path: Path) -> None:
 
 
 def test_what_is_known_costs_nothing(tmp_path: Path) -> None:
-    """Of an edit, against a decode that is fed the true tokens group by group, by plain torch with a cache."""
+    """Compares an edit's nats with a decode that is fed the true tokens group by group, by plain torch with a cache."""
     pipe = LPDPipeline.from_pretrained(save_small_model(tmp_path / "model"))
     tokens = torch.randint(0, 40, (3, 16), generator=torch.Generator().manual_seed(1))
     labels, blocks, groups = torch.tensor([2, -1, 0]), [4, 3], [2, 7]

@@ -47,7 +47,7 @@ def dead_links(page: Path, text: str) -> Iterator[str]:
 
 
 def unknown_commands(text: str) -> Iterator[str]:
-    """What of `lpd COMMAND --option` in a text is no command, or no option of that command."""
+    """Returns the uses of `lpd COMMAND --option` in a text that name no command, or no option of it."""
     for name, rest in LPD.findall(text.replace("\\\n", " ")):
         if name not in COMMANDS:
             yield f"lpd {name}"

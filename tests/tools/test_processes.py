@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def joined(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, timedelta]]:
-    """What torch is asked for by the second of two processes, on a machine that seems to have two GPUs."""
+    """Records torch's calls by the second of two processes, on a machine that seems to have two GPUs."""
     calls: list[tuple[str, timedelta]] = []
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -197,6 +197,58 @@ def test_a_body_that_dribbles_is_given_up(address: str) -> None:
         assert slow.recv(1000).startswith(b"HTTP/1.1 408")
 
 
+def slow_socket(address: str) -> socket.socket:
+    host, port = address.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("sent", [b"", b"P", b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\n"])
+def test_a_head_that_does_not_come_is_given_up(address: str, sent: bytes) -> None:
+    with slow_socket(address) as slow:
+        begun = time.monotonic()
+        slow.sendall(sent)
+        answer = b""
+        while part := slow.recv(1000):
+            answer += part
+        assert 1.5 < time.monotonic() - begun < 20
+        if not sent:  # as of browsers that connect ahead
+            assert answer == b""
+            return
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408 Request Timeout")
+        assert json.loads(body)["error"]["message"] == "the request's head did not arrive within 2 seconds"
+
+
+def test_a_head_that_dribbles_is_given_up_and_so_is_the_second_of_a_connection(address: str) -> None:
+    with slow_socket(address) as slow:
+        slow.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        first = b""
+        while not first.endswith(b'{"status":"ok"}'):
+            first += slow.recv(1000)
+        begun = time.monotonic()
+        slow.settimeout(0.3)
+        answer = b""
+        for letter in b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 100:
+            try:
+                slow.sendall(bytes([letter]))
+                answer = slow.recv(1000)
+            except TimeoutError:
+                continue
+            break
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert 1.5 < time.monotonic() - begun < 20
+
+
+def test_answers_and_pauses_between_requests_may_take_longer_than_a_head() -> None:
+    body = {"prompt": "1", "n": 8, "num_inference_steps": 64, "guidance_scale": 3.0}
+    with served("--max-images", "1", "--body-seconds", "0.2") as (address, _), httpx.Client(timeout=PATIENCE) as client:
+        for _ in range(2):
+            begun = time.monotonic()
+            assert client.post(f"{address}/v1/images/generations", json=body).status_code == 200
+            assert time.monotonic() - begun > 0.4
+            time.sleep(0.5)
+
+
 def test_more_than_may_wait_is_429(client: Any, address: str) -> None:
     def ask(seed: int) -> Any:
         options = {"seed": seed, "num_inference_steps": 64, "guidance_scale": 4.0}
@@ -248,9 +300,9 @@ def test_keys(tmp_path: Path) -> None:
             with openai.OpenAI(base_url=f"{address}/v1", api_key=key) as client:
                 assert client.images.generate(prompt="1").data
         for key in ("first-ke", "first-key2", "none"):
-            with openai.OpenAI(base_url=f"{address}/v1", api_key=key) as client:
-                with pytest.raises(openai.AuthenticationError) as error:
-                    client.models.list()
+            refused = pytest.raises(openai.AuthenticationError)
+            with openai.OpenAI(base_url=f"{address}/v1", api_key=key) as client, refused as error:
+                client.models.list()
             assert error.value.code == "invalid_api_key"
         assert httpx.get(f"{address}/metrics").status_code == 401
         assert httpx.get(f"{address}/health").status_code == 200

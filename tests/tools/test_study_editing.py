@@ -128,7 +128,7 @@ def test_excess_is_over_the_same_images(instruments: EditInstruments, measured: 
 
 
 def test_pictures_to_compare_with(instruments: EditInstruments, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is hidden of a filled picture is not there; the reconstruction is near, and nothing is said of nats."""
+    """The hidden part of a filled picture is not there; the reconstruction is near, and nothing is said of nats."""
     hidden = hidden_pixels("half")
     filled = instruments.compared(EditPoint("filled", "half"))
     assert torch.equal(filled[..., ~hidden], instruments.pictures[..., ~hidden])
@@ -153,7 +153,7 @@ def test_distances_are_to_the_images_that_are_not_edited(instruments: EditInstru
 
 
 def test_jackknife() -> None:
-    """Of a mean it gives the usual standard error, of groups that are left out together too."""
+    """For a mean it gives the usual standard error, also with groups that are left out together."""
     values = torch.randn(4000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = jackknife_error(lambda rows: float(rows.mean()), values)
     means = torch.stack([values[i::10].mean() for i in range(10)])
@@ -161,7 +161,7 @@ def test_jackknife() -> None:
 
 
 def test_a_study_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is measured is not measured again; files say what they show; another model or count is refused."""
+    """Points measured are not measured again; files say what they show; another model or count is refused."""
     config = quick(tmp_path)
     run_editing_study(dataclasses.replace(config, orders=("locality",), prefill_blocks=()))
     first = read_results(tmp_path / "edits.csv", Edited)

@@ -1,4 +1,4 @@
-"""What a training tells: CSV tables, TensorBoard, pictures, curves, and how far it is."""
+"""Tests of a training's output: CSV tables, TensorBoard, pictures, curves, and how far it is."""
 
 from __future__ import annotations
 
@@ -146,14 +146,14 @@ class Clock:
 
 
 def said_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """What is said from here on, into a file."""
+    """Collects what is printed from here on to a file."""
     output = io.StringIO()
     monkeypatch.setattr(progress, "new_console", lambda: Console(file=output, width=40, markup=False))
     return output
 
 
 def said_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """What is said from here on, to a terminal."""
+    """Collects what is printed from here on to a terminal."""
     output = io.StringIO()
     monkeypatch.setattr(progress, "new_console", lambda: Console(file=output, width=120, force_terminal=True))
     return output

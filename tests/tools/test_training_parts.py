@@ -1,4 +1,4 @@
-"""What the training programs use beside the loop: measures and the judge."""
+"""Tests of the training programs' parts beside the loop: measures and the judge."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Further(Settings):
 
 
 def run(tmp_path: Path, toml: str, *options: str) -> Settings | str:
-    """What `lpd one` is called with, or why it is not."""
+    """Returns the settings that `lpd one` is called with, or the error."""
     app = typer.Typer()
     seen: list[Settings] = []
 

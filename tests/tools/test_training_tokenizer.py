@@ -134,7 +134,7 @@ def test_tokenizer_learns_from_a_folder_of_pictures(tmp_path: Path) -> None:
 
 
 def test_the_list_of_unreadable_pictures_is_whole(tmp_path: Path) -> None:
-    """What was found before the training was stopped, and what other processes found, is in it too."""
+    """The list holds findings from before a stop and of other processes too."""
     data = folder_of_pictures(tmp_path / "pictures")
     (tmp_path / "pictures" / "train" / "blue" / "broken.png").write_bytes(b"")
     config = tokenizer_config(tmp_path / "run", data=data, image_size=16, evaluate_images=0)
@@ -166,7 +166,7 @@ def test_test_images_are_of_all_classes(tmp_path: Path) -> None:
 
 
 def test_mirrored_images_are_half_of_a_batch(tmp_path: Path) -> None:
-    """Which images are mirrored is a function of the step, whoever asks for which rows."""
+    """A function of the step says which images are mirrored, whoever asks for which rows."""
     data = open_data(folder_of_pictures(tmp_path / "pictures"))
     config = tokenizer_config(tmp_path / "run", image_size=16, batch_size=12, mirror=True)
     task = TokenizerTask(config, data, 16, Processes(0, 1, torch.device("cpu")))

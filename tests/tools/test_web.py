@@ -59,7 +59,7 @@ async def watch(begun: Awaitable[AsyncGenerator[Shown, None]]) -> list[Shown]:
 
 
 def painting(picture: Image.Image, box: tuple[int, int, int, int]) -> dict[str, Any]:
-    """As gr.ImageEditor gives it: the box, in pixels of the picture, painted white."""
+    """Returns the mask as gr.ImageEditor gives it: the box, in pixels of the picture, painted white."""
     layer = Image.new("RGBA", picture.size, (0, 0, 0, 0))
     layer.paste((255, 255, 255, 255), box)
     return {"background": picture.convert("RGBA"), "layers": [layer], "composite": picture}
@@ -311,7 +311,7 @@ def test_the_page_says_a_refusal_in_its_status_and_in_a_message(studio: Studio) 
 
 
 def test_closing_the_pages_generator_cancels(studio: Studio) -> None:
-    """As Gradio does when a page is closed."""
+    """Does what Gradio does when a page is closed."""
 
     async def leave() -> None:
         visit = Visit()

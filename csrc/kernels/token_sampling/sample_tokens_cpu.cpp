@@ -120,6 +120,11 @@ void drop_below(float threshold, Candidates& c) {
   pad(c);
 }
 
+// Fills ids with 0, 1, ... Its arguments are copies, which a store to ids cannot change: so it is vectorized.
+void number(int32_t* ids, int count) {
+  for (int i = 0; i < count; ++i) ids[i] = i;
+}
+
 // Number and weight of the candidates from a threshold on.
 struct Tail {
   double count, weight;
@@ -258,7 +263,7 @@ int64_t sample_token(const SampleTokensParams& p, int64_t m, const TokenSettings
   const bool by_rank = settings.top_k > 0 && settings.top_k < p.vocab_size;
   const bool by_weight = settings.top_p < 1.0f;
   const bool filtered = by_rank || by_weight;
-  for (int i = 0; filtered && i < c.count; ++i) c.ids[i] = i;
+  if (filtered) number(c.ids, c.count);
   if (by_rank) keep_top<false>(settings.top_k - 1, c);
   weigh(c);
   if (by_weight) keep_top<true>(settings.top_p * c.total, c);

@@ -13,6 +13,7 @@ from lpd_ext import ops, reference
 from lpd_ext.model import LPDConfig
 from lpd_ext.plan import Step, plan_decoding
 from lpd_ext.schedule import group_sizes
+from lpd_tools.bench.timing import CALLS_PER_GRAPH
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Case:
     gigabytes: float = 0.0
     gigaflops: float = 0.0
     plain_in_graph: bool = True  # False: the twin waits for the device
+    calls: int = CALLS_PER_GRAPH
 
 
 def cases(shape: Shape, step_index: int, batch: int, device: torch.device, dtype: torch.dtype) -> list[Case]:

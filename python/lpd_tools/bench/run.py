@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +14,15 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from lpd_ext import _C
+from lpd_ext import _C, product_table
+from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.state_files import write_text
 from lpd_tools.bench.cases import SHAPES, Case, cases
 from lpd_tools.bench.decode import BASELINES, PUBLISHED, Decode, time_on_cpu, time_on_cuda
 from lpd_tools.bench.host import time_host
 from lpd_tools.bench.image import time_decoders, time_images
-from lpd_tools.bench.products import ROWS, product_cases
+from lpd_tools.bench.preview import published_size, time_previews
+from lpd_tools.bench.products import keep, product_cases, products_of
 from lpd_tools.bench.result import Result, cell
 from lpd_tools.bench.settings import Bench, Part
 from lpd_tools.bench.timing import copy_bandwidth, interleaved, time_text
@@ -58,6 +61,9 @@ def run_bench(chosen: Bench) -> None:
     if Part.tokenizer in run.parts:
         for images in chosen.batches or [1]:
             results += run.pixels(images)
+    if Part.preview in run.parts:
+        for images in chosen.batches or [1]:
+            results += run.previews(images)
     if Part.image in run.parts:
         for images in chosen.batches or [1]:
             results += run.images(images)
@@ -97,7 +103,10 @@ class _Run:
                 "part must be operators, decode or products on device cuda: the others time kernels of the CPU"
             )
         if Part.products in parts and not (on_cuda and torch.cuda.get_device_capability(device) >= (9, 0)):
-            raise ValueError("part products needs device cuda of compute capability 9.0 or newer")
+            raise ValueError(
+                "part products needs device cuda of compute capability 9.0 or newer: it times the products that only "
+                "such GPUs have, and keeps the times for decodes there; nothing is timed or kept on other devices"
+            )
         shapes = chosen.shapes or [_FIRST_SHAPE]
         for name in shapes:
             if name not in SHAPES:
@@ -137,18 +146,33 @@ class _Run:
         return [result.at(name, images, step, layers) for result in results]
 
     def products(self, name: str) -> list[Result]:
+        """Times the products, and keeps the times for the decodes that choose by them."""
         results = []
-        for rows in ROWS:
+        for layer, product in products_of(SHAPES[name], self.dtype).items():
             with torch.inference_mode():
-                timed = product_cases(SHAPES[name], self.device, self.dtype, rows)
-                results += [_time_case(case, self.chosen.repeats, self.device, self.bandwidth) for case in timed]
+                timed_cases = product_cases(layer, product, self.device)
+                timed = [_time_case(case, self.chosen.repeats, self.device, self.bandwidth) for case in timed_cases]
+            keep(product, timed, self.device)
+            results += timed
         self.console.print(_operator_table(f"Products of {name}, {str(self.dtype).removeprefix('torch.')}", results))
+        self.console.print(f"LPD_PRODUCTS=auto chooses by these times, kept in {product_table.path()}", style="dim")
         return [result.at(name, 1) for result in results]
 
     def host(self, name: str, images: int) -> list[Result]:
         title = f"Before the first step of {name}, B = {images}"
         results = self.shown(title, lambda: time_host(SHAPES[name], images, self.chosen.repeats))
         return [result.at(name, images) for result in results]
+
+    def previews(self, images: int) -> list[Result]:
+        results: list[Result] = []
+        for name, load, repeats in (
+            ("bundled", LPDPipeline.from_pretrained, self.chosen.repeats),
+            (_FIRST_SHAPE, published_size, self.chosen.decodes),
+        ):
+            measure = partial(time_previews, load(), images, repeats)
+            timed = self.shown(f"Previews, {name}, B = {images}", measure)
+            results += [result.at(name, images) for result in timed]
+        return results
 
     def training(self, name: str, images: int) -> list[Result]:
         title = f"Training attention of {name}, B = {images}"
@@ -175,7 +199,7 @@ class _Run:
 
 def _time_case(case: Case, repeats: int, device: torch.device, bandwidth: float) -> Result:
     if case.plain_in_graph:
-        ours, plain = interleaved([case.ours, case.plain], repeats, device)
+        ours, plain = interleaved([case.ours, case.plain], repeats, device, calls=case.calls)
     else:
         (ours,) = interleaved([case.ours], repeats, device)
         (plain,) = interleaved([case.plain], min(repeats, 5), device, in_graph=False)

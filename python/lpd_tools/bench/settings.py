@@ -38,6 +38,7 @@ class Part(str, Enum):
     training = "training"
     host = "host"
     products = "products"
+    preview = "preview"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 Function = Callable[[], Any]
-_CALLS_PER_GRAPH = 20  # per pair of events, whose resolution is about half a microsecond
+CALLS_PER_GRAPH = 20  # per pair of events, whose resolution is about half a microsecond
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,23 @@ class Times:
 
 
 def interleaved(
-    functions: list[Function], repeats: int, device: torch.device, in_graph: bool = True, warm_up: int = 2
+    functions: list[Function],
+    repeats: int,
+    device: torch.device,
+    in_graph: bool = True,
+    warm_up: int = 2,
+    calls: int = CALLS_PER_GRAPH,
 ) -> list[Times]:
     """Times the functions in turn, `repeats` times each after `warm_up` rounds.
 
-    On CUDA several calls are captured in a graph, so that the host does not hide short kernels; in_graph=False times
+    On CUDA so many calls are captured in a graph, so that the host does not hide short kernels; in_graph=False times
     single calls, for functions that cannot be captured.
     """
-    measure = _gpu_timer(functions, in_graph) if device.type == "cuda" else [_clocked(run) for run in functions]
+    measure = (
+        _gpu_timer(functions, calls if in_graph else 0)
+        if device.type == "cuda"
+        else [_clocked(run) for run in functions]
+    )
     seconds: list[list[float]] = [[] for _ in functions]
     for repeat in range(repeats + warm_up):
         for timed, record in zip(measure, seconds, strict=True):
@@ -63,7 +72,9 @@ def _clocked(run: Function) -> Callable[[], float]:
     return timed
 
 
-def _gpu_timer(functions: list[Function], in_graph: bool) -> list[Callable[[], float]]:
+def _gpu_timer(functions: list[Function], calls_per_graph: int) -> list[Callable[[], float]]:
+    """Times single calls if there are none per graph."""
+
     def timed_by_events(run: Function, calls: int) -> Callable[[], float]:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
@@ -76,12 +87,12 @@ def _gpu_timer(functions: list[Function], in_graph: bool) -> list[Callable[[], f
 
         return timed
 
-    if not in_graph:
+    if not calls_per_graph:
         return [timed_by_events(run, 1) for run in functions]
-    return [timed_by_events(_recorded(run), _CALLS_PER_GRAPH) for run in functions]
+    return [timed_by_events(_recorded(run, calls_per_graph), calls_per_graph) for run in functions]
 
 
-def _recorded(run: Function) -> Function:
+def _recorded(run: Function, calls: int) -> Function:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())  # on which the operands were written
     with torch.cuda.stream(stream):
@@ -89,7 +100,7 @@ def _recorded(run: Function) -> Function:
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(_CALLS_PER_GRAPH):
+        for _ in range(calls):
             run()
     return graph.replay
 

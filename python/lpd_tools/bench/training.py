@@ -98,7 +98,9 @@ def call_block(block: Block, x: Tensor, attention: Attention) -> Tensor:
 
 def peak_bytes(run: Callable[[], object]) -> int:
     """Returns the peak of tensor bytes that a run allocates, including the operators' workspaces."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    # With acc_events, as torch 2.10 warns without it that events of an earlier cycle would be lost.
+    with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profiler:
         run()
     assert profiler.profiler is not None
     assert profiler.profiler.kineto_results is not None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import platform
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lpd_tools.commands.model_options import DTYPE_HELP, MODEL_HELP, TOKENIZER_HELP
 from lpd_tools.console import new_console
 from lpd_tools.models import load_pipeline
+
+if TYPE_CHECKING:
+    from lpd_ext.model import LPDModel
 
 _SHOWN_CLASSES = 20
 
@@ -44,6 +47,7 @@ def info(
         ("processor", f"{platform.processor() or platform.machine()}"),
         ("instruction sets", f"{_C.cpu_isa()} in use, of {', '.join(_C.available_cpu_isas())}"),
         ("GPUs", ", ".join(gpus) or "none"),
+        ("products", _products(pipe.model)),
         ("model", f"{model or 'bundled'}: {parameters / 1e6:.1f} M parameters, E {config.dim}, L {config.depth}, "
                   f"H {config.heads}, grid {config.grid[0]}x{config.grid[1]}, V {config.vocab_size}, "
                   f"C {config.num_classes}"),
@@ -62,6 +66,28 @@ def _classes(names: list[str]) -> str:
 
     shown = ", ".join(map(short_name, names[:_SHOWN_CLASSES]))
     return (f"{shown}, ... ({len(names):,})" if len(names) > _SHOWN_CLASSES else shown) or "without names"
+
+
+def _products(model: LPDModel) -> str:
+    """Says which products decodes of this model in bfloat16 take on the current GPU."""
+    import torch
+
+    from lpd_ext.few_rows import chosen_products
+    from lpd_ext.product_choice import known_own_rows
+    from lpd_ext.products import ROW_CLASSES, step_products
+
+    choice, config = chosen_products(), model.config
+    if choice != "auto" or not torch.cuda.is_available():
+        return f"{choice} (LPD_PRODUCTS)" + ("" if torch.cuda.is_available() else ", which only GPUs heed")
+    layers = step_products(config.dim, config.mlp_ratio * config.dim, config.vocab_size, torch.bfloat16)
+    pairs = [("proj", "fc1"), ("fc2", "qkv"), ("fc2", "head")]
+    known = known_own_rows([(layers[a], layers[b]) for a, b in pairs], torch.device("cuda"))
+    if None in known:
+        return "auto: our own or cublaslt, not timed yet; the first decode does it"
+    found = (", ".join(str(rows) for rows in ROW_CLASSES if rows in (own or ())) or "no" for own in known)
+    return "auto: our own for " + "; ".join(
+        f"{a} and {b} at {rows} rows" for (a, b), rows in zip(pairs, found, strict=True)
+    )
 
 
 def _cuda_kernels(build: dict[str, str]) -> str:

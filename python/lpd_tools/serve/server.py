@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -14,6 +15,7 @@ from lpd_tools.serve.app import Door, create_app
 from lpd_tools.serve.metrics import Measured
 from lpd_tools.serve.service import ImageService
 from lpd_tools.serve.settings import Serving
+from lpd_tools.serve.slow_heads import impatient
 
 
 class DrainingServer(uvicorn.Server):
@@ -47,7 +49,8 @@ def run(pipe: LPDPipeline, name: str, config: Serving, bound: socket.socket) -> 
     service, door = ImageService(pipe, name, config), Door()
     try:
         app = Measured(create_app(service, config, door), metrics=service.figures)
-        settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+        options: dict[str, Any] = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 5}
+        settings = uvicorn.Config(app, http=impatient(config.body_seconds), **options)
         say(f"{name}: {service.size} pixels, {config.max_images} images at once")
         say(f"KV cache: {service.engine.cache_bytes / 1e6:.1f} MB")
         say("listening on http://{}:{}/v1/images/generations".format(*bound.getsockname()[:2]))

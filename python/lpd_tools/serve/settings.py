@@ -16,7 +16,7 @@ class Serving(Listening):
 
     max_images_per_request: int = setting(10, "largest n of a request", range=AT_LEAST_ONE)
     max_body_bytes: int = setting(16 << 20, "largest body of a request", range=AT_LEAST_ONE)
-    body_seconds: float = setting(30.0, "a body that takes longer to arrive is refused", range=_SECONDS)
+    body_seconds: float = setting(30.0, "a head or a body that takes longer to arrive is refused", range=_SECONDS)
     request_seconds: float = setting(300.0, "a request that takes longer is given up with 503", range=_SECONDS)
     shutdown_seconds: float = setting(60.0, "after SIGTERM, time for the requests that are under way", range=_SECONDS)
     api_keys: str = setting("", "file with one key a line, one of which every request must bear; empty: no keys")

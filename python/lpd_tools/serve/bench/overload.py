@@ -110,10 +110,13 @@ async def _offer(
 
     async with _client(address) as client:
         tasks = []
-        end = asyncio.get_running_loop().time() + config.load_seconds
-        while asyncio.get_running_loop().time() < end:
+        clock = asyncio.get_running_loop().time
+        due = clock()
+        end = due + config.load_seconds
+        while due < end:
+            await asyncio.sleep(max(0.0, due - clock()))
             tasks.append(asyncio.create_task(one(client, rng.randrange(len(calls)))))
-            await asyncio.sleep(rng.expovariate(rate))
+            due += rng.expovariate(rate)  # from when it was due, not from when it was sent
         await asyncio.gather(*tasks)
     p50, p99 = np.quantile(seconds, (0.5, 0.99)).tolist() if seconds else (0.0, 0.0)
     return counts | {"sent": len(tasks), "p50 seconds": p50, "p99 seconds": p99}

@@ -1,0 +1,111 @@
+"""The choice between our own products of few rows and the library's, by times on the GPU at hand, taken once.
+
+What is chosen is a pair of layers, one that adds to the residual stream and the one after the next LayerNorm: what our
+own product leaves for the other half of that LayerNorm is of no use to the library's.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from threading import RLock
+
+import torch
+
+from lpd_ext import product_table, products
+from lpd_ext.modes import decoding_modes
+from lpd_ext.product_table import Card, ProductTimes
+from lpd_ext.products import ROW_CLASSES, Product, Times
+
+Pair = tuple[Product, Product]
+
+log = logging.getLogger(__name__)
+# Our own pair must be faster by this: then noise has not decided, and a decode earns what folding its LayerNorms costs
+# (5 us for a pair, 0.8 us of 16 earned in each step). Otherwise the library's products are used.
+_FASTER_BY = 0.05
+_lock = RLock()
+_known: dict[Card, ProductTimes] = {}
+_failed: set[tuple[Card, str]] = set()
+
+
+def row_class(rows: int) -> int | None:
+    """Returns the class that so many rows belong to, the next number in ROW_CLASSES; None above the last."""
+    return next((most for most in ROW_CLASSES if rows <= most), None)
+
+
+def own_rows(pairs: Sequence[Pair], device: torch.device) -> list[frozenset[int]]:
+    """Returns the classes of rows in which our own products of each pair are faster, after measuring what is not known.
+
+    Empty for a device other than a GPU, and where measuring fails, which the log says.
+    """
+    card = product_table.card_of(device)
+    if card is None:
+        return [frozenset()] * len(pairs)
+    with _lock:
+        known = _load(card)
+        unknown = [product for product in _distinct(pairs) if product.name not in known]
+        unknown = [product for product in unknown if (card, product.name) not in _failed]
+        if unknown and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+            _measure(card, unknown, device)
+        return [_faster(known, pair) or frozenset() for pair in pairs]
+
+
+def known_own_rows(pairs: Sequence[Pair], device: torch.device) -> list[frozenset[int] | None]:
+    """Returns what `own_rows` does without measuring: None for a pair that is not known."""
+    card = product_table.card_of(device)
+    with _lock:
+        known = {} if card is None else _load(card)
+        return [_faster(known, pair) for pair in pairs]
+
+
+def remember(product: Product, times: dict[int, Times], device: torch.device) -> None:
+    """Keeps the times of a product by numbers of rows, ROW_CLASSES among them, for this process and the next ones."""
+    card = product_table.card_of(device)
+    if card is None:
+        return
+    entry = {rows: (1e3 * times[rows].own, 1e3 * times[rows].library) for rows in ROW_CLASSES}
+    with _lock:
+        _load(card)[product.name] = entry
+        product_table.add(card, {product.name: entry})
+
+
+def forget() -> None:
+    """Makes this process read the file again."""
+    with _lock:
+        _known.clear()
+        _failed.clear()
+
+
+def _distinct(pairs: Iterable[Pair]) -> list[Product]:
+    return list(dict.fromkeys(product for pair in pairs for product in pair))
+
+
+def _load(card: Card) -> ProductTimes:
+    if card not in _known:
+        read = product_table.read(card)
+        _known[card] = {name: times for name, times in read.items() if set(times) >= set(ROW_CLASSES)}
+    return _known[card]
+
+
+def _measure(card: Card, unknown: Sequence[Product], device: torch.device) -> None:
+    begun = time.perf_counter()
+    try:
+        with decoding_modes(device):
+            for product in unknown:
+                remember(product, products.measure(product, device), device)
+        log.info("timed %d products on %s in %.1f s", len(unknown), card[0], time.perf_counter() - begun)
+    except RuntimeError as error:  # such as too little memory: then the library's products are as good
+        _failed.update((card, product.name) for product in unknown)
+        log.warning("our own products are not used, they could not be timed: %s", error)
+
+
+def _faster(known: ProductTimes, pair: Pair) -> frozenset[int] | None:
+    """Returns the classes of rows in which our own pair is faster; None for one that is not known."""
+    if not all(product.name in known for product in pair):
+        return None
+
+    def total(rows: int, which: int) -> float:
+        return sum(known[product.name][rows][which] for product in pair)
+
+    return frozenset(rows for rows in ROW_CLASSES if total(rows, 0) < (1 - _FASTER_BY) * total(rows, 1))

@@ -1,0 +1,188 @@
+"""The steps of `make gpu-report` that run other programs: the build, the tests, and compute-sanitizer."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+BUILT = ROOT / "build" / "for_gpu"
+SITE = BUILT / "site"
+EMULATED = ROOT / "build" / "emulated"
+# Of each kernel that a decode on a GPU runs; the stand-in has less time.
+TESTED = {
+    "cuda": ["tests/operators", "tests/library/test_cuda_device.py"],
+    "emulated": ["tests/operators/test_fold_layer_norm.py"],
+}
+SANITIZED = {
+    "cuda": [
+        f"tests/operators/test_{stem}.py"
+        for stem in ("residual_linear", "normed_linear", "fold_layer_norm", "group_attention", "sample_step")
+    ],
+    "emulated": ["tests/operators/test_fold_layer_norm.py"],
+}
+# Of tests/operators, what no GPU has a part in.
+NOT_ON_A_GPU = ("cuda_static", "cuda_traffic", "cuda_kernels", "cuda_launch", "emulator", "fuzz_operators")
+Add = Callable[..., None]
+
+
+class Command:
+    """A program in a process group of its own, which ends with it; or, within a step, in the step's."""
+
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        own_group: bool = False,
+    ) -> None:
+        self._own_group = own_group
+        self._log = log.open("ab")
+        self._log.write(f"\n$ {' '.join(map(str, command))}\n".encode())
+        self._log.flush()
+        self._process = subprocess.Popen(
+            list(map(str, command)),
+            cwd=ROOT,
+            env=os.environ | dict(environment or {}),
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=own_group,
+        )
+
+    def wait(self, seconds: float) -> int | None:
+        """Returns the exit status; None if it took longer and was ended."""
+        try:
+            return self._process.wait(max(seconds, 0.1))
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            if self._own_group:  # all that is left of it, whether the program has ended or not
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
+            self._process.wait()
+            self._log.close()
+
+
+def build(emulated: bool, folder: Path, seconds: float, add: Add) -> None:
+    """Builds the library for this card alone, with the torch that is there, and lpd_gpu_ceilings; RuntimeError if not.
+
+    The stand-in's are those of `make emulated`.
+    """
+    log = folder / "build.log"
+    begun = time.monotonic()
+    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if cmake is None:
+        raise RuntimeError("cmake was not found")
+
+    def run(*command: str | Path) -> None:
+        status = Command(command, log).wait(seconds - (time.monotonic() - begun))
+        if status != 0:
+            raise RuntimeError(f"{'no time left for' if status is None else 'failed:'} {' '.join(map(str, command))}")
+
+    if emulated:
+        if not (EMULATED / "CMakeCache.txt").exists():
+            raise RuntimeError(f"{EMULATED} is not there: run `make emulated`")
+        run(cmake, "--build", EMULATED, "--target", "lpd_emulated", "lpd_gpu_ceilings")
+    else:
+        pybind11 = importlib.util.find_spec("pybind11")
+        if pybind11 is None or pybind11.origin is None:
+            raise RuntimeError(f"{sys.executable} has no pybind11: install it")
+        architecture = gpu()["compute capability"].replace(".", "")
+        options = {
+            "LPD_PYTHON_MODULE": "ON",
+            "LPD_CUDA": "ON",
+            "LPD_CUDA_ARCHITECTURES": f"{architecture}-real",
+            "SKBUILD_PROJECT_VERSION": version(),
+            "Python_EXECUTABLE": sys.executable,
+            "pybind11_DIR": f"{Path(pybind11.origin).parent}/share/cmake/pybind11",
+        }
+        run(cmake, "-S", ROOT, "-B", BUILT, *(f"-D{name}={value}" for name, value in options.items()))
+        jobs = str(os.cpu_count() or 1)
+        run(cmake, "--build", BUILT, "--parallel", jobs, "--target", "_C", "lpd_gpu_ceilings")
+        for package in (ROOT / "lpd_ext", ROOT / "python" / "lpd_tools"):
+            ignored = shutil.ignore_patterns("*.so", "__pycache__")
+            shutil.copytree(package, SITE / package.name, dirs_exist_ok=True, ignore=ignored)
+        for module in BUILT.glob("_C*.so"):
+            shutil.copy2(module, SITE / "lpd_ext")
+        add("build", architecture=architecture)
+    add("built", seconds=round(time.monotonic() - begun, 1))
+
+
+def test(emulated: bool, folder: Path, seconds: float, add: Add) -> None:
+    """Runs the tests that the card has a part in; each failing one is a record as soon as it fails."""
+    kind = "emulated" if emulated else "cuda"
+    skipped = [f"--ignore={ROOT}/tests/operators/test_{name}.py" for name in NOT_ON_A_GPU]
+    command = [*pytest_of(kind, TESTED[kind]), *skipped]
+    if importlib.util.find_spec("xdist") is not None and not emulated:
+        command += ["--numprocesses", str(min(8, os.cpu_count() or 1))]
+    require = {} if emulated else {"LPD_REQUIRE": "cuda"}
+    status = Command(command, folder / "tests.log", _reporting(folder, "tests") | require).wait(seconds)
+    if status not in (0, 1):  # 1: some fail
+        raise RuntimeError("no time left for all tests" if status is None else f"pytest ended with {status}")
+
+
+def sanitize(emulated: bool, folder: Path, seconds: float, add: Add) -> None:
+    """Runs short tests of the kernels under each tool of compute-sanitizer; the emulator is a tool itself."""
+    kind, begun, log = "emulated" if emulated else "cuda", time.monotonic(), folder / "sanitizers.log"
+    tools = ("the emulator",) if emulated else ("memcheck", "racecheck", "synccheck")
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None and not emulated:
+        add("sanitizer", tool="compute-sanitizer", found="not installed")
+        return
+    for i, tool in enumerate(tools):
+        prefix = [] if emulated else [str(sanitizer), "--tool", tool, "--target-processes", "all"]
+        size = log.stat().st_size if log.exists() else 0
+        share = (seconds - (time.monotonic() - begun)) / (len(tools) - i)
+        status = Command([*prefix, *pytest_of(kind, SANITIZED[kind]), "-x"], log, pytest_places()).wait(share)
+        with log.open("rb") as file:
+            file.seek(size)
+            said = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*|\d+ passed.*", file.read().decode("utf-8", "replace"))
+        add("sanitizer", tool=tool, status="no time left" if status is None else status, found="; ".join(said))
+
+
+def pytest_of(kind: str, files: Sequence[str]) -> list[str]:
+    """A command that runs tests by the kernels of a GPU, or the emulated ones."""
+    # Not as `python -m pytest`, which would find the library's sources where it is started, and no kernels beside them.
+    start = "import sys; sys.path.remove(''); import pytest; sys.exit(pytest.main())"
+    options = ["-q", "-p", "no:cacheprovider", "-rf", "-c", f"{ROOT}/pyproject.toml", "-k", f"{kind} and not cpu-"]
+    return [sys.executable, "-c", start, *options, *(f"{ROOT}/{file}" for file in files)]
+
+
+def pytest_places() -> dict[str, str]:
+    """Returns the paths where pytest finds the modules that tests share."""
+    return {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+
+
+def _reporting(folder: Path, step: str) -> dict[str, str]:
+    of_plugin = {"LPD_REPORT_FOLDER": str(folder), "LPD_REPORT_STEP": step, "PYTEST_ADDOPTS": "-p report_plugin"}
+    return of_plugin | pytest_places()
+
+
+def gpu() -> dict[str, str]:
+    """Returns name, compute capability and driver of the first GPU; RuntimeError without one."""
+    query = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
+    try:
+        line = subprocess.run(query, check=True, capture_output=True, text=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise RuntimeError("no NVIDIA GPU was found; --dry-run takes the emulator in its place") from error
+    return dict(zip(("card", "compute capability", "driver"), line.split(", "), strict=True))
+
+
+def version() -> str:
+    """Returns the version in pyproject.toml."""
+    found = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+PROGRAMS: dict[str, Callable[[bool, Path, float, Add], None]] = {"build": build, "tests": test, "sanitizers": sanitize}

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from lpd_ext import _C, ops, product_table
 from lpd_ext.linear import ResultRows, is_plain, linear_step
-from lpd_ext.product_choice import Pair, own_rows, row_class
-from lpd_ext.products import ROW_CLASSES, Product
+from lpd_ext.product_choice import own_rows, row_class
+from lpd_ext.products import ROW_CLASSES, Pair, Product
 
 _CHOICES = ("auto", "own", "cublaslt")
 _UNUSED = ResultRows(0)  # plain layers write to memory of their own
@@ -37,7 +37,7 @@ def chosen_products() -> str:
 
 
 def are_wanted(device: torch.device) -> bool:
-    """Whether our own products may be used on a device: always with `own`, with `auto` on a GPU, which can time them."""
+    """Whether our own products may be used on a device: with `own` on any, with `auto` on GPUs, which can time them."""
     choice = chosen_products()
     return choice == "own" or (choice == "auto" and product_table.card_of(device) is not None)
 

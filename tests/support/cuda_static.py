@@ -148,12 +148,12 @@ LAUNCHES = [
     (r"fold_layer_norm_kernel<\w+>", 256, 0),
     *((rf"residual_linear_kernel<\w+, {rows}>", 128, 77840 + 1280 * rows) for rows in range(16, 81, 16)),  # of fc2
     *((rf"normed_linear_kernel<\w+, {rows}>", 384, 75792 + 896 * rows) for rows in range(16, 81, 16)),  # of qkv
-    (r"sample_tokens_kernel<\w+, false, true>", 512, 48),
-    (r"sample_tokens_kernel<\w+, true, true>", 512, 112),
-    (r"sample_tokens_kernel<float, false, false>", 256, 944),
-    (r"sample_tokens_kernel<float, true, false>", 256, 91568),
-    (r"sample_tokens_kernel<\w+, false, false>", 512, 944),
-    (r"sample_tokens_kernel<\w+, true, false>", 512, 91568),
+    (r"sample_tokens_kernel<\w+, false, true>", 512, 128),
+    (r"sample_tokens_kernel<\w+, true, true>", 512, 16 * 4096 + 192),
+    (r"sample_tokens_kernel<float, false, false>", 256, 1024),
+    (r"sample_tokens_kernel<float, true, false>", 256, 91648),
+    (r"sample_tokens_kernel<\w+, false, false>", 512, 1024),
+    (r"sample_tokens_kernel<\w+, true, false>", 512, 91648),
 ]
 
 

@@ -117,7 +117,7 @@ class Drawing:
         """Draws, yielding the partial grid and a preview (undrawn cells grey) after each group; cancel as in `run`.
 
         A new preview is made after every `preview_every` groups and after the last, of the images that have changed; in
-        between the previous ones are yielded. The last is the exact image. The others are the preview decoder's if
+        between the previous ones are yielded. Those of whole images are exact. The others are the preview decoder's if
         there is one and exact_previews is False; else each costs as much as a final image: every pixel depends on every
         token.
         """
@@ -140,26 +140,30 @@ class Drawing:
     def _previews(self, cancel: Cancel | None, every: int, approximate: bool) -> Iterator[StepPreview]:
         parts, before = self._parts(), None
         num_steps = sum(part.request.num_groups for part in parts)
-        images: dict[int, Image.Image] = {}  # by row, in whose order the first step fills it
-        approximate &= self.preview_decoder is not None
+        images: dict[int, Image.Image] = {}  # by row
         for step, grid in enumerate(self._grids(parts, cancel), start=1):
             tokens = grid.unflatten(1, self.model.config.grid).clone()
             if before is None or step % every == 0 or step == num_steps:
-                if before is None or (step == num_steps and approximate):
-                    before = torch.full_like(tokens, -2)
-                rows = (tokens != before).flatten(1).any(1).nonzero()[:, 0]
-                new = self.images(tokens, rows=rows, approximate=approximate and step < num_steps)
-                for b, image in zip(rows.tolist(), new, strict=True):
-                    images[b] = image
+                before = torch.full_like(tokens, -2) if before is None else before
+                changed = (tokens != before).flatten(1).any(1)
+                whole = (tokens >= 0).flatten(1).all(1)
+                exact = changed & whole if approximate and self.preview_decoder is not None else changed
+                for chosen, is_exact in ((exact, True), (changed & ~exact, False)):
+                    rows = chosen.nonzero()[:, 0]
+                    new = self.images(tokens, rows=rows, approximate=not is_exact) if len(rows) else ()
+                    images |= zip(rows.tolist(), new, strict=True)
                 before = tokens
-            yield StepPreview(step, num_steps, tokens, list(images.values()))
+            yield StepPreview(step, num_steps, tokens, [images[row] for row in range(len(tokens))])
 
-    def pixels(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Decodes grids int64 [B, h, w], or some rows, to images float32 [B, 3, H, W]; cells that are -1 are grey."""
+    def pixels(self, tokens: Tensor, rows: Tensor | None = None, *, approximate: bool = False) -> Tensor:
+        """Decodes grids int64 [B, h, w], or some rows, to images float32 [B, 3, H, W]; cells that are -1 are grey.
+
+        approximate: by the preview decoder, if there is one.
+        """
         rows = torch.arange(len(tokens), device=tokens.device) if rows is None else rows
         images = torch.empty(len(rows), 3, *self._size, dtype=torch.float32, device=tokens.device)
         for part in _slices(len(rows)):
-            images[part] = self._finished(tokens, rows[part])
+            images[part] = self._finished(tokens, rows[part], approximate)
         return images
 
     def images(
@@ -172,12 +176,12 @@ class Drawing:
     ) -> Any:
         """Returns the images of `pixels` as one of the types of `run`; RuntimeError for pixels that are not finite.
 
-        approximate: those of the preview decoder, if there is one.
+        approximate: as in `pixels`.
         """
         if output_type == "tokens":
             return None
         if output_type == "pt":
-            return self.pixels(tokens, rows).clamp(-1, 1)
+            return self.pixels(tokens, rows, approximate=approximate).clamp(-1, 1)
         rows = torch.arange(len(tokens), device=tokens.device) if rows is None else rows
         # A quarter of the memory: each slice is rounded at once.
         result = torch.empty(len(rows), *self._size, 3, dtype=torch.uint8, device=tokens.device)
@@ -193,10 +197,11 @@ class Drawing:
 
     def _finished(self, tokens: Tensor, rows: Tensor, approximate: bool = False) -> Tensor:
         with decoding_modes(tokens.device):
-            return self._checked(self._decoded(tokens[rows], self.tokenizer.config.stride, approximate), rows)
+            decoded = self._decoded(tokens[rows], self.tokenizer.config.stride, approximate)
+            return self._checked(decoded, rows, approximate)
 
-    def _checked(self, images: Tensor, rows: Tensor) -> Tensor:
-        if not bool(images.isfinite().all()):
+    def _checked(self, images: Tensor, rows: Tensor, approximate: bool) -> Tensor:
+        if not approximate and not bool(images.isfinite().all()):
             raise RuntimeError("the tokenizer's decoder gave pixels that are not finite")
         return images if self.finish is None else self.finish(images, rows)
 
@@ -216,7 +221,7 @@ class Drawing:
 
 
 def pictures(wanted: Sequence[tuple[Drawing, Tensor, int]], *, approximate: bool = False) -> list[Image.Image]:
-    """Draws the picture of each grid int64 [h, w], which is so many-th of a drawing's; all by the first one's decoder.
+    """Draws the picture of each grid int64 [h, w], each with its row in its drawing; all by the first one's decoder.
 
     approximate: as in `Drawing.images`.
     """
@@ -225,7 +230,9 @@ def pictures(wanted: Sequence[tuple[Drawing, Tensor, int]], *, approximate: bool
         grids = torch.stack([tokens for _, tokens, _ in wanted])
         decoded = first._decoded(grids, first.tokenizer.config.stride, approximate)
         rows = torch.tensor([[row] for _, _, row in wanted], device=tokens.device)
-        finished = [drawing._checked(decoded[i, None], rows[i]) for i, (drawing, _, _) in enumerate(wanted)]
+        finished = [
+            drawing._checked(decoded[i, None], rows[i], approximate) for i, (drawing, _, _) in enumerate(wanted)
+        ]
         pixels = VQTokenizer.to_pixels(torch.cat(finished)).cpu().numpy()
     return [Image.fromarray(image) for image in pixels]
 

@@ -120,8 +120,9 @@ class Engine:
     def submit(self, work: DecodeRequest | Drawing, previews: int | None = 0) -> Handle:
         """Submits a request of `pipe.prepare`, or an edit of `editing.plan_inpaint`; returns at once.
 
-        previews: how many of each image, evenly over its steps; None: after every group. Raises ValueError for a
-        request of another model, EngineFullError while too many wait, EngineClosedError after `close`.
+        previews: how many of each image, evenly over its steps; None: after every group. They are the preview
+        decoder's, if the drawing has one; `dataclasses.replace(drawing, preview_decoder=None)` has exact ones. Raises
+        ValueError for a request of another model, EngineFullError while too many wait, EngineClosedError after `close`.
         """
         drawing = work if isinstance(work, Drawing) else self.pipe.drawing(work)
         request = drawing.request

@@ -1,7 +1,8 @@
 """Linear layers for decoding steps of few rows: LayerNorms are folded into the products around them.
 
-Between two layers goes what ops.residual_linear makes of the residual stream, and ops.normed_linear takes. Which
-products a decode uses says the environment variable LPD_PRODUCTS, and for `auto` product_choice.py.
+Between two layers goes what ops.residual_linear makes of the residual stream, and ops.normed_linear takes. The
+environment variable LPD_PRODUCTS says which products a decode uses; product_choice.py decides for `auto`. The library's
+are the default as long as no GPU has run our own.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 from lpd_ext import _C, ops, product_table
 from lpd_ext.linear import ResultRows, is_plain, linear_step
-from lpd_ext.product_choice import Pair, own_rows, row_class
-from lpd_ext.products import ROW_CLASSES, Product
+from lpd_ext.product_choice import own_rows, row_class
+from lpd_ext.products import ROW_CLASSES, Pair, Product
 
 _CHOICES = ("auto", "own", "cublaslt")
 _UNUSED = ResultRows(0)  # plain layers write to memory of their own
@@ -25,18 +26,18 @@ _SHARED_BYTES = 200 * 1024  # per block: fewer hold no product of four times the
 
 
 def chosen_products() -> str:
-    """Reads LPD_PRODUCTS: 'own', used where possible; 'cublaslt'; or 'auto', what is faster on the GPU at hand.
+    """Reads LPD_PRODUCTS: 'cublaslt', also if unset; 'own', used where possible; 'auto', what is faster on this GPU.
 
     Raises ValueError for anything else.
     """
-    choice = os.environ.get("LPD_PRODUCTS", "auto")
+    choice = os.environ.get("LPD_PRODUCTS", "cublaslt")
     if choice not in _CHOICES:
         raise ValueError(f"LPD_PRODUCTS must be one of {', '.join(_CHOICES)}, got {choice!r}")
     return choice
 
 
 def are_wanted(device: torch.device) -> bool:
-    """Whether our own products may be used on a device: always if asked for, else on a GPU, where they can be timed."""
+    """Whether our own products may be used on a device: with `own` on any, with `auto` on GPUs, which can time them."""
     choice = chosen_products()
     return choice == "own" or (choice == "auto" and product_table.card_of(device) is not None)
 
@@ -168,7 +169,7 @@ class FewRows:
         return row_class(rows) in self._first_rows
 
     def fold(self) -> None:
-        """Fold the weights as they are now, which the first step of a decode needs; it may be recorded in a graph."""
+        """Folds the weights as they are now, which the first step of a decode needs; it may be recorded in a graph."""
         torch.cat([vector for layer in self._layers for vector in layer.folded()], out=self._vectors)
 
 

@@ -176,18 +176,22 @@ class LPDPipeline:
         names = names or published.class_names(model.config)
         with content_of(vq_file):
             pipe = cls(model, vq, defaults, names)
-        if files.preview is not None and tokenizer in (None, files.tokenizer):  # for whose pixels it was trained
-            with content_of(files.preview):
-                return replace(pipe, preview_decoder=PreviewDecoder.from_file(files.preview).to(device))
-        return pipe
+        if files.preview is None:
+            return pipe
+        if tokenizer is not None and not (files.tokenizer is not None and Path(tokenizer).samefile(files.tokenizer)):
+            log.info("%s is left out: it was trained for another tokenizer's pixels", files.preview)
+            return pipe
+        with content_of(files.preview):
+            return replace(pipe, preview_decoder=PreviewDecoder.from_file(files.preview).to(device))
 
     def save_pretrained(
         self, directory: str | Path, dtype: torch.dtype | None = None, *, extra: Mapping[str, Any] | None = None
     ) -> None:
         """Writes config.json, model.safetensors and tokenizer.safetensors (floats in dtype, if given).
 
-        A preview decoder is written to preview.safetensors. extra: further entries of config.json. A failed save leaves
-        the folder as it was; see `save_model`.
+        A preview decoder is written to preview.safetensors; without one, a file of that name is removed, as it would be
+        taken for this model's. extra: further entries of config.json. A failed save leaves the folder as it was; see
+        `save_model`.
         """
         entries = {"sampling": asdict(self.defaults), "class_names": list(self.class_names), **(extra or {})}
         _class_names(entries)  # refuses names that could not be loaded again

@@ -48,7 +48,7 @@ class PreviewDecoder(nn.Module):
         known = drawn[..., None].to(vectors.dtype)
         x = torch.cat([vectors * known, known], 3)
         for layer in self.layers:
-            x = F.relu(layer(_patches(x))).view(*drawn.shape, -1)
+            x = F.relu(layer(_patches(x))).unflatten(0, drawn.shape)
         pixels = (self.head(x) * known).unflatten(3, (3, self.stride, self.stride))  # [B, h, w, 3, dy, dx]
         images: Tensor = pixels.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
         return images
@@ -76,15 +76,17 @@ class PreviewDecoder(nn.Module):
                 f"state is not a preview decoder: it has {layers} layers (at most {_MOST_LAYERS}) of width {width} "
                 f"(at most {_GREATEST_WIDTH})"
             )
-        with own_modes():
+        with torch.device("meta"):  # allocates nothing before the state is known to fit
             decoder = cls(channels - 1, stride, width, layers)
-            try:
-                decoder.load_state_dict({name: value.float() for name, value in state.items()})
-            except RuntimeError as error:
-                raise ValueError(f"state is not a preview decoder: {error}") from error
-            for name, value in decoder.state_dict().items():
-                if not bool(value.isfinite().all()):
-                    raise ValueError(f"state is not a preview decoder: {name} has numbers that are not finite")
+        with own_modes():
+            state = {name: value.to(torch.float32, copy=True).contiguous() for name, value in state.items()}
+        try:
+            decoder.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            raise ValueError(f"state is not a preview decoder: {error}") from error
+        for name, value in state.items():
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"state is not a preview decoder: {name} has numbers that are not finite")
         return decoder.eval().requires_grad_(False)
 
     @classmethod

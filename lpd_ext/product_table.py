@@ -9,11 +9,16 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from fcntl import LOCK_EX, LOCK_NB, flock
 from functools import cache
+from hashlib import sha256
 from json import dumps
 from math import inf
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -31,6 +36,7 @@ _FORMAT = 1
 _LARGEST = 1 << 20  # bytes of the file
 _MOST_CARDS = 16  # with their versions; the one written longest ago goes first
 _MOST_PRODUCTS = 128
+_LONGEST_WAIT = 60.0  # seconds; a measurement ends after half of that
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -56,7 +62,13 @@ def card_of(device: torch.device) -> Card | None:
 @cache
 def _card(index: int) -> Card:
     properties = torch.cuda.get_device_properties(index)
-    return properties.name, f"{properties.major}.{properties.minor}", _driver(), str(torch.__version__), _C.__version__
+    return properties.name, f"{properties.major}.{properties.minor}", _driver(), str(torch.__version__), _build()
+
+
+@cache
+def _build() -> str:
+    """Returns the version, and what tells builds of it apart: their kernels may differ."""
+    return f"{_C.__version__} {sha256(Path(str(_C.__file__)).read_bytes()).hexdigest()[:12]}"
 
 
 def _driver() -> str:
@@ -67,6 +79,35 @@ def _driver() -> str:
     return found[1] if found else f"of CUDA {torch.version.cuda}"
 
 
+@contextmanager
+def lock() -> Iterator[None]:
+    """Keeps the file to this process, by another one beside it; waits while others have it, but not for ever.
+
+    Where no such file can be had, nothing is kept either, so there is nothing to wait for.
+    """
+    with ExitStack() as stack:
+        place = path()
+        try:
+            if place is not None:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                _wait_for(stack.enter_context(place.with_suffix(".lock").open("w")))
+        except OSError as error:
+            log.debug("times of products are measured without a lock: %s", error)
+        yield
+
+
+def _wait_for(file: IO[str]) -> None:
+    end = time.monotonic() + _LONGEST_WAIT
+    while True:
+        try:
+            return flock(file, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                log.warning("another process has measured products for %.0f s; not waiting longer", _LONGEST_WAIT)
+                return None
+            time.sleep(0.05)
+
+
 def read(card: Card) -> ProductTimes:
     """Returns the times in the file that were measured on this card with these versions."""
     return _read().get(card, {})
@@ -75,7 +116,7 @@ def read(card: Card) -> ProductTimes:
 def add(card: Card, times: Mapping[str, Mapping[int, Milliseconds]]) -> None:
     """Adds times to those in the file, which is replaced as a whole.
 
-    Of two processes that write at the same moment one may miss what the other adds; it is measured again then.
+    Of two processes that write at the same moment without `lock` one may miss what the other adds.
     """
     place = path()
     if place is None:

@@ -11,7 +11,7 @@ import torch
 from decodes import random_model
 from torch import Tensor, nn
 
-from lpd_ext import LPDPipeline, few_rows, ops
+from lpd_ext import LPDPipeline, few_rows, ops, product_table
 from lpd_ext.continuous_batch import ContinuousBatch
 from lpd_ext.cuda_graphs import DecodeGraphs
 from lpd_ext.decode_state import DecodeState, Layout
@@ -232,8 +232,6 @@ def few_rows_of(model: LPDModel) -> few_rows.FewRows | None:
 
 
 def test_they_are_used_where_they_are_asked_for_and_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LPD_PRODUCTS", raising=False)
-    assert few_rows_of(small_model()) is None
     for choice in ("auto", "cublaslt"):
         monkeypatch.setenv("LPD_PRODUCTS", choice)
         assert few_rows_of(small_model()) is None
@@ -241,6 +239,16 @@ def test_they_are_used_where_they_are_asked_for_and_can_be(monkeypatch: pytest.M
     assert few_rows_of(small_model()) is not None
     assert few_rows_of(small_model(torch.float32)) is None
     assert few_rows_of(random_model(32, (4, 4)).bfloat16()) is None  # 50 tokens
+
+
+def test_unless_asked_for_they_are_neither_built_nor_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU has run them yet: without LPD_PRODUCTS the card is not even looked at."""
+    monkeypatch.delenv("LPD_PRODUCTS", raising=False)
+    for name in ("LayerPair", "NormedLayer", "ResidualLayer", "FewRowBlock", "FewRows", "can_multiply_few_rows"):
+        monkeypatch.setattr(f"lpd_ext.model.{name}", None)
+    monkeypatch.setattr(product_table, "card_of", None)
+    assert few_rows.chosen_products() == "cublaslt"
+    assert few_rows_of(small_model()) is None
 
 
 CHANGES: dict[str, Callable[[LPDModel], object]] = {

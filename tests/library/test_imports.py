@@ -39,6 +39,7 @@ LAYERS = (
     ("lpd_ext.model", "lpd_ext.tokenizer"),
     ("lpd_ext.few_rows",),
     ("lpd_ext.product_choice",),
+    ("lpd_ext.product_check",),
     ("lpd_ext.products",),
     ("lpd_ext.linear", "lpd_ext.training_attention", "lpd_ext.orders"),
     ("lpd_ext.priority",),

@@ -51,19 +51,38 @@ def test_stream_shows_the_preview_decoders_pixels_and_ends_with_the_exact_image(
     options: dict[str, Any] = {"seeds": [1, 2], "num_inference_steps": [3, 5]}
     shown = list(pipe.stream([0, 1], **options))
     assert pipe.preview_decoder is not None
-    for preview in shown[:-1]:
+    exact = pipe([0, 1], **options).images
+    near = []  # images shown as previews
+    for preview in shown:
         wanted = by_hand(pipe.preview_decoder, pipe, preview.tokens)
-        got = np.stack([np.asarray(image) for image in preview.images])
-        assert np.abs(got.astype(int) - wanted.astype(int)).max() <= 1  # one where a half is rounded
-    exact = [image.tobytes() for image in pipe([0, 1], **options).images]
-    assert [image.tobytes() for image in shown[-1].images] == exact
-    # The first image was finished two steps before the end, and is exact at the end too.
-    assert [image.tobytes() for image in shown[-2].images] != exact
+        for row, image in enumerate(preview.images):
+            if (preview.tokens[row] >= 0).all():
+                assert image.tobytes() == exact[row].tobytes()
+                continue
+            near.append(row)
+            # one apart where a half is rounded
+            assert np.abs(np.asarray(image).astype(int) - wanted[row].astype(int)).max() <= 1
+    assert near == [0, 1, 0, 1, 1, 1]  # of 3 and 5 steps
     plain = LPDPipeline(pipe.model, pipe.tokenizer, pipe.defaults, pipe.class_names)
     for mine, others in zip(
         pipe.stream([0, 1], exact_previews=True, **options), plain.stream([0, 1], **options), strict=True
     ):
         assert [image.tobytes() for image in mine.images] == [image.tobytes() for image in others.images]
+
+
+def test_images_of_parts_are_exact_as_soon_as_they_are_whole_and_tensors_follow(pipe: LPDPipeline) -> None:
+    pipe.max_images = 1
+    options: dict[str, Any] = {"seeds": [1, 2], "num_inference_steps": 3}
+    exact = pipe([0, 1], **options).images
+    _, _, third, fourth, _, last = pipe.stream([0, 1], **options)
+    assert third.images[0].tobytes() == fourth.images[0].tobytes() == exact[0].tobytes()
+    assert [image.tobytes() for image in last.images] == [image.tobytes() for image in exact]
+    assert pipe.preview_decoder is not None
+    drawing = pipe.drawing(pipe.prepare([0, 1], **options))
+    wanted = by_hand(pipe.preview_decoder, pipe, fourth.tokens)
+    tensor = drawing.images(fourth.tokens, "pt", approximate=True)
+    assert np.abs(VQTokenizer.to_pixels(tensor).numpy().astype(int) - wanted.astype(int)).max() <= 1
+    assert drawing.images(fourth.tokens[:0], "np", approximate=True).shape == (0, 8, 12, 3)
 
 
 def test_previews_of_an_edit_keep_the_known_pixels(pipe: LPDPipeline) -> None:
@@ -127,6 +146,8 @@ def test_a_folder_carries_its_preview_decoder(pipe: LPDPipeline, tmp_path: Path)
     pipe.tokenizer.save(tmp_path / "other.safetensors")
     other = LPDPipeline.from_pretrained(tmp_path / "model", tokenizer=tmp_path / "other.safetensors")
     assert other.preview_decoder is None
+    same = tmp_path / "model" / ".." / "model" / "tokenizer.safetensors"
+    assert LPDPipeline.from_pretrained(tmp_path / "model", tokenizer=same).preview_decoder is not None
     other.save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model" / PREVIEW_FILE).exists()
     # Beside a weight file of any name, it is not taken for the model.

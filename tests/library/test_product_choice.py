@@ -5,10 +5,12 @@ Times come from a stand-in here; what is timed is run, by the CPU's kernels or t
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from lpd_ext import ops, product_choice, product_table
 from lpd_ext import products as timed_products
 from lpd_ext.cuda_graphs import DecodeGraphs
 from lpd_ext.product_choice import known_own_rows, own_rows, row_class
-from lpd_ext.products import ROW_CLASSES, Product, Times, product_calls, step_products
+from lpd_ext.products import ROW_CLASSES, Product, Times, product_calls, random_weights, step_products
 from lpd_ext.sampler import generate
 
 CARD = ("NVIDIA H200", "9.0", "570.124.06", "2.11.0+cu130", "0.1.0")
@@ -71,7 +73,8 @@ def test_classes_are_the_numbers_of_rows_that_kernels_have_tiles_for() -> None:
 @pytest.mark.parametrize("rows", [1, 20])
 def test_both_ways_compute_the_same(kind: str, rows: int) -> None:
     before = torch.get_rng_state()
-    calls = product_calls(Product(kind, 96, 64, torch.bfloat16), rows, CPU, least_weights=2)
+    product = Product(kind, 96, 64, torch.bfloat16)
+    calls = product_calls(product, rows, random_weights(product, CPU, least=2))
     assert torch.get_rng_state().equal(before)
     first, second = calls.weights
     assert not first.equal(second)
@@ -203,19 +206,114 @@ def _not_a_number(*arguments: object) -> torch.Tensor:
     return torch.ops.lpd_ext.normed_linear(*arguments) * float("nan")
 
 
+def _leaves_nothing(*arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
+    scaled, statistics = torch.ops.lpd_ext.residual_linear(*arguments)
+    return torch.zeros_like(scaled), torch.full_like(statistics, float("nan"))
+
+
+def _without_means(scaled: torch.Tensor, statistics: torch.Tensor, *rest: object) -> torch.Tensor:
+    return torch.ops.lpd_ext.normed_linear(scaled, statistics * torch.tensor([0.0, 1.0]), *rest)
+
+
+def _with_slope_7(
+    scaled: torch.Tensor, statistics: torch.Tensor, weight: torch.Tensor, slope: torch.Tensor, *rest: object
+) -> torch.Tensor:
+    return torch.ops.lpd_ext.normed_linear(scaled, statistics, weight, torch.full_like(slope, 7.0), *rest)
+
+
+def _no_shift(*arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
+    slope, shift = torch.ops.lpd_ext.fold_layer_norm(*arguments)
+    return slope, shift * 0.5
+
+
+def _unscaled(*arguments: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    x, _, statistics = torch.ops.lpd_ext.embed_scaled_rows(*arguments, None, None)
+    return x, x.to(torch.bfloat16), statistics
+
+
 @pytest.mark.parametrize(
     ("operator", "wrong"),
-    [("normed_linear", _half), ("normed_linear", _not_a_number), ("residual_linear", _adds_nothing)],
+    [
+        ("normed_linear", _half),
+        ("normed_linear", _not_a_number),
+        ("normed_linear", _without_means),
+        ("normed_linear", _with_slope_7),
+        ("residual_linear", _adds_nothing),
+        ("residual_linear", _leaves_nothing),
+        ("fold_layer_norm", _no_shift),
+        ("embed_scaled_rows", _unscaled),
+    ],
 )
 def test_products_that_are_wrong_on_a_card_are_not_used(
     operator: str, wrong: object, card: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(timed_products, "time_runs", Timer(by_rows(*ROW_CLASSES)))
+    timer = Timer(by_rows(*ROW_CLASSES))
+    monkeypatch.setattr(timed_products, "time_runs", timer)
     monkeypatch.setattr(ops, operator, wrong)
     assert own_rows([(RESIDUAL, NORMED)], CPU) == [set()]
     (record,) = (record for record in caplog.records if record.levelno == logging.WARNING)
-    wanted = rf"our own products are not used, .*: {operator.split('_')[0]} 64x64 bfloat16 of 16 rows is not what the"
-    assert re.match(wanted, record.getMessage())
+    wanted = "residual 64x64 bfloat16 and normed 64x64 bfloat16 of 16 rows are not what the library computes"
+    assert record.getMessage() == f"our own products are not used, they could not be timed: {wanted}"
+    assert timer.calls == 0
+
+
+def test_what_another_process_has_measured_meanwhile_is_taken(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [(RESIDUAL, NORMED)]
+    assert known_own_rows(pairs, CPU) == [None]  # the file is read, and empty
+    times = dict.fromkeys(ROW_CLASSES, (1.0, 2.0))
+    product_table.add(CARD, {product.name: times for product in pairs[0]})
+    timer = Timer(by_rows())
+    monkeypatch.setattr(timed_products, "time_runs", timer)
+    assert own_rows(pairs, CPU) == [set(ROW_CLASSES)]
+    assert timer.calls == 0
+
+
+def test_nobody_else_measures_at_the_same_time(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another descriptor of the lock's file is as another process."""
+
+    def times(_: int) -> tuple[float, float]:
+        place = product_table.path()
+        assert place is not None
+        with place.with_suffix(".lock").open() as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return 1.0, 2.0
+
+    monkeypatch.setattr(timed_products, "time_runs", Timer(times))
+    assert own_rows([(RESIDUAL, NORMED)], CPU) == [set(ROW_CLASSES)]
+
+
+def test_the_log_says_what_is_chosen_once(
+    card: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "lpd_ext")
+    monkeypatch.setattr(timed_products, "time_runs", Timer(by_rows(16, 48)))
+    for _ in range(2):
+        own_rows([(RESIDUAL, NORMED)], CPU)
+    timed, chosen = (record.getMessage() for record in caplog.records)
+    assert timed.startswith("timed 2 products on NVIDIA H200 in ")
+    names = "residual 64x64 bfloat16 and normed 64x64 bfloat16"
+    assert chosen == f"products on NVIDIA H200 for {names}: our own at 16, 48 rows"
+
+
+def test_a_measurement_that_takes_too_long_is_given_up(
+    card: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(product_choice, "_LONGEST", -1.0)
+    monkeypatch.setattr(timed_products, "time_runs", Timer(by_rows(*ROW_CLASSES)))
+    assert own_rows([(RESIDUAL, NORMED)], CPU) == [set()]
+    assert "our own products are not used, they could not be timed: it takes too long" in caplog.text
+
+
+def test_weights_are_many_but_not_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a card whose L2 cache holds half of 3, or of 100,000 weights."""
+    properties = {"L2_cache_size": 3 * 64 * 64}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(**properties))
+    monkeypatch.setattr(timed_products, "_normal", lambda *_: torch.empty)
+    cuda = torch.device("cuda")
+    assert len(random_weights(NORMED, cuda)) == 3
+    assert len(random_weights(NORMED, cuda, least=24)) == 24
+    properties["L2_cache_size"] *= 33_333
+    assert len(random_weights(NORMED, cuda)) == 256
 
 
 def test_a_table_that_lacks_a_number_of_rows_is_measured_again(card: None, monkeypatch: pytest.MonkeyPatch) -> None:

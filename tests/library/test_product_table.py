@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -145,7 +146,8 @@ def test_the_file_stays_small() -> None:
 
 def _add_many(process: int, count: int) -> None:
     for i in range(count):
-        product_table.add(H200, {f"normed {process}x{i} float16": {16: (1.0 + process, 2.0 + i)}})
+        with product_table.lock():
+            product_table.add(H200, {f"normed {process}x{i} float16": {16: (1.0 + process, 2.0 + i)}})
 
 
 def test_two_processes_that_write_at_once_leave_a_whole_file(caplog: pytest.LogCaptureFixture) -> None:
@@ -159,7 +161,17 @@ def test_two_processes_that_write_at_once_leave_a_whole_file(caplog: pytest.LogC
     assert [process.exitcode for process in processes] == [0, 0]
     assert ignored(caplog) == []
     last = product_table.read(H200)
-    assert any(f"normed {process}x29 float16" in last for process in range(2))
+    assert len(last) == 2 * 30
+
+
+def test_a_process_that_keeps_the_lock_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(product_table, "_LONGEST_WAIT", 0.1)
+    with product_table.lock(), product_table.lock():
+        assert ignored(caplog) == ["another process has measured products for 0 s; not waiting longer"]
+    with product_table.lock():
+        assert len(ignored(caplog)) == 1
 
 
 def test_drivers_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +191,14 @@ def test_a_card_is_described_by_all_that_times_depend_on(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(product_table, "_DRIVER", tmp_path / "none")
     product_table._card.cache_clear()
-    wanted = ("NVIDIA H200", "9.0", f"of CUDA {torch.version.cuda}", torch.__version__, _C.__version__)
+    digest = hashlib.sha256(Path(_C.__file__).read_bytes()).hexdigest()
+    wanted = (
+        "NVIDIA H200",
+        "9.0",
+        f"of CUDA {torch.version.cuda}",
+        torch.__version__,
+        f"{_C.__version__} {digest[:12]}",
+    )
     for device in ("cuda", "cuda:3"):
         assert product_table.card_of(torch.device(device)) == wanted
     product_table._card.cache_clear()

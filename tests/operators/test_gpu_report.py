@@ -15,10 +15,13 @@ from typing import Any
 import gpu_report
 import pytest
 import report_measures
+import report_programs
 import torch
 from gpu_report import STEPS, Step, main, parsed, run_steps, to_do
+from report_identity import commit, mark_built
 from report_machine import StandIn
 from report_measures import check_products, summary_of, time_decode
+from report_programs import python_path
 from report_records import Records, attempts, done
 from report_tables import BEGIN, END, page_with, tables_of
 from torch import Tensor
@@ -99,20 +102,73 @@ def test_what_is_done_is_not_done_again(dry_run: Path) -> None:
     assert steps == [*(step.name for step in STEPS), "build"]
 
 
-def test_on_another_machine_the_library_is_built_again(
+def test_the_library_is_built_first_unless_it_is_there_as_it_would_be_built_now(
     records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for step in STEPS:
         if step.name != "profile":
             records.add(step.name, "begin")
             records.add(step.name, "end", status="done", seconds=1.0)
-    monkeypatch.setattr(gpu_report, "SITE", tmp_path / "site")
-    options = parsed([])
-    assert [step.name for step in to_do(records, options)] == ["build", "profile"]
-    (tmp_path / "site" / "lpd_ext").mkdir(parents=True)
-    assert [step.name for step in to_do(records, options)] == ["profile"]
-    assert to_do(records, parsed(["--only", "checks"])) == []
-    assert [step.name for step in to_do(records, parsed(["--only", "checks", "--force"]))] == ["checks"]
+    site = tmp_path / "site"
+    monkeypatch.setattr(gpu_report, "SITE", site)
+
+    def steps(*arguments: str, of: dict[str, Any] = OF) -> list[str]:
+        return [step.name for step in to_do(records, parsed(arguments), of)]
+
+    assert steps() == ["build", "profile"]
+    site.mkdir()
+    mark_built(site, OF)
+    assert steps() == ["profile"]
+    assert steps("--only", "checks") == []
+    assert steps("--only", "checks", "--force") == ["checks"]
+    for name in ("card", "torch", "lpd_ext"):
+        assert steps("--only", "checks", "--force", of=OF | {name: "another"}) == ["build", "checks"]
+    mark_built(site, None)  # as while it is being built
+    assert steps("--only", "checks", "--force") == ["build", "checks"]
+    assert steps("--only", "checks") == []
+    assert steps("--only", "checks", "--force", "--dry-run") == ["checks"]
+
+
+def test_what_is_not_committed_has_another_name(tmp_path: Path) -> None:
+    (tmp_path / "csrc").mkdir()
+    source, page = tmp_path / "csrc" / "source.cu", tmp_path / "page.md"
+    source.write_text("one")
+    without_git = commit(tmp_path)
+    assert without_git.startswith("unknown-")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*git, *arguments], check=True)
+    committed = commit(tmp_path)
+    page.write_text("tables")
+    assert commit(tmp_path) == committed
+    names = {without_git, committed}
+    for text in ("two", "three"):
+        source.write_text(text)
+        names.add(commit(tmp_path))
+    (tmp_path / "csrc" / "new.cu").touch()
+    names.add(commit(tmp_path))
+    assert len(names) == 5
+    assert sum(name.startswith(f"{committed}-dirty-") for name in names) == 3
+
+
+def test_a_module_that_was_deleted_is_not_in_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_programs, "SITE", tmp_path / "site")
+    monkeypatch.setattr(report_programs, "BUILT", tmp_path)
+    (tmp_path / "_C.so").touch()
+    deleted = tmp_path / "site" / "lpd_ext" / "deleted.py"
+    deleted.parent.mkdir(parents=True)
+    deleted.touch()
+    report_programs.install()
+    assert not deleted.exists()
+    assert {"ops.py", "_C.so"} <= {path.name for path in deleted.parent.iterdir()}
+
+
+def test_no_place_is_searched_for_modules_that_nobody_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert python_path(Path("/a")) == "/a"
+    assert python_path() == ""
+    monkeypatch.setenv("PYTHONPATH", "/b:")
+    assert python_path(Path("/a")) == "/a:/b"
 
 
 def test_another_cards_results_are_left_alone(records: Records) -> None:

@@ -80,6 +80,6 @@ def stand_in_inception(seed: int = 0) -> StandInInception:
 
 def save_inception(path: Path, seed: int = 0) -> Path:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", message="`torch.jit")  # of torch: TorchScript is deprecated
         torch.jit.script(stand_in_inception(seed)).save(path)
     return path

@@ -11,16 +11,14 @@ alone; --tables writes those of a folder that came from elsewhere.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import os
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from report_programs import PROGRAMS, ROOT, SITE, Command, gpu, version
+from report_identity import ROOT, SITE, is_built, machine
+from report_programs import PROGRAMS, Command, python_path
 from report_records import Records, attempts, done, ended, identity
 from report_tables import page_with, tables_of
 
@@ -71,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         before = None
     if before is None:
         records.add("", "report", of=of, command=" ".join(["gpu_report.py", *(arguments or sys.argv[1:])]))
-    chosen = to_do(records, options)
+    chosen = to_do(records, options, of)
     failed = run_steps(chosen, options.dry_run, records, options.minutes)
     write_tables(records)
     print(f"{folder}: {', '.join(failed) + ' did not end well' if failed else 'all done'}")
@@ -92,25 +90,15 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def to_do(records: Records, options: argparse.Namespace) -> list[Step]:
-    """Returns the steps that are asked for and not done, the build also where it was done on another machine."""
+def to_do(records: Records, options: argparse.Namespace, of: Mapping[str, Any]) -> list[Step]:
+    """Returns the steps that are asked for and not done, after the build if what was built is not what is there now."""
     is_done = set() if options.force else done(records.read())
-    if not options.dry_run and not (SITE / "lpd_ext").exists():
-        is_done.discard("build")
-    wanted = set(options.only or (step.name for step in STEPS)) - is_done
+    wanted = set(options.only or (step.name for step in STEPS))
+    built = options.dry_run or is_built(SITE, of)
+    wanted -= is_done if built else is_done - {"build"}
+    if wanted and not built:
+        wanted.add("build")
     return [step for step in STEPS if step.name in wanted]
-
-
-def machine(dry_run: bool) -> dict[str, Any]:
-    """Returns what the results are of."""
-    card = {"card": "emulated", "compute capability": "9.0", "driver": "none"} if dry_run else gpu()
-    described = ["git", "-C", str(ROOT), "describe", "--always"]  # the page that is written changes the tree
-    try:
-        commit = subprocess.run(described, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    versions = {"torch": importlib.metadata.version("torch"), "lpd_ext": f"{version()} ({commit})"}
-    return card | versions | {"emulated": dry_run}
 
 
 def run_steps(steps: Sequence[Step], dry_run: bool, records: Records, minutes: float) -> list[str]:
@@ -140,9 +128,9 @@ def run_step(name: str, dry_run: bool, records: Records, seconds: float) -> bool
     folder, begun = records.path.parent, time.monotonic()
     records.add(name, "begin", seconds=round(seconds, 1))
     command = [sys.executable, __file__, "--folder", folder, "--worker", name, "--seconds", str(0.95 * seconds)]
-    places = [] if dry_run else [str(SITE)]  # the library that the first step built
+    places = [] if dry_run else [SITE]  # the library that the first step built
     environment = {
-        "PYTHONPATH": os.pathsep.join([*places, os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": python_path(*places),
         "LPD_CACHE_DIR": str(folder),
         "PYTHONUNBUFFERED": "1",
     }

@@ -14,7 +14,8 @@ import pytest
 import torch
 from lpd_tools.bench.cases import SHAPES, Shape
 from lpd_tools.bench.timing import Times
-from report_programs import BUILT, EMULATED
+from report_identity import BUILT
+from report_programs import EMULATED
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 

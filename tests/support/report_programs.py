@@ -14,9 +14,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-BUILT = ROOT / "build" / "for_gpu"
-SITE = BUILT / "site"
+from report_identity import BUILT, ROOT, SITE, machine, mark_built, version
+
 EMULATED = ROOT / "build" / "emulated"
 # Of each kernel that a decode on a GPU runs; the stand-in has less time.
 TESTED = {
@@ -97,7 +96,9 @@ def build(emulated: bool, folder: Path, seconds: float, add: Add) -> None:
         pybind11 = importlib.util.find_spec("pybind11")
         if pybind11 is None or pybind11.origin is None:
             raise RuntimeError(f"{sys.executable} has no pybind11: install it")
-        architecture = gpu()["compute capability"].replace(".", "")
+        of = machine(dry_run=False)
+        mark_built(SITE, None)
+        architecture = of["compute capability"].replace(".", "")
         options = {
             "LPD_PYTHON_MODULE": "ON",
             "LPD_CUDA": "ON",
@@ -109,13 +110,19 @@ def build(emulated: bool, folder: Path, seconds: float, add: Add) -> None:
         run(cmake, "-S", ROOT, "-B", BUILT, *(f"-D{name}={value}" for name, value in options.items()))
         jobs = str(os.cpu_count() or 1)
         run(cmake, "--build", BUILT, "--parallel", jobs, "--target", "_C", "lpd_gpu_ceilings")
-        for package in (ROOT / "lpd_ext", ROOT / "python" / "lpd_tools"):
-            ignored = shutil.ignore_patterns("*.so", "__pycache__")
-            shutil.copytree(package, SITE / package.name, dirs_exist_ok=True, ignore=ignored)
-        for module in BUILT.glob("_C*.so"):
-            shutil.copy2(module, SITE / "lpd_ext")
+        install()
+        mark_built(SITE, of)
         add("build", architecture=architecture)
     add("built", seconds=round(time.monotonic() - begun, 1))
+
+
+def install() -> None:
+    """Puts the packages of the tree and the module that was built into SITE, and leaves nothing else of them there."""
+    for package in (ROOT / "lpd_ext", ROOT / "python" / "lpd_tools"):
+        shutil.rmtree(SITE / package.name, ignore_errors=True)
+        shutil.copytree(package, SITE / package.name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for module in BUILT.glob("_C*.so"):
+        shutil.copy2(module, SITE / "lpd_ext")
 
 
 def test(emulated: bool, folder: Path, seconds: float, add: Add) -> None:
@@ -160,29 +167,18 @@ def pytest_of(kind: str, files: Sequence[str]) -> list[str]:
 
 def pytest_places() -> dict[str, str]:
     """Returns the paths where pytest finds the modules that tests share."""
-    return {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    return {"PYTHONPATH": python_path(Path(__file__).parent)}
+
+
+def python_path(*first: Path) -> str:
+    """Returns PYTHONPATH with these places before those in it; an empty one would be where Python is started."""
+    others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join([*map(str, first), *filter(None, others)])
 
 
 def _reporting(folder: Path, step: str) -> dict[str, str]:
     of_plugin = {"LPD_REPORT_FOLDER": str(folder), "LPD_REPORT_STEP": step, "PYTEST_ADDOPTS": "-p report_plugin"}
     return of_plugin | pytest_places()
-
-
-def gpu() -> dict[str, str]:
-    """Returns name, compute capability and driver of the first GPU; RuntimeError without one."""
-    query = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
-    try:
-        line = subprocess.run(query, check=True, capture_output=True, text=True).stdout.splitlines()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError) as error:
-        raise RuntimeError("no NVIDIA GPU was found; --dry-run takes the emulator in its place") from error
-    return dict(zip(("card", "compute capability", "driver"), line.split(", "), strict=True))
-
-
-def version() -> str:
-    """Returns the version in pyproject.toml."""
-    found = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
-    assert found is not None
-    return found[1]
 
 
 PROGRAMS: dict[str, Callable[[bool, Path, float, Add], None]] = {"build": build, "tests": test, "sanitizers": sanitize}

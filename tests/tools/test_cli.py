@@ -304,6 +304,8 @@ def test_orders_writes_a_picture(elsewhere: Path) -> None:
 def test_info_says_which_products_are_faster_on_the_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LPD_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv("LPD_PRODUCTS", raising=False)
+    assert "cublaslt; our own if LPD_PRODUCTS is own or auto" in lpd("info").output
+    monkeypatch.setenv("LPD_PRODUCTS", "auto")
     assert "auto (LPD_PRODUCTS), which only GPUs heed" in lpd("info").output
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(product_table, "card_of", lambda _: ("NVIDIA H200", "9.0", "570", "2.11", "0.1.0"))

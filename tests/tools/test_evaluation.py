@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +19,7 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 pytest.importorskip("torchmetrics")
 
-from evaluation_models import DATA, FASHION, noise, save_images, save_small_model, stand_in_inception
+from evaluation_models import DATA, FASHION, noise, save_images, save_inception, save_small_model
 from lpd_tools.cli import app
 from lpd_tools.data.sources import open_data
 from lpd_tools.evaluation import evaluate as evaluate_module
@@ -105,9 +104,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(tmp_path: P
     small, large = save_small_model(tmp_path / "small"), save_small_model(tmp_path / "large", 11, (1, 1, 1, 1))
     real = str(save_images(tmp_path / "real", noise(4)))
     np.savez(tmp_path / "stats.npz", mu=np.zeros(7), sigma=np.eye(7))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.script(stand_in_inception()).save(tmp_path / "inception.pt")
+    save_inception(tmp_path / "inception.pt")
     judge, stats = str(DATA / "judge.safetensors"), str(tmp_path / "stats.npz")
     for model, changes, message in (
         (small, {"reference": real, "judge": judge}, r"the judge reads 32 x 32 images, got \[8, 8\]"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import contextlib
 import io
 import json
 import re
@@ -239,14 +240,40 @@ def test_a_head_that_dribbles_is_given_up_and_so_is_the_second_of_a_connection(a
         assert 1.5 < time.monotonic() - begun < 20
 
 
+def read_answer(connection: socket.socket) -> bytes:
+    """Reads one response with a Content-Length."""
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        answer += connection.recv(10_000)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    (length,) = re.findall(rb"(?i)content-length: (\d+)", head)
+    while len(body) < int(length):
+        body += connection.recv(100_000)
+    return answer
+
+
 def test_answers_and_pauses_between_requests_may_take_longer_than_a_head() -> None:
-    body = {"prompt": "1", "n": 8, "num_inference_steps": 64, "guidance_scale": 3.0}
-    with served("--max-images", "1", "--body-seconds", "0.2") as (address, _), httpx.Client(timeout=PATIENCE) as client:
+    body = json.dumps({"prompt": "1", "n": 8, "num_inference_steps": 64, "guidance_scale": 3.0}).encode()
+    head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    with served("--max-images", "1", "--body-seconds", "0.2") as (address, _), slow_socket(address) as connection:
         for _ in range(2):
-            begun = time.monotonic()
-            assert client.post(f"{address}/v1/images/generations", json=body).status_code == 200
-            assert time.monotonic() - begun > 0.4
+            connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+            assert read_answer(connection).startswith(b"HTTP/1.1 200")
             time.sleep(0.5)
+
+
+def test_a_body_after_a_refused_key_gets_no_second_answer(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("key\n")
+    options = ("--api-keys", str(tmp_path / "keys"), "--body-seconds", "0.2")
+    with served(*options) as (address, _), slow_socket(address) as connection:
+        connection.sendall(b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n")
+        answer = read_answer(connection)
+        assert answer.startswith(b"HTTP/1.1 401")
+        assert b"connection: close" in answer.lower()
+        with contextlib.suppress(OSError):  # closed by then
+            connection.sendall(b"{}  ")
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(1000) == b""
 
 
 def test_more_than_may_wait_is_429(client: Any, address: str) -> None:

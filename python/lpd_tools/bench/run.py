@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,8 @@ from rich.table import Table
 
 from lpd_ext import _C, product_table
 from lpd_ext.pipeline import LPDPipeline
+from lpd_ext.product_check import check_pair
+from lpd_ext.products import Product, step_pairs
 from lpd_ext.state_files import write_text
 from lpd_tools.bench.cases import SHAPES, Case, cases
 from lpd_tools.bench.decode import BASELINES, PUBLISHED, Decode, time_on_cpu, time_on_cuda
@@ -146,17 +148,30 @@ class _Run:
         return [result.at(name, images, step, layers) for result in results]
 
     def products(self, name: str) -> list[Result]:
-        """Times the products, and keeps the times for the decodes that choose by them."""
+        """Times the products, and keeps the times for the decodes that choose by them, unless a product is wrong."""
         results = []
-        for layer, product in products_of(SHAPES[name], self.dtype).items():
+        layers = products_of(SHAPES[name], self.dtype)
+        wrong = self._wrong_pair(layers)
+        for layer, product in layers.items():
             with torch.inference_mode():
                 timed_cases = product_cases(layer, product, self.device)
                 timed = [_time_case(case, self.chosen.repeats, self.device, self.bandwidth) for case in timed_cases]
-            keep(product, timed, self.device)
+            if wrong is None:
+                keep(product, timed, self.device)
             results += timed
         self.console.print(_operator_table(f"Products of {name}, {str(self.dtype).removeprefix('torch.')}", results))
-        self.console.print(f"LPD_PRODUCTS=auto chooses by these times, kept in {product_table.path()}", style="dim")
+        told = f"LPD_PRODUCTS=auto chooses by these times, kept in {product_table.path()}"
+        self.console.print(told if wrong is None else f"times are not kept: {wrong}", style="dim")
         return [result.at(name, 1) for result in results]
+
+    def _wrong_pair(self, layers: Mapping[str, Product]) -> str | None:
+        try:
+            with torch.inference_mode():
+                for pair in step_pairs(layers).values():
+                    check_pair(pair, self.device)
+        except RuntimeError as error:
+            return str(error)
+        return None
 
     def host(self, name: str, images: int) -> list[Result]:
         title = f"Before the first step of {name}, B = {images}"

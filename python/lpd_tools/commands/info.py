@@ -77,6 +77,8 @@ def _products(model: LPDModel) -> str:
     from lpd_ext.products import ROW_CLASSES, step_products
 
     choice, config = chosen_products(), model.config
+    if choice == "cublaslt":
+        return "cublaslt; our own if LPD_PRODUCTS is own or auto"
     if choice != "auto" or not torch.cuda.is_available():
         return f"{choice} (LPD_PRODUCTS)" + ("" if torch.cuda.is_available() else ", which only GPUs heed")
     layers = step_products(config.dim, config.mlp_ratio * config.dim, config.vocab_size, torch.bfloat16)

@@ -118,7 +118,7 @@ class InceptionFeatures:
             )
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", category=DeprecationWarning)  # TorchScript itself is deprecated
+                warnings.filterwarnings("ignore", message="`torch.jit")  # of torch: TorchScript is deprecated
                 self.net = torch.jit.load(path, map_location=device).eval()
         except RuntimeError as error:
             raise ValueError(

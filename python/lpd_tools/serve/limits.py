@@ -66,7 +66,7 @@ class Limits:
                 401,
                 "Incorrect or missing API key: send it as 'Authorization: Bearer <key>'",
                 code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
+                headers={"WWW-Authenticate": "Bearer", "Connection": "close"},  # the body is not read
             )
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:

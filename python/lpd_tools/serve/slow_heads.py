@@ -39,7 +39,9 @@ def impatient(seconds: float) -> type[asyncio.Protocol]:
                 self._deadline = None
 
         def _give_up(self) -> None:
-            if self._has_begun and not self.transport.is_closing():  # else it was made ahead, as browsers do
+            is_body = self.cycle is not None and self.cycle.more_body  # of a request that was answered before it came
+            # A connection without a byte was made ahead, as browsers do.
+            if self._has_begun and not is_body and not self.transport.is_closing():
                 error = ApiError(408, f"the request's head did not arrive within {seconds:g} seconds").response()
                 headers = b"".join(b"%b: %b\r\n" % header for header in error.raw_headers)
                 status = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n"

@@ -12,6 +12,7 @@ from torch import Tensor
 from lpd_ext.drawing import Drawing
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.preview_decoder import PreviewDecoder
+from lpd_tools.checks import check_output
 from lpd_tools.models import load_pipeline
 from lpd_tools.pictures import labelled_grid
 from lpd_tools.png_settings import save_png
@@ -31,6 +32,8 @@ def train_preview(config: PreviewTraining) -> float:
     A PNG beside it shows some of those images, exact and as previews. Raises ValueError for a wrong setting, and the
     errors of `hub.find_model`.
     """
+    check_output(Path(config.out), ".safetensors", name="out")
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pipe = load_pipeline(config.model, device=device)
     held_out = max(1, config.images // 10)

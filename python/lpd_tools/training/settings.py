@@ -123,7 +123,7 @@ class PreviewTraining(Settings):
     draw_batch: int = setting(50, "images drawn at once", range=AT_LEAST_ONE)
     seed: int = setting(1_000_000, "random seed, and that of the first image", range=Range(0, 2**32))
     width: int = setting(48, "channels", range=Range(1, 1024))
-    layers: int = setting(2, "convolutions: cells that far away change a pixel", range=Range(1, 8))
+    layers: int = setting(2, "convolutions: a pixel depends on cells up to that far away", range=Range(1, 8))
     steps: int = setting(3000, "optimisation steps", range=AT_LEAST_ONE)
     batch_size: int = setting(32, "images per step", range=AT_LEAST_ONE)
     learning_rate: float = setting(3e-3, "peak learning rate", range=ANY_AMOUNT)

@@ -8,12 +8,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gpu_report
 import pytest
+import report_identity
 import report_measures
 import report_programs
 import torch
@@ -22,7 +23,7 @@ from report_identity import commit, mark_built
 from report_machine import StandIn
 from report_measures import check_products, summary_of, time_decode
 from report_programs import python_path
-from report_records import Records, attempts, done
+from report_records import Records, attempts, done, replace_text, wrong
 from report_tables import BEGIN, END, page_with, tables_of
 from torch import Tensor
 
@@ -32,6 +33,14 @@ from lpd_ext.cuda_graphs import DecodeGraphs
 NVCC = shutil.which("nvcc")
 SUPPORT = Path(gpu_report.__file__).parent
 OF = {"card": "NVIDIA H200", "compute capability": "9.0", "driver": "570", "torch": "2.11", "lpd_ext": "0.1.0 (abc)"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nobody_edits() -> Iterator[None]:
+    """Gives the sources one name, though they may be edited while tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report_identity, "commit", lambda root: "abc")
+        yield
 
 
 @pytest.fixture
@@ -203,15 +212,74 @@ def test_a_step_that_fails_or_takes_too_long_is_on_record_and_the_next_goes_on(r
 def test_without_the_build_nothing_else_is_tried(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
 
-    def run_step(name: str, dry_run: bool, records: Records, seconds: float) -> bool:
+    def run_step(name: str, dry_run: bool, records: Records, seconds: float) -> None:
         tried.append(name)
         records.add(name, "begin")
         records.add(name, "end", status="failed", seconds=1.0)
-        return False
 
     monkeypatch.setattr(gpu_report, "run_step", run_step)
     run_steps(STEPS, True, records, 10)
     assert tried == ["build"]
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "tests": ({"what": "failed test", "name": "test_it", "said": "E"}, "failed tests: 1"),
+    "checks": ({"what": "check", "within_twice": False, "bits_equal": False, "pair": "proj, fc1", "rows": 4,
+                "error": 1.0, "torchs_error": 0.1}, "failed comparisons: 2"),
+    "decodes": ({"what": "tokens", "batch": 1, "products": "own", "graph_equals_eager": False},
+                "failed comparisons: 1"),
+    "sanitizers": ({"what": "sanitizer", "tool": "racecheck", "status": 0,
+                    "found": "RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)"},
+                   "failed sanitizer runs: 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", list(WRONG))
+def test_a_step_that_finds_something_wrong_is_counted_and_done_again(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record, counted = WRONG[step]
+    finds_it, ran = [True], []
+
+    def run_step(name: str, dry_run: bool, records: Records, seconds: float) -> None:
+        ran.append(name)
+        records.add(name, "begin")
+        if finds_it[0]:
+            records.add(name, **record)
+        records.add(name, "end", status="done", seconds=1.0)
+
+    monkeypatch.setattr(gpu_report, "run_step", run_step)
+    arguments = ["--dry-run", "--folder", str(tmp_path), "--only", step]
+    assert main(arguments) == 1
+    assert f"{step} ... done in 1.0 s, {counted}\n{tmp_path}: {step} did not end well\n" in capsys.readouterr().out
+    assert f"| {step} | done | 1 | **{counted}** |" in (tmp_path / "tables.md").read_text()
+    finds_it[0] = False
+    assert main(arguments) == 0
+    assert "wrong" not in capsys.readouterr().out
+    assert main(arguments) == 0
+    assert ran == [step, step]
+
+
+def test_which_runs_of_sanitizers_are_wrong() -> None:
+    def is_wrong(**values: Any) -> bool:
+        return bool(wrong([{"what": "sanitizer", "tool": "memcheck", "found": ""} | values]))
+
+    assert not is_wrong(status=0, found="ERROR SUMMARY: 0 errors; 12 passed in 3 s")
+    assert not is_wrong(found="not installed")
+    assert is_wrong(status=0, found="ERROR SUMMARY: 0 errors; ERROR SUMMARY: 3 errors")
+    assert is_wrong(status=9, found="")
+    assert is_wrong(status="no time left")
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_times_of_products_are_kept_unless_forced(
+    forced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_report, "run_steps", lambda *_: [])
+    times = tmp_path / "product_times.json"
+    times.touch()
+    assert main(["--dry-run", "--folder", str(tmp_path), *(["--force"] if forced else [])]) == 0
+    assert times.exists() != forced
 
 
 def test_programs_of_a_step_end_with_it(tmp_path: Path) -> None:
@@ -229,10 +297,23 @@ def test_programs_of_a_step_end_with_it(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-def test_a_record_that_was_cut_off_is_left_out(records: Records) -> None:
+def test_what_a_program_of_a_step_started_ends_with_it(tmp_path: Path) -> None:
+    """As a test under compute-sanitizer when its time is over, and the step goes on."""
+    mark = tmp_path / "mark"
+    child = f"import time, pathlib; time.sleep(4); pathlib.Path({str(mark)!r}).touch()"
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    outer = f"import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', {program!r}])"
+    assert report_programs.Command([sys.executable, "-c", outer], tmp_path / "log").wait(2.0) is None
+    time.sleep(5)
+    assert "\nbegun" in (tmp_path / "log").read_text()
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("torn", ['{"step": "checks", "wha', '{"step": "checks", "what": "µ'])
+def test_a_record_that_was_cut_off_is_left_out(torn: str, records: Records) -> None:
     records.add("checks", "begin")
-    with records.path.open("a", encoding="utf-8") as file:
-        file.write('{"step": "checks", "wha')
+    with records.path.open("ab") as file:
+        file.write(torn.encode()[: -1 if torn.endswith("µ") else None])
     assert [record["what"] for record in records.read()] == ["begin"]
     records.add("checks", "end", status="done", seconds=1.0)
     assert [record["what"] for record in records.read()] == ["begin", "end"]
@@ -289,6 +370,17 @@ def test_the_page_gets_the_tables_between_its_marks(records: Records, tmp_path: 
     assert END in first
 
 
+def test_a_page_that_cannot_be_written_whole_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before")
+    with pytest.raises(UnicodeEncodeError):
+        replace_text(page, "x" * 100_000 + "\ud800")
+    assert page.read_text() == "before"
+    replace_text(page, "after")
+    assert page.read_text() == "after"
+    assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
+
+
 def test_a_dry_run_changes_no_page(records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_report, "PAGE", tmp_path / "gpu.md")
     records.add("", "report", of=OF | {"emulated": True}, command="gpu_report.py")
@@ -306,6 +398,14 @@ def test_what_a_profile_says() -> None:
     }
     with pytest.raises(RuntimeError, match="saw no kernel"):
         summary_of([])
+
+
+@pytest.mark.emulated
+def test_cards_without_clusters_have_ceilings_too(dry_run: Path) -> None:
+    program = subprocess.run([StandIn.program, "80"], check=True, capture_output=True, text=True)
+    names = [json.loads(line)["name"] for line in program.stdout.splitlines()]
+    assert "read from memory" in names
+    assert not [name for name in names if "cluster" in name or "block of" in name]
 
 
 @pytest.mark.skipif(NVCC is None, reason="PROGRAM OF THE GPU REPORT NOT COMPILED: no nvcc")
@@ -344,6 +444,26 @@ def test_wrong_products_are_told(mistake: Callable[..., Tensor], which: str, mon
     assert "| **no** |" in "".join(gpu_report.tables_of(
         [{"step": "", "what": "report", "of": OF | {"emulated": True}, "command": ""},
          *({"step": "checks"} | record for record in [{"what": "begin"}, *wrong])]))  # fmt: skip
+
+
+def test_each_decode_is_by_the_products_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the environment says, and whatever a decode uses that is not told."""
+    monkeypatch.setenv("LPD_PRODUCTS", "cublaslt")
+    card = StandIn()
+    monkeypatch.setattr(card, "batches", (1,))
+    used: list[str] = []
+
+    def generate(*arguments: Any) -> Tensor:
+        used.append(os.environ["LPD_PRODUCTS"])
+        return decode(*arguments)
+
+    decode = report_measures.generate
+    monkeypatch.setattr(report_measures, "generate", generate)
+    with torch.no_grad():
+        found = found_by(lambda add: report_measures.decodes(card, add))
+    assert list(dict.fromkeys(used)) == ["own", "cublaslt", "auto"]
+    assert {record["products"] for record in found if record["what"] == "decode"} == {"own", "cublaslt", "auto"}
+    assert os.environ["LPD_PRODUCTS"] == "cublaslt"
 
 
 def test_a_graph_that_draws_other_tokens_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from report_identity import ROOT, SITE, is_built, machine
 from report_programs import PROGRAMS, Command, python_path
-from report_records import Records, attempts, done, ended, identity
+from report_records import Records, attempts, done, ended, identity, replace_text, said_of, wrong
 from report_tables import page_with, tables_of
 
 PAGE = ROOT / "docs" / "results" / "gpu.md"
@@ -46,7 +46,7 @@ STEPS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 1 if a step failed or found no time."""
+    """Exit status: 1 if a step failed, found no time or found something wrong."""
     options = parsed(arguments)
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise SystemExit(f"{folder} has results of {before}, not of {of}: --force begins anew")
         records.path.unlink()
         before = None
+    if options.force:
+        (folder / "product_times.json").unlink(missing_ok=True)  # of LPD_PRODUCTS=auto
     if before is None:
         records.add("", "report", of=of, command=" ".join(["gpu_report.py", *(arguments or sys.argv[1:])]))
     chosen = to_do(records, options, of)
@@ -102,7 +104,7 @@ def to_do(records: Records, options: argparse.Namespace, of: Mapping[str, Any]) 
 
 
 def run_steps(steps: Sequence[Step], dry_run: bool, records: Records, minutes: float) -> list[str]:
-    """Runs steps, each in a process; returns those that failed, or found no time."""
+    """Runs steps, each in a process; returns those that failed, found no time or found something wrong."""
     begun = time.monotonic()
     failed = []
     for step in steps:
@@ -113,18 +115,21 @@ def run_steps(steps: Sequence[Step], dry_run: bool, records: Records, minutes: f
             failed.append(step.name)
             continue
         print(f"{step.name} ...", end=" ", flush=True)
-        if not run_step(step.name, dry_run, records, seconds):
-            failed.append(step.name)
-        end = ended(attempts(records.read())[step.name])
+        run_step(step.name, dry_run, records, seconds)
+        found = records.read()
+        attempt = attempts(found)[step.name]
+        end = ended(attempt)
         assert end is not None
-        print(f"{end['status']} in {end['seconds']} s", flush=True)
+        print(", ".join(filter(None, [f"{end['status']} in {end['seconds']} s", said_of(wrong(attempt))])), flush=True)
+        if step.name not in done(found):
+            failed.append(step.name)
         if failed == ["build"]:  # without which nothing else can be
             break
     return failed
 
 
-def run_step(name: str, dry_run: bool, records: Records, seconds: float) -> bool:
-    """Runs one step; whether it is done."""
+def run_step(name: str, dry_run: bool, records: Records, seconds: float) -> None:
+    """Runs one step, whose last record says how it ended."""
     folder, begun = records.path.parent, time.monotonic()
     records.add(name, "begin", seconds=round(seconds, 1))
     command = [sys.executable, __file__, "--folder", folder, "--worker", name, "--seconds", str(0.95 * seconds)]
@@ -142,7 +147,6 @@ def run_step(name: str, dry_run: bool, records: Records, seconds: float) -> bool
         file.seek(size)
         said = file.read().decode("utf-8", "replace").splitlines()[-20:] if outcome != "done" else []
     records.add(name, "end", status=outcome, seconds=round(time.monotonic() - begun, 1), said=said)
-    return outcome == "done"
 
 
 def work(name: str, dry_run: bool, folder: Path, seconds: float) -> None:
@@ -172,9 +176,9 @@ def write_tables(records: Records) -> None:
     if of is None:
         raise SystemExit(f"{records.path} has no results")
     tables = tables_of(found)
-    (records.path.parent / "tables.md").write_text(tables, encoding="utf-8")
+    replace_text(records.path.parent / "tables.md", tables)
     if not of["emulated"]:
-        PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), tables), encoding="utf-8")
+        replace_text(PAGE, page_with(PAGE.read_text(encoding="utf-8"), tables))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from lpd_ext.sampler import generate
 
 Add = Callable[..., None]  # (what, **values)
 DTYPE = torch.bfloat16
-CHOICES = ("cublaslt", "own", "auto")
+CHOICES = ("own", "cublaslt", "auto")
 
 
 def ceilings(card: Card, add: Add) -> None:

@@ -35,7 +35,10 @@ Add = Callable[..., None]
 
 
 class Command:
-    """A program in a process group of its own, which ends with it; or, within a step, in the step's."""
+    """A program in a process group of its own, which ends with it; or, within a step, in the step's.
+
+    What it has started ends when it is ended, as the tests do that compute-sanitizer runs.
+    """
 
     def __init__(
         self,
@@ -62,6 +65,9 @@ class Command:
         try:
             return self._process.wait(max(seconds, 0.1))
         except subprocess.TimeoutExpired:
+            for process in _started_by(self._process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
             return None
         finally:
             if self._own_group:  # all that is left of it, whether the program has ended or not
@@ -70,6 +76,18 @@ class Command:
             self._process.kill()
             self._process.wait()
             self._log.close()
+
+
+def _started_by(process: int) -> list[int]:
+    """Returns the processes that one has started and that run, and those that they have started."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            parents[int(stat.parent.name)] = int(stat.read_text(errors="replace").rpartition(")")[2].split()[1])
+    found = [process]
+    for parent in found:
+        found += [child for child, its in parents.items() if its == parent]
+    return found[1:]
 
 
 def build(emulated: bool, folder: Path, seconds: float, add: Add) -> None:
@@ -147,7 +165,8 @@ def sanitize(emulated: bool, folder: Path, seconds: float, add: Add) -> None:
         add("sanitizer", tool="compute-sanitizer", found="not installed")
         return
     for i, tool in enumerate(tools):
-        prefix = [] if emulated else [str(sanitizer), "--tool", tool, "--target-processes", "all"]
+        options = ["--tool", tool, "--target-processes", "all", "--error-exitcode", "9"]
+        prefix = [] if emulated else [str(sanitizer), *options]
         size = log.stat().st_size if log.exists() else 0
         share = (seconds - (time.monotonic() - begun)) / (len(tools) - i)
         status = Command([*prefix, *pytest_of(kind, SANITIZED[kind]), "-x"], log, pytest_places()).wait(share)

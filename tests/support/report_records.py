@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+_ANSWERS = ("within_twice", "bits_equal", "graph_equals_eager")
+_ERRORS = re.compile(r"SUMMARY: [1-9]")  # of compute-sanitizer's tools
 
 
 class Records:
@@ -32,11 +37,26 @@ class Records:
         """Returns all records; a last line that was cut off, as by a machine taken away, is left out."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").split("\n")
-        whole, torn = lines[:-1], lines[-1]
-        if torn:  # made whole, so that the next record begins a line of its own
-            self.path.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
-        return [json.loads(line) for line in whole]
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):  # so that the next record begins a line of its own
+            os.truncate(self.path, len(whole))
+        return [json.loads(line) for line in whole.splitlines()]
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file as a whole: a call that is interrupted leaves the one that was there."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def identity(records: Sequence[Record]) -> Mapping[str, Any] | None:
@@ -61,6 +81,22 @@ def ended(attempt: Sequence[Record]) -> Record | None:
 
 
 def done(records: Sequence[Record]) -> set[str]:
-    """Returns the steps that need not be done again."""
-    ends = {step: ended(attempt) for step, attempt in attempts(records).items()}
+    """Returns the steps that need not be done again: they came to their end and found nothing wrong."""
+    ends = {step: ended(attempt) for step, attempt in attempts(records).items() if not wrong(attempt)}
     return {step for step, end in ends.items() if end is not None and end["status"] == "done"}
+
+
+def wrong(attempt: Sequence[Record]) -> Counter[str]:
+    """Counts what an attempt found wrong, by kind; a comparison fails if its answer is no."""
+    counts: Counter[str] = Counter()
+    for record in attempt:
+        counts["failed tests"] += record["what"] == "failed test"
+        counts["failed comparisons"] += sum(record.get(answer) is False for answer in _ANSWERS)
+        if record["what"] == "sanitizer":
+            counts["failed sanitizer runs"] += record.get("status", 0) != 0 or bool(_ERRORS.search(record["found"]))
+    return +counts
+
+
+def said_of(counts: Mapping[str, int]) -> str:
+    """Returns counts of `wrong` in words, such as `failed tests: 3`; "" for none."""
+    return ", ".join(f"{kind}: {count}" for kind, count in counts.items())

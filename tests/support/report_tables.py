@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from report_records import Record, attempts, ended, identity
+from report_records import Record, attempts, ended, identity, said_of, wrong
 
 BEGIN, END = "<!-- make gpu-report writes from here -->", "<!-- to here -->"
 
@@ -31,7 +31,7 @@ def tables_of(records: Sequence[Record]) -> str:
     if of["emulated"]:
         lines += ["**Emulated: no GPU took part. That the steps work is all that these figures say.**", ""]
     by_step = attempts(records)
-    lines += _table(["step", "ended", "seconds"], [_ending(step, found) for step, found in by_step.items()])
+    lines += _table(["step", "ended", "seconds", "wrong"], [_ending(step, found) for step, found in by_step.items()])
     for step, found in by_step.items():
         lines += _SECTIONS[step](found) if step in _SECTIONS else []
     return "\n".join(lines).rstrip() + "\n"
@@ -39,7 +39,9 @@ def tables_of(records: Sequence[Record]) -> str:
 
 def _ending(step: str, found: Sequence[Record]) -> list[str]:
     end = ended(found)
-    return [step, end["status"], f"{end['seconds']:.0f}"] if end else [step, "cut off", ""]
+    ending = [end["status"], f"{end['seconds']:.0f}"] if end else ["cut off", ""]
+    counts = said_of(wrong(found))
+    return [step, *ending, f"**{counts}**" if counts else ""]
 
 
 def _tests(found: Sequence[Record]) -> list[str]:

@@ -2,6 +2,7 @@
 //
 // Bytes read per second from memory and from L2; pushes of shared memory between blocks of a cluster; a barrier of the
 // cluster; a kernel in a graph that does nothing; a model's blocks one after the other.
+#include <cstdlib>
 #include <stdexcept>
 
 #include "common/ptx.cuh"
@@ -116,13 +117,16 @@ double seconds_of_empty(int count, Overlap overlap) {
   return seconds_of(all, overlap) / count;
 }
 
-void measure_ceilings() {
+void measure_memory_and_launches() {
   constexpr int kRounds = kEmulated ? 4 : 1000;
   read_from("read from memory", kEmulated ? 1 << 16 : int64_t{4} << 30, 1);
   read_from("read from L2", kEmulated ? 1 << 16 : int64_t{16} << 20, kEmulated ? 2 : 50);
   print("empty kernel in a graph", 1e6 * seconds_of_empty(kRounds, Overlap::kAllowed), "us");
   print("empty kernel in a graph, made to wait", 1e6 * seconds_of_empty(kRounds, Overlap::kForbidden), "us");
-  if (!can_form_clusters(push_kernel)) return;
+}
+
+void measure_clusters() {
+  constexpr int kRounds = kEmulated ? 4 : 1000;
   print("push of 16 bytes in a cluster, there and seen", 1e9 * seconds_of_push(kRounds, 1, 1), "ns");
   constexpr int kPerThread = 4;
   print("push of 16 KB, per block", 1e-9 * 16 * kThreads * kPerThread / seconds_of_push(kRounds, kThreads, kPerThread),
@@ -133,9 +137,10 @@ void measure_ceilings() {
 }  // namespace
 }  // namespace lpd::bench
 
-int main() {
+// The emulated one takes the compute capability that is to be emulated, such as 80; 90 without it.
+int main([[maybe_unused]] int argc, [[maybe_unused]] char** argv) {
 #ifdef LPD_CUDA_EMULATED
-  lpd::emulator::settings().compute_capability = 90;
+  lpd::emulator::settings().compute_capability = argc > 1 ? std::atoi(argv[1]) : 90;
   lpd::emulator::settings().multiprocessors = 132;
   lpd::emulator::settings().launches_follow = true;
 #else
@@ -143,8 +148,11 @@ int main() {
   lpd::bench::check(cudaGetDeviceCount(&devices));
 #endif
   try {
-    lpd::bench::measure_ceilings();
-    lpd::bench::measure_block_chain();
+    lpd::bench::measure_memory_and_launches();
+    if (lpd::can_form_clusters(lpd::bench::push_kernel)) {  // as our products do, of which the blocks are made
+      lpd::bench::measure_clusters();
+      lpd::bench::measure_block_chain();
+    }
   } catch (const std::runtime_error& error) {
     std::fprintf(stderr, "lpd_gpu_ceilings: %s\n", error.what());
     return 1;

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import report_measures
 import report_programs
 import torch
 from gpu_report import STEPS, Step, main, parsed, run_steps, to_do
-from report_identity import commit, mark_built
+from report_identity import commit, is_built, mark_built
 from report_machine import StandIn
 from report_measures import check_products, summary_of, time_decode
 from report_programs import python_path
@@ -158,6 +159,35 @@ def test_what_is_not_committed_has_another_name(tmp_path: Path) -> None:
     names.add(commit(tmp_path))
     assert len(names) == 5
     assert sum(name.startswith(f"{committed}-dirty-") for name in names) == 3
+
+
+@pytest.mark.skipif(find_spec("pybind11") is None, reason="the build needs pybind11")
+def test_a_build_is_noted_when_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    statuses, noted = [0, 1, 0, 0], []
+
+    class Cmake:
+        def __init__(self, *_: Any) -> None:
+            noted.append(is_built(site, of))
+
+        def wait(self, seconds: float) -> int:
+            return statuses.pop(0)
+
+    monkeypatch.setattr(report_identity, "gpu", lambda: {name: OF[name] for name in list(OF)[:3]})
+    monkeypatch.setattr(report_programs, "Command", Cmake)
+    monkeypatch.setattr(report_programs, "SITE", site)
+    monkeypatch.setattr(report_programs, "BUILT", tmp_path)
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: "cmake")
+    of = report_identity.machine(dry_run=False)
+    mark_built(site, of)
+    with pytest.raises(RuntimeError, match="failed: cmake --build"):
+        report_programs.build(False, tmp_path, 60, lambda *_, **__: None)
+    assert not is_built(site, of)
+    report_programs.build(False, tmp_path, 60, lambda *_, **__: None)
+    assert is_built(site, of)
+    assert not any(noted)
+    assert len(noted) == 4
 
 
 def test_a_module_that_was_deleted_is_not_in_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

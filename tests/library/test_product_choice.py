@@ -365,6 +365,17 @@ def test_pairs_are_chosen_one_by_one(faster: str, card: None, monkeypatch: pytes
     assert generate(model, request_for(model)).shape == (2, 16)
 
 
+def test_layers_are_not_built_for_pairs_that_are_known_to_be_slower(
+    card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for product in step_products(64, 256, 56, torch.bfloat16).values():
+        product_choice.remember(product, {rows: Times(2.0, 1.0) for rows in ROW_CLASSES}, CPU)
+    monkeypatch.setenv("LPD_PRODUCTS", "auto")
+    for name in ("are_plain", "NormedLayer", "ResidualLayer", "FewRows"):
+        monkeypatch.setattr(f"lpd_ext.model.{name}", None)
+    assert few_rows_of(small_model()) is None
+
+
 def test_a_recorded_decode_is_that_of_the_choice(products: None, card: None, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model()
     request = request_for(model)

@@ -293,6 +293,10 @@ def test_the_log_says_what_is_chosen_once(
     assert timed.startswith("timed 2 products on NVIDIA H200 in ")
     names = "residual 64x64 bfloat16 and normed 64x64 bfloat16"
     assert chosen == f"products on NVIDIA H200 for {names}: our own at 16, 48 rows"
+    product_choice.forget()  # as another process, which finds them slower
+    product_choice.remember(NORMED, {rows: Times(9.0, 1.0) for rows in ROW_CLASSES}, CPU)
+    known_own_rows([(RESIDUAL, NORMED)], CPU)
+    assert caplog.messages[2:] == [f"products on NVIDIA H200 for {names}: the library's"]
 
 
 def test_a_measurement_that_takes_too_long_is_given_up(

@@ -57,6 +57,7 @@ class ContinuousBatch:
             capacity = Capacity(max_images, slots, cache_positions=num_tokens, most_rows=0)
             self._state = DecodeState(model, capacity, Filters(False, False))
         self._weights = weights_of(model)
+        self._begun = False  # since the last image came: weights may have been written to before
         # Always the lowest first, so that similar images get the places of those before them.
         self._free_rows, self._free_slots = list(range(max_images)), list(range(slots))
         self._plan_step = lru_cache(maxsize=_STEPS_KEPT)(plan_step)
@@ -90,7 +91,7 @@ class ContinuousBatch:
         ]
         with decoding_modes(self._device):
             self._state.load(request, Places.of(places, self._device))
-            begin(self._state)
+        self._begun = False
         filters = [Filters(k > 0, p < 1) for k, p in zip(request.top_k, request.top_p, strict=True)]
         images = list(map(RunningImage, places, request.schedules, filters))
         self.running += images
@@ -105,6 +106,9 @@ class ContinuousBatch:
         self._state.filters = Filters(any(i.filters.top_k for i in images), any(i.filters.top_p for i in images))
         with decoding_modes(self._device):
             self._follow_weights()
+            if not self._begun:
+                begin(self._state)
+                self._begun = True
             self._draw(places, rows)
         for image in images:
             image.steps_done += 1
@@ -121,7 +125,7 @@ class ContinuousBatch:
                 f"the model was moved to {theirs[0]}, {theirs[1]}; the caches are on {ours[0]}, {ours[1]}"
             )
         self._state.look_up_weights()
-        begin(self._state)
+        self._begun = False
         self._weights = weights
 
     def _draw(self, places: tuple[Place, ...], rows: tuple[tuple[int, int, int], ...]) -> None:

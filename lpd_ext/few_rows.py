@@ -8,7 +8,7 @@ are the default as long as no GPU has run our own.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from lpd_ext import _C, ops, product_table
 from lpd_ext.linear import ResultRows, is_plain, linear_step
-from lpd_ext.product_choice import own_rows, row_class
-from lpd_ext.products import ROW_CLASSES, Pair, Product
+from lpd_ext.product_choice import known_own_rows, own_rows, row_class
+from lpd_ext.products import ROW_CLASSES, Product, step_pairs
 
+OwnRows = Mapping[str, frozenset[int]]  # classes of rows, by the second layer of a pair: fc1, qkv, head
+_MULTIPLES = {"residual": 32, "normed": 8, "normed_gelu": 8}  # that N must be of
 _CHOICES = ("auto", "own", "cublaslt")
 _UNUSED = ResultRows(0)  # plain layers write to memory of their own
 _SHARED_BYTES = 200 * 1024  # per block: fewer hold no product of four times the width of a large model
@@ -36,10 +38,25 @@ def chosen_products() -> str:
     return choice
 
 
-def are_wanted(device: torch.device) -> bool:
-    """Whether our own products may be used on a device: with `own` on any, with `auto` on GPUs, which can time them."""
+def may_be_own(layers: Mapping[str, Product], device: torch.device) -> bool:
+    """Whether decodes with these products may take our own; where times are known, that is decided here."""
     choice = chosen_products()
-    return choice == "own" or (choice == "auto" and product_table.card_of(device) is not None)
+    if choice == "cublaslt" or not can_multiply(layers.values(), device):
+        return False
+    if choice == "own":
+        return True
+    if product_table.card_of(device) is None:  # which nothing can be timed on
+        return False
+    known = known_own_rows(list(step_pairs(layers).values()), device)
+    return any(rows is None or rows for rows in known)
+
+
+def chosen_rows(layers: Mapping[str, Product], device: torch.device) -> OwnRows:
+    """Returns which rows take our own products, after timing what is not known if LPD_PRODUCTS is `auto`."""
+    pairs = step_pairs(layers)
+    if chosen_products() == "own":
+        return dict.fromkeys(pairs, frozenset(ROW_CLASSES))
+    return dict(zip(pairs, own_rows(list(pairs.values()), device), strict=True))
 
 
 class NormedLayer:
@@ -59,11 +76,6 @@ class NormedLayer:
     def out_features(self) -> int:
         """N."""
         return len(self._weight)
-
-    @property
-    def product(self) -> Product:
-        """Returns the product as it is timed."""
-        return Product.of("normed_gelu" if self._gelu else "normed", self._weight)
 
     @property
     def scale(self) -> Tensor:
@@ -95,11 +107,6 @@ class ResidualLayer:
         self._gamma, self._beta, self._eps = norm.weight.detach(), norm.bias.detach(), norm.eps
         self._linear = linear_step(linear, _UNUSED)
 
-    @property
-    def product(self) -> Product:
-        """Returns the product as it is timed."""
-        return Product.of("residual", self._weight)
-
     def __call__(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         return ops.residual_linear(x, rows, self._weight, self._bias, self._gamma)
 
@@ -114,14 +121,8 @@ class LayerPair:
     own_rows: the classes of rows (product_choice.row_class) that take our own.
     """
 
-    def __init__(self, residual: ResidualLayer, normed: NormedLayer) -> None:
-        self.residual, self.normed = residual, normed
-        self.own_rows = frozenset(ROW_CLASSES)
-
-    @property
-    def products(self) -> Pair:
-        """Returns both products as they are timed."""
-        return self.residual.product, self.normed.product
+    def __init__(self, residual: ResidualLayer, normed: NormedLayer, own_rows: frozenset[int]) -> None:
+        self.residual, self.normed, self.own_rows = residual, normed, own_rows
 
     def __call__(self, x: Tensor, rows: Tensor) -> Tensor:
         if row_class(len(rows)) in self.own_rows:
@@ -138,19 +139,12 @@ class FewRowBlock:
 
 
 class FewRows:
-    """The first block's qkv and the blocks of a model, and memory for what is folded."""
+    """The first block's qkv, which `own` has as those of the others, the blocks, and memory for what is folded."""
 
-    def __init__(self, first: NormedLayer, blocks: Sequence[FewRowBlock], device: torch.device) -> None:
+    def __init__(self, first: NormedLayer, blocks: Sequence[FewRowBlock], own: OwnRows, device: torch.device) -> None:
         self.first, self.blocks = first, blocks
-        self._first_rows = frozenset(ROW_CLASSES)
+        self._first_rows, self._all_rows = own["qkv"], frozenset[int]().union(*own.values())
         pairs = [pair for block in blocks for pair in (block.proj_fc1, block.fc2_next)]
-        if chosen_products() == "auto":
-            as_others = (pairs[1].residual.product, first.product)  # the next blocks' qkv
-            distinct = list(dict.fromkeys([as_others, *(pair.products for pair in pairs)]))
-            chosen = dict(zip(distinct, own_rows(distinct, device), strict=True))
-            self._first_rows = chosen[as_others]
-            for pair in pairs:
-                pair.own_rows = chosen[pair.products]
         layers = [(first, self._first_rows), *((pair.normed, pair.own_rows) for pair in pairs)]
         self._layers = [layer for layer, rows in layers if rows]
         sizes = [layer.out_features for layer in self._layers for _ in range(2)]
@@ -159,33 +153,40 @@ class FewRows:
         for layer in self._layers:
             layer.keep(next(vectors), next(vectors))
 
-    @property
-    def are_any(self) -> bool:
-        """Whether some layer is our own product for some number of rows."""
-        return bool(self._layers)
-
     def takes_first(self, rows: int) -> bool:
         """Whether the first block's qkv is our own product for so many rows."""
         return row_class(rows) in self._first_rows
+
+    def takes(self, rows: int) -> bool:
+        """Whether some layer is our own product for so many rows."""
+        return row_class(rows) in self._all_rows
 
     def fold(self) -> None:
         """Folds the weights as they are now, which the first step of a decode needs; it may be recorded in a graph."""
         torch.cat([vector for layer in self._layers for vector in layer.folded()], out=self._vectors)
 
 
-def can_multiply_few_rows(linears: Sequence[nn.Module], norms: Sequence[nn.Module], width: int) -> bool:
-    """Whether our own products take these layers on their device: all plain, of one 16-bit dtype."""
+def can_multiply(products: Iterable[Product], device: torch.device) -> bool:
+    """Whether our own products are there on a device, and take these sizes and dtypes."""
+    return _has_kernels(device) and all(
+        p.dtype in (torch.bfloat16, torch.float16) and p.depth % 32 == 0 and p.features % _MULTIPLES[p.kind] == 0
+        for p in products
+    )
+
+
+def are_plain(linears: Sequence[nn.Module], norms: Sequence[nn.Module], layers: Mapping[str, Product]) -> bool:
+    """Whether these layers multiply and nothing else, all on one device and as `layers` says."""
     weights = [layer.weight for layer in (*linears, *norms) if isinstance(layer, nn.Linear | nn.LayerNorm)]
     plain = all(type(layer) is nn.Linear and is_plain(layer) for layer in linears)
     if not plain or len(weights) < len(linears) + len(norms) or not all(type(norm) is nn.LayerNorm for norm in norms):
         return False
     if any(norm._forward_hooks or norm._forward_pre_hooks or norm.bias is None for norm in norms):
         return False
-    device, dtype = weights[0].device, weights[0].dtype
+    device, dtype = weights[0].device, layers["qkv"].dtype
     if any((weight.device, weight.dtype) != (device, dtype) for weight in weights):
         return False
-    sizes_fit = width % 32 == 0 and all(weight.shape[0] % 8 == 0 and weight.shape[-1] % 32 == 0 for weight in weights)
-    return sizes_fit and dtype in (torch.bfloat16, torch.float16) and _has_kernels(device)
+    shapes = {(product.features, product.depth) for product in layers.values()}
+    return all(tuple(weight.shape) in shapes for weight in weights[: len(linears)])
 
 
 def _has_kernels(device: torch.device) -> bool:

@@ -23,11 +23,14 @@ from lpd_ext.few_rows import (
     LayerPair,
     NormedLayer,
     ResidualLayer,
-    are_wanted,
-    can_multiply_few_rows,
+    are_plain,
+    chosen_products,
+    chosen_rows,
+    may_be_own,
 )
 from lpd_ext.linear import DecodingLinear, ResultRows, linear_step, mlp_step
 from lpd_ext.plan import Step
+from lpd_ext.products import step_products
 from lpd_ext.schedule import check_group_sizes
 from lpd_ext.training_attention import Visibility, attend
 
@@ -273,24 +276,35 @@ class LPDModel(nn.Module):
         return DecodingParts(layers, linear_step(self.head, logit_rows), self._few_rows())
 
     def _few_rows(self) -> FewRows | None:
-        """Layers of our own products, if those are asked for, or faster, and can be had."""
-        if not are_wanted(self.pos_embed.device):
+        """Layers of our own products, if those are asked for, or faster, and can be had.
+
+        What that costs a decode grows from check to check: layers are built last.
+        """
+        if chosen_products() == "cublaslt":
+            return None
+        config, device = self.config, self.pos_embed.device
+        sizes = (config.dim, config.mlp_ratio * config.dim, config.vocab_size)
+        products = step_products(*sizes, self.pos_embed.dtype)
+        if not may_be_own(products, device):
             return None
         blocks = [block for block in self.blocks if isinstance(block, Block)]
         norms = [norm for block in blocks for norm in (block.norm1, block.norm2)] + [self.norm]
         linears = [m for b in blocks for m in (b.attn.qkv, b.attn.proj, b.mlp.fc1, b.mlp.fc2)] + [self.head]
-        if not can_multiply_few_rows(linears, norms, self.config.dim):
+        if not are_plain(linears, norms, products):
             return None
-        following = [(block.norm1, block.attn.qkv) for block in blocks[1:]] + [(self.norm, self.head)]
+        own = chosen_rows(products, device)
+        if not any(own.values()):
+            return None
+        following = [(block.norm1, block.attn.qkv, own["qkv"]) for block in blocks[1:]]
+        following.append((self.norm, self.head, own["head"]))
         few_rows = [
             FewRowBlock(
-                LayerPair(ResidualLayer(b.attn.proj, b.norm2), NormedLayer(b.norm2, b.mlp.fc1, gelu=True)),
-                LayerPair(ResidualLayer(b.mlp.fc2, next_norm), NormedLayer(next_norm, next_linear)),
+                LayerPair(ResidualLayer(b.attn.proj, b.norm2), NormedLayer(b.norm2, b.mlp.fc1, gelu=True), own["fc1"]),
+                LayerPair(ResidualLayer(b.mlp.fc2, norm), NormedLayer(norm, linear), rows),
             )
-            for b, (next_norm, next_linear) in zip(blocks, following, strict=True)
+            for b, (norm, linear, rows) in zip(blocks, following, strict=True)
         ]
-        own = FewRows(NormedLayer(blocks[0].norm1, blocks[0].attn.qkv), few_rows, self.pos_embed.device)
-        return own if own.are_any else None
+        return FewRows(NormedLayer(blocks[0].norm1, blocks[0].attn.qkv), few_rows, own, device)
 
     def decode_step(
         self,

@@ -57,8 +57,11 @@ def known_own_rows(pairs: Sequence[Pair], device: torch.device) -> list[frozense
     """Returns what `own_rows` does without measuring: None for a pair that is not known."""
     card = product_table.card_of(device)
     with _lock:
-        known = {} if card is None else _load(card)
-        return [_faster(known, pair) for pair in pairs]
+        if card is None:
+            return [None] * len(pairs)
+        chosen = [_faster(_load(card), pair) for pair in pairs]
+        _tell(card, pairs, chosen)
+        return chosen
 
 
 def remember(product: Product, times: dict[int, Times], device: torch.device) -> None:
@@ -118,10 +121,10 @@ def _measure(card: Card, pairs: Sequence[Pair], device: torch.device) -> None:
         log.warning("our own products are not used, they could not be timed: %s", error)
 
 
-def _tell(card: Card, pairs: Sequence[Pair], chosen: Sequence[frozenset[int]]) -> None:
+def _tell(card: Card, pairs: Sequence[Pair], chosen: Sequence[frozenset[int] | None]) -> None:
     """Logs each choice when it is first made, for it is part of what draws a picture."""
     for pair, rows in zip(pairs, chosen, strict=True):
-        if _told.get((card, pair)) != rows:
+        if rows is not None and _told.get((card, pair)) != rows:
             _told[card, pair] = rows
             ours = f"our own at {', '.join(map(str, sorted(rows)))} rows" if rows else "the library's"
             log.info("products on %s for %s and %s: %s", card[0], pair[0].name, pair[1].name, ours)

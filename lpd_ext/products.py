@@ -38,12 +38,6 @@ class Product:
     depth: int  # K
     dtype: torch.dtype
 
-    @classmethod
-    def of(cls, kind: Kind, weight: Tensor) -> Product:
-        """Returns the product of a layer with this weight [N, K]."""
-        features, depth = weight.shape
-        return cls(kind, features, depth, weight.dtype)
-
     @property
     def name(self) -> str:
         """The key in a table, such as "normed 3072x1024 bfloat16"."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -22,10 +22,15 @@ from lpd_ext.request import DecodeRequest
 from lpd_ext.weights_key import weights_of
 
 
-def begin(state: DecodeState) -> None:
-    """Computes what steps need of the weights as they are now; to be called before the first step."""
-    if state.parts.few_rows is not None:
-        state.parts.few_rows.fold()
+def begin(state: DecodeState, steps: Sequence[Step] | None = None) -> None:
+    """Computes what steps, or any that may come, need of the weights as they are now; to be called before the first."""
+    few_rows = state.parts.few_rows
+    if few_rows is None:
+        return
+    # The last block leaves out the rows of the context.
+    rows = {n for step in steps or () for n in (step.num_rows, step.num_query_rows) if n}
+    if steps is None or any(map(few_rows.takes, rows)):
+        few_rows.fold()
 
 
 def prefill(state: DecodeState, step: Step) -> None:
@@ -93,7 +98,7 @@ def _decode(model: LPDModel, request: DecodeRequest, cancelled: Callable[[], boo
         plan = layout.plan(model.config.num_tokens, device)
         state = DecodeState(model, plan.capacity, layout.filters)
         state.load(request, plan.places)
-        begin(state)
+        begin(state, plan.steps)
         plan.record_stream()
     for t, step in enumerate(plan.steps):
         if cancelled():
@@ -190,15 +195,14 @@ def _to_capture(model: LPDModel, request: DecodeRequest, plan: Plan) -> Captured
     """A decode of the request's layout, ready to be recorded."""
     state = DecodeState(model, plan.capacity, Filters.of(request))
     state.load(request, plan.places)
-    first, *others = plan.steps
     return CapturedDecode(
-        state, [partial(_begin_and_advance, state, first), *(partial(advance, state, s) for s in others)]
+        state, [partial(_begin_and_advance, state, plan.steps), *(partial(advance, state, s) for s in plan.steps[1:])]
     )
 
 
-def _begin_and_advance(state: DecodeState, step: Step) -> None:
-    begin(state)
-    advance(state, step)
+def _begin_and_advance(state: DecodeState, steps: Sequence[Step]) -> None:
+    begin(state, steps)
+    advance(state, steps[0])
 
 
 def _weights_of(model: LPDModel) -> Hashable:

@@ -224,6 +224,30 @@ def test_steps_of_many_rows_go_the_usual_way(monkeypatch: pytest.MonkeyPatch) ->
     assert logits_of(model, request).equal(usual)
 
 
+def test_weights_are_folded_once_for_steps_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not at all for a decode whose steps all have more rows than our own products take."""
+    folds: list[int] = []
+    fold = few_rows.FewRows.fold
+
+    def counted(self: few_rows.FewRows) -> None:
+        folds.append(1)
+        fold(self)
+
+    monkeypatch.setenv("LPD_PRODUCTS", "own")
+    monkeypatch.setattr(few_rows.FewRows, "fold", counted)
+    model = small_model()
+    generate(model, request_for(model))
+    assert len(folds) == 1
+    generate(model, request_for(model, [1] * 100, steps=1))  # 3,400 rows, the last block 3,200
+    assert len(folds) == 1
+    batch = ContinuousBatch(model, 8)
+    for label in (1, 2, 3, 4):
+        batch.admit(request_for(model, [label]))
+    batch.advance()
+    batch.advance()
+    assert len(folds) == 2
+
+
 def few_rows_of(model: LPDModel) -> few_rows.FewRows | None:
     caches = torch.empty(
         2, model.config.depth, 1, model.config.heads, 1, model.config.head_dim, dtype=model.content.dtype
@@ -244,7 +268,7 @@ def test_they_are_used_where_they_are_asked_for_and_can_be(monkeypatch: pytest.M
 def test_unless_asked_for_they_are_neither_built_nor_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU has run them yet: without LPD_PRODUCTS the card is not even looked at."""
     monkeypatch.delenv("LPD_PRODUCTS", raising=False)
-    for name in ("LayerPair", "NormedLayer", "ResidualLayer", "FewRowBlock", "FewRows", "can_multiply_few_rows"):
+    for name in ("LayerPair", "NormedLayer", "ResidualLayer", "FewRowBlock", "FewRows", "may_be_own", "are_plain"):
         monkeypatch.setattr(f"lpd_ext.model.{name}", None)
     monkeypatch.setattr(product_table, "card_of", None)
     assert few_rows.chosen_products() == "cublaslt"

@@ -293,6 +293,10 @@ def test_the_log_says_what_is_chosen_once(
     assert timed.startswith("timed 2 products on NVIDIA H200 in ")
     names = "residual 64x64 bfloat16 and normed 64x64 bfloat16"
     assert chosen == f"products on NVIDIA H200 for {names}: our own at 16, 48 rows"
+    product_choice.forget()  # as another process, which finds them slower
+    product_choice.remember(NORMED, {rows: Times(9.0, 1.0) for rows in ROW_CLASSES}, CPU)
+    known_own_rows([(RESIDUAL, NORMED)], CPU)
+    assert caplog.messages[2:] == [f"products on NVIDIA H200 for {names}: the library's"]
 
 
 def test_a_measurement_that_takes_too_long_is_given_up(
@@ -363,6 +367,17 @@ def test_pairs_are_chosen_one_by_one(faster: str, card: None, monkeypatch: pytes
     assert chosen.takes_first(20) == (faster == "qkv")  # as the next blocks' qkv
     assert not chosen.takes_first(ROW_CLASSES[-1] + 1)
     assert generate(model, request_for(model)).shape == (2, 16)
+
+
+def test_layers_are_not_built_for_pairs_that_are_known_to_be_slower(
+    card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for product in step_products(64, 256, 56, torch.bfloat16).values():
+        product_choice.remember(product, {rows: Times(2.0, 1.0) for rows in ROW_CLASSES}, CPU)
+    monkeypatch.setenv("LPD_PRODUCTS", "auto")
+    for name in ("are_plain", "NormedLayer", "ResidualLayer", "FewRows"):
+        monkeypatch.setattr(f"lpd_ext.model.{name}", None)
+    assert few_rows_of(small_model()) is None
 
 
 def test_a_recorded_decode_is_that_of_the_choice(products: None, card: None, monkeypatch: pytest.MonkeyPatch) -> None:

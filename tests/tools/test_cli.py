@@ -40,7 +40,7 @@ from rich.console import Console
 from training_runs import LPD
 from typer.testing import CliRunner, Result
 
-from lpd_ext import LPDPipeline, __version__, ops, product_choice, product_table, products
+from lpd_ext import LPDPipeline, __version__, few_rows, ops, product_choice, product_table, products
 from lpd_ext.drawing import Drawing
 from lpd_ext.orders import ORDER_POLICIES
 
@@ -306,11 +306,15 @@ def test_info_says_which_products_are_faster_on_the_card(monkeypatch: pytest.Mon
     monkeypatch.delenv("LPD_PRODUCTS", raising=False)
     assert "cublaslt; our own if LPD_PRODUCTS is own or auto" in lpd("info").output
     monkeypatch.setenv("LPD_PRODUCTS", "auto")
-    assert "auto (LPD_PRODUCTS), which only GPUs heed" in lpd("info").output
+    assert "auto (LPD_PRODUCTS), but there is no GPU" in lpd("info").output
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(product_table, "card_of", lambda _: ("NVIDIA H200", "9.0", "570", "2.11", "0.1.0"))
     product_choice.forget()
-    assert "auto: our own or cublaslt, not timed yet; the first decode does it" in lpd("info").output
+    monkeypatch.setattr(few_rows, "_has_kernels", lambda _: False)
+    assert "cublaslt, though LPD_PRODUCTS is auto: this GPU, build or model has no other" in lpd("info").output
+    monkeypatch.setattr(few_rows, "_has_kernels", lambda _: True)
+    told = "auto: no times of this GPU and build yet; a decode takes them, or logs why our own are not used"
+    assert told in " ".join(lpd("info").output.split())
     for name, product in products.step_products(192, 768, 512, torch.bfloat16).items():  # of the bundled model
         most = {"head": 0, "fc1": 32}.get(name, 192)
         times = {rows: products.Times(*((1.0, 2.0) if rows <= most else (8.0, 2.0))) for rows in products.ROW_CLASSES}

@@ -72,23 +72,27 @@ def _products(model: LPDModel) -> str:
     """Says which products decodes of this model in bfloat16 take on the current GPU."""
     import torch
 
-    from lpd_ext.few_rows import chosen_products
+    from lpd_ext.few_rows import can_multiply, chosen_products
     from lpd_ext.product_choice import known_own_rows
-    from lpd_ext.products import ROW_CLASSES, step_products
+    from lpd_ext.products import FOLLOWING, ROW_CLASSES, step_pairs, step_products
 
     choice, config = chosen_products(), model.config
     if choice == "cublaslt":
         return "cublaslt; our own if LPD_PRODUCTS is own or auto"
-    if choice != "auto" or not torch.cuda.is_available():
-        return f"{choice} (LPD_PRODUCTS)" + ("" if torch.cuda.is_available() else ", which only GPUs heed")
+    if not torch.cuda.is_available():
+        return f"{choice} (LPD_PRODUCTS), but there is no GPU"
+    device = torch.device("cuda")
     layers = step_products(config.dim, config.mlp_ratio * config.dim, config.vocab_size, torch.bfloat16)
-    pairs = [("proj", "fc1"), ("fc2", "qkv"), ("fc2", "head")]
-    known = known_own_rows([(layers[a], layers[b]) for a, b in pairs], torch.device("cuda"))
+    if not can_multiply(layers.values(), device):
+        return f"cublaslt, though LPD_PRODUCTS is {choice}: this GPU, build or model has no other"
+    if choice == "own":
+        return "own (LPD_PRODUCTS)"
+    known = known_own_rows(list(step_pairs(layers).values()), device)
     if None in known:
-        return "auto: our own or cublaslt, not timed yet; the first decode does it"
+        return "auto: no times of this GPU and build yet; a decode takes them, or logs why our own are not used"
     found = (", ".join(str(rows) for rows in ROW_CLASSES if rows in (own or ())) or "no" for own in known)
     return "auto: our own for " + "; ".join(
-        f"{a} and {b} at {rows} rows" for (a, b), rows in zip(pairs, found, strict=True)
+        f"{a} and {b} at {rows} rows" for (a, b), rows in zip(FOLLOWING, found, strict=True)
     )
 
 

@@ -326,7 +326,12 @@ MISTAKES = {
     "waits_for_the_phase_before": Mistake(
         "residual_linear", "stopped", "static_cast<unsigned>(tile / 2 % 2)", "static_cast<unsigned>(1 - tile / 2 % 2)"
     ),
-    "mbarriers_not_shown": Mistake("residual_linear", "stopped", "ptx::fence_mbarrier_init();", ""),
+    "mbarriers_not_shown": Mistake(
+        "residual_linear",
+        "stopped",
+        "ptx::mbarrier_init(barriers_ + 1, 1);\n      ptx::fence_mbarrier_init();",
+        "ptx::mbarrier_init(barriers_ + 1, 1);",
+    ),
     "receives_over_the_rows": Mistake(
         "residual_linear", "differs", "shared + plan.received_begin", "shared + plan.rows_begin"
     ),

@@ -396,7 +396,8 @@ def judge(name: str, memory: Memory, call: Call, result: object, extreme: bool) 
             x, scaled, statistics = result
             size = 16 * (wanted[0].abs().amax(-1, keepdim=True) + 1) if wanted[0].numel() else 0.0
             assert_near(x, wanted[0], torchs[0], size, extreme)
-            assert_same(scaled, (x * before["scale"].float()).to(scaled.dtype), "scaled")
+            expected = (x * before["scale"].float()).to(scaled.dtype)
+            assert scaled.allclose(expected, rtol=0, atol=0, equal_nan=True), "scaled differs"
             groups = x.double().unflatten(1, (-1, 32))
             means = groups.mean(2, keepdim=True)
             exact = torch.cat([means, ((groups - means) ** 2).sum(2, keepdim=True)], 2)

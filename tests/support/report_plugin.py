@@ -9,12 +9,18 @@ import pytest
 from report_records import Records
 
 _passed = 0
+_shared_out = False  # this process runs tests for another one, which sees all reports
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _shared_out
+    _shared_out = hasattr(config, "workerinput")  # not by xdist's variables, which its processes' children inherit
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     global _passed
     folder, step = os.environ["LPD_REPORT_FOLDER"], os.environ["LPD_REPORT_STEP"]
-    if "PYTEST_XDIST_WORKER" in os.environ:  # the process that shares out the tests sees all reports
+    if _shared_out:
         return
     if report.failed:
         text = report.longreprtext.strip().splitlines()
@@ -27,7 +33,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    if "PYTEST_XDIST_WORKER" not in os.environ:
+    if not _shared_out:
         _add_passed()
 
 

@@ -46,7 +46,7 @@ def test_a_recording_is_the_pipelines_drawing_step_by_step(pipe: LPDPipeline) ->
     assert len(recording.seconds) == len(recording.pictures) == 6
     assert recording.seconds == sorted(recording.seconds)
     assert recording.seconds[0] > 0
-    previews = list(pipe.stream([8, 9], **options))
+    previews = list(pipe.stream([8, 9], exact_previews=True, **options))
     for group, preview in enumerate(previews):
         assert np.array_equal(recording.group_of <= group, (preview.tokens >= 0).numpy())
         for found, wanted in zip(recording.pictures[group], preview.images, strict=True):

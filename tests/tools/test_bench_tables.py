@@ -78,10 +78,12 @@ def test_what_lpd_bench_writes_can_be_read(tmp_path: Path, monkeypatch: pytest.M
         ("time_on_cpu", [replace(row, note="")]),
         ("time_training", [row]),
         ("time_host", [row]),
+        ("time_previews", [row]),
         ("time_decoders", [replace(row, note="50 dB")]),
         ("time_images", [row, Result(operator="cold process", seconds=[1.0] * 4, ratios={})]),
     ):
         monkeypatch.setattr(bench_run, name, lambda *_, results=results: results)
+    monkeypatch.setattr(bench_run, "published_size", lambda: None)
     monkeypatch.setattr(bench_run, "copy_bandwidth", lambda *_: 1e9)
     file = tmp_path / "python.json"
     parts = [part for part in Part if part not in (Part.operators, Part.products)]  # which only a GPU has
@@ -92,5 +94,5 @@ def test_what_lpd_bench_writes_can_be_read(tmp_path: Path, monkeypatch: pytest.M
     assert list(written[0].items()) == list(decode.items())  # in this order
     assert [Result.from_json(row).to_json() for row in written] == written
     lines = tables_of(file)
-    assert sum(line.startswith("| ours |") for line in lines) == len(parts)
+    assert sum(line.startswith("| ours |") for line in lines) == len(parts) + 1  # previews of two sizes
     assert "| cold process | 256 px, B = 1 | 1.00 s |" in lines

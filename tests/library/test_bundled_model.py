@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -66,3 +67,13 @@ def test_class_names_and_defaults(pipe: LPDPipeline) -> None:
     assert pipe.defaults.num_inference_steps == 10
     with pytest.raises(ValueError, match="'hat' is not a class name"):
         pipe("hat")
+
+
+def test_previews_are_near_the_exact_images(pipe: LPDPipeline) -> None:
+    """Its preview decoder was trained on seeds from 1,000,000 on, at 23.9 dB on those held out."""
+    drawing = pipe.drawing(pipe.prepare([]))
+    tokens = pipe(list(range(10)) * 2, seeds=list(range(20)), output_type="tokens").tokens
+    exact, near = (drawing.images(tokens, "np", approximate=approximate).astype(float) for approximate in (False, True))
+    decibels = 10 * np.log10(255**2 / ((exact - near) ** 2).mean((1, 2, 3)))
+    assert decibels.mean() > 22
+    assert decibels.min() > 15

@@ -141,8 +141,8 @@ def test_another_cards_results_are_left_alone(records: Records) -> None:
     assert records.path.read_bytes() == before
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # where there is no nvidia-smi
     with pytest.raises(SystemExit, match="no NVIDIA GPU was found; --dry-run takes the emulator in its place"):
         main(["--folder", str(tmp_path)])
 

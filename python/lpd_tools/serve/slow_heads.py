@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lpd_tools.serve.errors import ApiError
 
@@ -12,13 +13,11 @@ from lpd_tools.serve.errors import ApiError
 def impatient(seconds: float) -> type[asyncio.Protocol]:
     """Returns uvicorn's HTTP protocol with that limit for the line and headers of a request."""
 
-    class ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # chosen when uvicorn is imported
-        _deadline: asyncio.TimerHandle | None = None
-        _has_begun = False
-
-        def connection_made(self, transport: asyncio.Transport) -> None:
-            super().connection_made(transport)
-            self._deadline = self.loop.call_later(seconds, self._give_up)
+    class ImpatientProtocol(H11Protocol):
+        def __init__(self, *args: Any, **options: Any) -> None:  # for each connection
+            super().__init__(*args, **options)
+            self._has_begun = False
+            self._deadline: asyncio.TimerHandle | None = self.loop.call_later(seconds, self._give_up)
 
         def data_received(self, data: bytes) -> None:
             self._has_begun, before = True, self.cycle

@@ -138,6 +138,7 @@ SampleTokensParams sample_tokens_params(const Arrays& arrays, int64_t tokens, in
   p.seed = arrays.seed.data();
   p.cell = arrays.cell.data();
   p.logits_stride = vocab_size + padding;
+  p.num_rows = 2 * int64_t{tokens};
   p.guidance_stride = p.temperature_stride = p.top_k_stride = p.top_p_stride = p.seed_stride = 1;
   p.num_tokens = tokens;
   p.vocab_size = vocab_size;

@@ -326,12 +326,14 @@ lpd::SampleTokensParams mixed_rows(const Tensor& logits, const Tensor& condition
   params.conditional_row = static_cast<const int32_t*>(conditional_row.const_data_ptr());
   params.unconditional_row = static_cast<const int32_t*>(unconditional_row.const_data_ptr());
   params.logits_stride = logits.stride(0);
+  params.num_rows = logits.size(0);
   params.vocab_size = static_cast<int32_t>(vocab_size);
   return params;
 }
 
 // Of one token; values of CUDA tensors are not looked at.
-void check_sampling_values(const lpd::SampleTokensParams& params, int64_t m, int64_t rows) {
+void check_sampling_values(const lpd::SampleTokensParams& params, int64_t m) {
+  const int64_t rows = params.num_rows;
   check(params.conditional_row[m] >= 0 && params.conditional_row[m] < rows, "conditional_row[", m,
         "] = ", params.conditional_row[m], " must be in [0, ", rows, ")");
   check(params.unconditional_row[m] >= -1 && params.unconditional_row[m] < rows, "unconditional_row[", m,
@@ -374,7 +376,7 @@ Tensor sample_tokens(const Tensor& logits, const Tensor& conditional_row, const 
   params.cell = static_cast<const int64_t*>(cell.const_data_ptr());
   params.guidance_stride = params.temperature_stride = params.top_k_stride = params.top_p_stride = params.seed_stride =
       1;
-  for (int64_t m = 0; m < tokens && values_readable(logits); ++m) check_sampling_values(params, m, logits.size(0));
+  for (int64_t m = 0; m < tokens && !on_cuda_kernels(logits); ++m) check_sampling_values(params, m);
   Tensor result = torch::stable::new_empty(seed, {tokens});
   params.tokens = static_cast<int64_t*>(result.mutable_data_ptr());
   draw_tokens(logits, params);
@@ -454,7 +456,7 @@ void sample_step(const Tensor& logits, const Tensor& conditional_row, const Tens
   // CUDA kernels look at the tables themselves.
   for (int64_t m = 0; m < tokens && !on_cuda_kernels(logits); ++m) {
     check_step_values(params, m);
-    check_sampling_values(params, m, logits.size(0));
+    check_sampling_values(params, m);
   }
   const bool on_cuda = on_cuda_kernels(logits);
   Tensor drawn = torch::stable::new_empty(seeds, {on_cuda ? 0 : tokens});

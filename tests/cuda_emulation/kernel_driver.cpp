@@ -9,11 +9,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <new>
 #include <optional>
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "common/cpu_kernels.h"
@@ -457,6 +460,8 @@ void sample_into_tables(SampleTokensParams p) {
   constexpr int64_t kImages = 2, kCells = 3, kColumns = kCells + 2;
   Array<int64_t> image, token_index, write_index, twin_index, positions((kImages + 1) * kColumns, 0);
   Array<float> guidance;
+  Array<int32_t> conditional_row(p.conditional_row, p.conditional_row + p.num_tokens);
+  Array<int32_t> unconditional_row(p.unconditional_row, p.unconditional_row + p.num_tokens);
   for (int64_t m = 0; m < kImages * kCells; ++m) {
     const int64_t b = m / kCells, n = m % kCells;
     image.push_back(b);
@@ -468,24 +473,35 @@ void sample_into_tables(SampleTokensParams p) {
   }
   p.guidance = guidance.data();
   p.guidance_stride = kCells;
-  // Of a last token whose entry in a table is outside, which only the CUDA kernel looks at, nothing is drawn.
+  p.conditional_row = conditional_row.data();
+  p.unconditional_row = unconditional_row.data();
+  // Of a last token that has a row or an entry outside, which only the CUDA kernel looks at, nothing is drawn.
   struct Entry {
-    Array<int64_t>* table;
-    int64_t at, outside;
+    std::function<int64_t(int64_t)> exchange;  // returns what was there before
+    int64_t outside;
+  };
+  const auto entry = [](auto& table, int64_t at) {
+    using Value = std::decay_t<decltype(table[at])>;
+    return [&table, at](int64_t value) -> int64_t { return std::exchange(table[at], static_cast<Value>(value)); };
   };
   const int64_t last = p.num_tokens - 1;
-  std::vector<Entry> entries{{&image, last, image[last]}};  // which is right
+  std::vector<Entry> entries{{entry(image, last), image[last]}};  // which is right
   if (p.vocab_size == 50) {
-    entries.insert(entries.end(), {{&image, last, kImages},
-                                   {&image, last, -1},
-                                   {&token_index, last, kCells},
-                                   {&write_index, last, -1},
-                                   {&twin_index, last, (kImages + 1) * kColumns},
-                                   {&positions, write_index[last], 0},
-                                   {&positions, write_index[last], kCells + 1}});
+    entries.insert(entries.end(), {{entry(conditional_row, last), p.num_rows},
+                                   {entry(conditional_row, last), -1},
+                                   {entry(unconditional_row, last), p.num_rows},
+                                   {entry(unconditional_row, last), -2},
+                                   {entry(image, last), kImages},
+                                   {entry(image, last), -1},
+                                   {entry(token_index, last), kCells},
+                                   {entry(write_index, last), -1},
+                                   {entry(twin_index, last), (kImages + 1) * kColumns},
+                                   {entry(positions, write_index[last]), 0},
+                                   {entry(positions, write_index[last]), kCells + 1}});
   }
-  for (const auto& [table, at, outside] : entries) {
-    const int64_t right = (*table)[at], drawn = right == outside ? p.num_tokens : last;
+  for (const auto& [exchange, outside] : entries) {
+    const int64_t right = exchange(outside), drawn = right == outside ? p.num_tokens : last;
+    exchange(right);
     check(cpu_kernels().sample_tokens, drawn, launch_sample_tokens, p, [&](const auto& run) -> Outputs {
       Array<int64_t> contents(positions.size(), -1), grid(kImages * kCells, -1);
       p.tables = {image.data(),
@@ -499,9 +515,9 @@ void sample_into_tables(SampleTokensParams p) {
                   kCells,
                   static_cast<int64_t>(positions.size())};
       write_in_the_launch_before(image, token_index, write_index, twin_index, positions, contents, grid);
-      (*table)[at] = outside;
+      exchange(outside);
       run();
-      (*table)[at] = right;
+      exchange(right);
       return {{"contents", bytes_of(contents)}, {"grid", bytes_of(grid)}};
     });
   }

@@ -242,7 +242,7 @@ MISTAKES = {
         "sample_tokens",
         "stopped",
         "ptx::follow_launch_before();  // which wrote the logits",
-        "if (!is_inside(p, m)) return;\n  ptx::follow_launch_before();",
+        "if (p.conditional_row[m] < 0) return;\n  ptx::follow_launch_before();",
     ),
     "sums_without_barrier": Mistake(
         "sample_tokens",
@@ -282,6 +282,12 @@ MISTAKES = {
     "a_twin_that_is_not_there": Mistake("sample_tokens", "ASan", "if (tables.twin_index[m] >= 0) tables", "tables"),
     "grid_in_drawing_order": Mistake(
         "sample_tokens", "differs", "* tables.num_cells + settings.cell]", "* tables.num_cells + tables.token_index[m]]"
+    ),
+    "a_row_too_many": Mistake(
+        "sample_tokens", "ASan", "within(conditional_row, 0, p.num_rows)", "within(conditional_row, 0, p.num_rows + 1)"
+    ),
+    "a_row_below_for_no_guidance": Mistake(
+        "sample_tokens", "differs", "within(unconditional_row, -1, p.", "within(unconditional_row, -2, p."
     ),
     "an_image_too_many": Mistake(
         "sample_tokens",

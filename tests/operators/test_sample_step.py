@@ -76,6 +76,8 @@ def test_settings_lie_at_any_stride(backend: torch.device) -> None:
 
 
 WRONG = {
+    "conditional row": ("conditional_row", 2**31 - 1, r"conditional_row\[1\] = 2147483647 must be in \[0, \d+\)"),
+    "unconditional row": ("unconditional_row", -2, r"unconditional_row\[1\] = -2 must be in \[-1, \d+\)"),
     "image": ("image", -1, r"image\[1\] = -1 must be in \[0, \d+\)"),
     "token index": ("token_index", 99, r"token_index\[1\] = 99 must be in \[0, \d+\)"),
     "write index": ("write_index", 9999, r"write_index\[1\] = 9999 must be in \[0, \d+\)"),

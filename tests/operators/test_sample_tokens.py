@@ -383,13 +383,9 @@ WRONG_VALUES: dict[str, tuple[Callable[[Arguments], Arguments], str]] = {
     "top_p 1.5": (lambda a: set_value(a, "top_p", 1.5), r"top_p\[2\] = 1\.5 must be in \(0, 1\]"),
     "top_p nan": (lambda a: set_value(a, "top_p", math.nan), r"top_p\[2\] = -?nan must be in \(0, 1\]"),
     "top_k": (lambda a: set_value(a, "top_k", -1), r"top_k\[2\] = -1 must be >= 0"),
-    "conditional_row": (lambda a: set_value(a, "conditional_row", 4), r"conditional_row\[2\] = 4 must be in \[0, 4\)"),
-    "negative row": (lambda a: set_value(a, "conditional_row", -1), r"conditional_row\[2\] = -1 must be in \[0, 4\)"),
-    "unconditional_row": (
-        lambda a: set_value(a, "unconditional_row", -2),
-        r"unconditional_row\[2\] = -2 must be in \[-1, 4\)",
-    ),
 }
+
+WRONG_ROWS = {"conditional_row": (-(2**31), -1, 4, 2**31 - 1), "unconditional_row": (-(2**31), -2, 4, 2**31 - 1)}
 
 WRONG_ARGUMENTS: dict[str, tuple[Callable[[Arguments], Arguments], str]] = {
     "shape": (lambda a: a._replace(seed=a.seed[:2].clone()), r"seed must have shape \[M\] = \[3\], got \[2\]"),
@@ -444,11 +440,32 @@ def test_errors_name_the_argument(name: str, backend: torch.device) -> None:
 
 
 @pytest.mark.parametrize("name", WRONG_VALUES)
-def test_errors_name_argument_and_value(name: str, host_backend: torch.device) -> None:
+def test_errors_name_argument_and_value(name: str, cpu_backend: torch.device) -> None:
     spoil, message = WRONG_VALUES[name]
     with pytest.raises(RuntimeError, match=message):
-        spoil(example()).draw(host_backend)
-    assert_follows_tree(example().draw(host_backend), example(), example().probabilities())
+        spoil(example()).draw(cpu_backend)
+    assert_follows_tree(example().draw(cpu_backend), example(), example().probabilities())
+
+
+@pytest.mark.parametrize(("name", "row"), [(name, row) for name, rows in WRONG_ROWS.items() for row in rows])
+def test_rows_that_the_logits_have_not(name: str, row: int, backend: torch.device, on_cuda_kernels: bool) -> None:
+    """An error on the CPU; CUDA kernels say -1 without reading outside, and draw the other tokens."""
+    args = set_value(example(), name, row)
+    if on_cuda_kernels:
+        assert args.draw(backend).tolist() == [*example().draw(backend)[:2].tolist(), -1]
+    else:
+        allowed = r"\[0, 4\)" if name == "conditional_row" else r"\[-1, 4\)"
+        with pytest.raises(RuntimeError, match=rf"{name}\[2\] = {row} must be in {allowed}"):
+            args.draw(backend)
+
+
+def test_logits_without_rows(backend: torch.device, on_cuda_kernels: bool) -> None:
+    args = example()._replace(logits=torch.zeros(0, 37))
+    if on_cuda_kernels:
+        assert args.draw(backend).tolist() == [-1, -1, -1]
+    else:
+        with pytest.raises(RuntimeError, match=r"conditional_row\[0\] = 0 must be in \[0, 0\)"):
+            args.draw(backend)
 
 
 @pytest.mark.parametrize("name", NOTHING_TO_DRAW)

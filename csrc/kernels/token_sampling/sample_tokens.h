@@ -43,9 +43,10 @@ struct SampleTokensParams {
   const float* top_p;                // [M], 1: off; or nullptr: off for all
   const int64_t* seed;               // [M], Philox key
   const int64_t* cell;               // [M], grid cell, Philox counter
-  int64_t* tokens;  // [M]; -1 where the mixed row has a NaN or is -inf throughout; nullptr: to the tables
+  int64_t* tokens;  // [M]; -1 where nothing can be drawn; nullptr: to the tables
   StepTables tables;
   int64_t logits_stride;
+  int64_t num_rows;  // Q
   int64_t guidance_stride, temperature_stride, top_k_stride, top_p_stride, seed_stride;  // 1 without tables
   int64_t num_tokens;                                                                    // M
   int32_t vocab_size;                                                                    // V
@@ -87,11 +88,14 @@ LPD_HOST_DEVICE inline void write_token(const SampleTokensParams& p, int64_t m, 
   tables.grid[settings.image * tables.num_cells + settings.cell] = token;
 }
 
-// Whether token m's entries of the tables are there: CUDA kernels look themselves, the host would wait for the device.
-LPD_HOST_DEVICE inline bool is_inside(const SampleTokensParams& p, int64_t m) {
+// Whether token m's rows of logits and its entries of the tables are there: CUDA kernels look themselves, the host would
+// wait for the device.
+LPD_HOST_DEVICE inline bool is_inside(const SampleTokensParams& p, int64_t m, int64_t conditional_row,
+                                      int64_t unconditional_row) {
+  const auto within = [](int64_t value, int64_t low, int64_t end) { return value >= low && value < end; };
+  if (!within(conditional_row, 0, p.num_rows) || !within(unconditional_row, -1, p.num_rows)) return false;
   const StepTables& tables = p.tables;
   if (tables.image == nullptr) return true;
-  const auto within = [](int64_t value, int64_t low, int64_t end) { return value >= low && value < end; };
   return within(tables.image[m], 0, tables.num_images) && within(tables.token_index[m], 0, tables.num_cells) &&
          within(tables.twin_index[m], -1, tables.num_entries) && within(tables.write_index[m], 0, tables.num_entries) &&
          within(tables.positions[tables.write_index[m]], 1, tables.num_cells + 1);

@@ -28,11 +28,10 @@ struct TokenInputs {
 };
 
 __device__ void read_inputs(const SampleTokensParams& p, int64_t m, TokenInputs& inputs) {
-  inputs.inside = is_inside(p, m);
-  if (!inputs.inside) return;
   inputs.conditional_row = p.conditional_row[m];
   inputs.unconditional_row = p.unconditional_row[m];
-  inputs.settings = settings_of(p, m);
+  inputs.inside = is_inside(p, m, inputs.conditional_row, inputs.unconditional_row);
+  if (inputs.inside) inputs.settings = settings_of(p, m);
 }
 
 template <class T>
@@ -101,7 +100,10 @@ __global__ void __launch_bounds__(32 * kWarps<T, kOneChunk>, kOneChunk && sizeof
   if (threadIdx.x == 0) read_inputs(p, m, shared_inputs[0]);
   __syncthreads();
   const TokenInputs& inputs = shared_inputs[0];
-  if (!inputs.inside) return;  // and nothing is written
+  if (!inputs.inside) {  // the tables stay as they are
+    if (threadIdx.x == 0 && p.tokens != nullptr) p.tokens[m] = -1;
+    return;
+  }
   const TokenSettings& settings = inputs.settings;
   const Rows<T> rows = rows_of<T>(p, inputs);
   const float scale = fminf(__fdiv_rn(1.44269504f, settings.temperature), 3e38f);  // finite: the maximum keeps weight 1

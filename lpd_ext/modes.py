@@ -22,9 +22,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _leave_lost_threads() -> None:
-    """Sets one thread in a forked process: OpenMP would wait for threads that do not exist in it."""
+def leave_lost_threads() -> None:
+    """Sets one thread in a process that was forked: OpenMP would wait for threads that do not exist in it."""
     global _forked
+    if not _forked:
+        return
     _forked = False
     if torch.get_num_threads() > 1:
         torch.set_num_threads(1)
@@ -36,8 +38,7 @@ def own_modes(device: torch.device = _CPU) -> AbstractContextManager[object]:
 
     Affects this thread only. The default dtype, which affects all threads, stays and is used nowhere.
     """
-    if _forked:
-        _leave_lost_threads()
+    leave_lost_threads()
     return nullcontext() if _are_own(device) else _own(device)
 
 
@@ -46,8 +47,7 @@ def decoding_modes(device: torch.device) -> AbstractContextManager[object]:
 
     Makes a GPU the current device, to which streams and graphs belong.
     """
-    if _forked:
-        _leave_lost_threads()
+    leave_lost_threads()
     return torch.no_grad() if device.type == "cpu" and _are_own(device) else _decoding(device)
 
 

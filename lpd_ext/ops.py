@@ -568,6 +568,41 @@ def _(
     return None
 
 
+def preview_pixels(
+    tokens: Tensor,
+    codebook: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    head: Tensor,
+    head_bias: Tensor,
+) -> Tensor:
+    """Draws tokens int64 [B, h, w] (-1: not drawn, grey) by a small network; returns pixels uint8 [B, h s, w s, 3].
+
+    The unit vectors of codebook [V, d], and a channel that says which cells are drawn, go through two 3x3 convolutions
+    with ReLU, weight1 [3, 3, d + 1, K] and weight2 [3, 3, K, L], and by head [L, s, s, 3] to the cell's pixels in
+    [-1, 1]. All weights are float32. Raises RuntimeError for a token outside [-1, V).
+    """
+    result: Tensor = _ops.preview_pixels(tokens, codebook, weight1, bias1, weight2, bias2, head, head_bias)
+    return result
+
+
+@torch.library.register_fake("lpd_ext::preview_pixels")
+def _(
+    tokens: Tensor,
+    codebook: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    head: Tensor,
+    head_bias: Tensor,
+) -> Tensor:
+    (batch, height, width), stride = tokens.shape, head_bias.shape[0]
+    return tokens.new_empty((batch, height * stride, width * stride, 3), dtype=torch.uint8)
+
+
 OPERATORS = (
     "group_attention",
     "append_kv",
@@ -589,6 +624,7 @@ CPU_OPERATORS = (
     "packed_linear_int8",
     "group_norm_scale_shift",
     "conv3x3",
+    "preview_pixels",
     "training_attention",
     "training_attention_backward",
 )

@@ -2,56 +2,62 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lpd_ext import ops, reference
 from lpd_ext.content import content_of
-from lpd_ext.modes import own_modes
+from lpd_ext.modes import decoding_modes, leave_lost_threads, own_modes
 from lpd_ext.state_files import read_state_dict, write_state_dict
 from lpd_ext.tokenizer import TokenizerConfig
 
-_MOST_LAYERS, _GREATEST_WIDTH = 8, 1024  # a damaged file may ask for any number
+_GREATEST_WIDTH = 1024  # a damaged file may ask for any number
 
 
-def _patches(x: Tensor) -> Tensor:
-    """Returns the 3 x 3 cells around each cell of x [B, h, w, C], zeros beyond the edge: [B h w, 9 C]."""
-    batch, height, width, channels = x.shape
-    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
-    image, row, cell, _ = padded.stride()
-    rows_of_three = padded.as_strided((batch, height, width, 3, 3 * channels), (image, row, cell, row, 1))
-    return rows_of_three.reshape(-1, 9 * channels)
+def _parameter(*shape: int, inputs: int) -> nn.Parameter:
+    """Returns random numbers as nn.Linear begins with."""
+    return nn.Parameter((2 * torch.rand(shape) - 1) * inputs**-0.5)
 
 
 class PreviewDecoder(nn.Module):
-    """3 x 3 convolutions on the grid of tokens, trained to come near a tokenizer's decoder (`lpd train-preview`).
+    """Two 3 x 3 convolutions on the grid of tokens, trained to come near a tokenizer's decoder (`lpd train-preview`).
 
-    A pixel depends on the tokens within `layers` cells alone, where the decoder's GroupNorm and attention make it
-    depend on all of them. The convolutions are products: on a CPU, waking threads for oneDNN's takes longer than the
-    work.
+    A pixel depends on the tokens within two cells alone, where the decoder's GroupNorm and attention make it depend on
+    all of them. Parameters are those of `ops.preview_pixels`, which is all of it in one call: on a small grid the calls
+    of torch would take longer than the work.
     """
 
-    def __init__(self, codebook_dim: int, stride: int, width: int = 48, layers: int = 2) -> None:
+    def __init__(self, codebook_dim: int, stride: int, width: int = 32) -> None:
         super().__init__()
         self.codebook_dim, self.stride = codebook_dim, stride
-        widths = [codebook_dim + 1, *[width] * layers]  # a code vector, and whether the cell is drawn
-        self.layers = nn.ModuleList(nn.Linear(9 * a, b) for a, b in pairwise(widths))
-        self.head = nn.Linear(width, 3 * stride * stride)
+        inner, middle = 9 * (codebook_dim + 1), 9 * width  # inputs of a sum; a cell has a code and whether it is drawn
+        self.weight1 = _parameter(3, 3, codebook_dim + 1, width, inputs=inner)
+        self.bias1 = _parameter(width, inputs=inner)
+        self.weight2 = _parameter(3, 3, width, width, inputs=middle)
+        self.bias2 = _parameter(width, inputs=middle)
+        self.head = _parameter(width, stride, stride, 3, inputs=width)
+        self.head_bias = _parameter(stride, stride, 3, inputs=width)
 
-    def forward(self, vectors: Tensor, drawn: Tensor) -> Tensor:
-        """Decodes code vectors [B, h, w, d] to images [B, 3, Hp, Wp], 0 except where drawn, bool [B, h, w]."""
-        known = drawn[..., None].to(vectors.dtype)
-        x = torch.cat([vectors * known, known], 3)
-        for layer in self.layers:
-            x = F.relu(layer(_patches(x))).unflatten(0, drawn.shape)
-        pixels = (self.head(x) * known).unflatten(3, (3, self.stride, self.stride))  # [B, h, w, 3, dy, dx]
-        images: Tensor = pixels.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
-        return images
+    def forward(self, tokens: Tensor, codebook: Tensor) -> Tensor:
+        """Draws tokens int64 [B, h, w] of codes [V, d]: images [B, 3, Hp, Wp], 0 where a token is -1."""
+        return reference.preview_images(tokens, codebook, *self._weights()).permute(0, 3, 1, 2)
+
+    def pixels(self, tokens: Tensor, codebook: Tensor) -> Tensor:
+        """Draws tokens int64 [B, h, w] of codes [V, d]: pixels uint8 [B, Hp, Wp, 3], 128 where a token is -1.
+
+        Ignores torch.autocast, as the exact decoder does.
+        """
+        if tokens.is_cpu:  # there the operator is all, which modes of torch do not change
+            leave_lost_threads()
+            return ops.preview_pixels(tokens, codebook, *self._weights())
+        with decoding_modes(tokens.device):
+            return ops.preview_pixels(tokens, codebook, *self._weights())
+
+    def _weights(self) -> tuple[Tensor, ...]:
+        return self.weight1, self.bias1, self.weight2, self.bias2, self.head, self.head_bias
 
     def check(self, tokenizer: TokenizerConfig) -> None:
         """Raises ValueError unless the tokenizer's codes and patches of pixels have the sizes of this decoder's."""
@@ -65,19 +71,17 @@ class PreviewDecoder(nn.Module):
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> PreviewDecoder:
         """Builds a float32 decoder from a state dict, inferring its sizes; ValueError if it is not of one."""
-        layers = sum(name.startswith("layers.") and name.endswith(".weight") for name in state)
-        first, head = state.get("layers.0.weight"), state.get("head.weight")
-        if first is None or head is None or first.ndim != 2 or head.ndim != 2:
-            raise ValueError("state is not a preview decoder: it has no matrices layers.0.weight and head.weight")
-        width, channels = len(first), first.shape[1] // 9
-        stride = math.isqrt(len(head) // 3)
-        if not (1 <= layers <= _MOST_LAYERS and 1 <= width <= _GREATEST_WIDTH and channels > 1 and stride):
+        first, head = state.get("weight1"), state.get("head")
+        if first is None or head is None or first.ndim != 4 or head.ndim != 4:
+            raise ValueError("state is not a preview decoder: it has no weight1 [3, 3, d + 1, K] and head [K, s, s, 3]")
+        channels, width, stride = first.shape[2], first.shape[3], head.shape[1]
+        if not (1 <= width <= _GREATEST_WIDTH and channels > 1 and stride):
             raise ValueError(
-                f"state is not a preview decoder: it has {layers} layers (at most {_MOST_LAYERS}) of width {width} "
-                f"(at most {_GREATEST_WIDTH})"
+                f"state is not a preview decoder: its width is {width} (at most {_GREATEST_WIDTH}), its codes have "
+                f"{channels - 1} numbers and its cells {stride} pixels a side"
             )
         with torch.device("meta"):  # allocates nothing before the state is known to fit
-            decoder = cls(channels - 1, stride, width, layers)
+            decoder = cls(channels - 1, stride, width)
         with own_modes():
             state = {name: value.to(torch.float32, copy=True).contiguous() for name, value in state.items()}
         try:

@@ -266,6 +266,32 @@ def conv3x3(
     out.copy_(out + result if accumulate else result)
 
 
+def preview_images(
+    tokens: Tensor,
+    codebook: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    head: Tensor,
+    head_bias: Tensor,
+) -> Tensor:
+    """The images [B, h s, w s, 3] in about [-1, 1] that `preview_pixels` rounds; 0 where nothing is drawn."""
+    drawn = (tokens >= 0)[..., None].to(codebook.dtype)
+    vectors = F.normalize(F.embedding(tokens.clamp(min=0), codebook), dim=-1)
+    x = torch.cat([vectors * drawn, drawn], 3)
+    for weight, bias in ((weight1, bias1), (weight2, bias2)):
+        x = F.conv2d(x.permute(0, 3, 1, 2), weight.permute(3, 2, 0, 1), bias, padding=1).relu().permute(0, 2, 3, 1)
+    cells = (torch.tensordot(x, head, 1) + head_bias) * drawn[..., None, None]  # [B, h, w, s, s, 3]
+    return cells.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def preview_pixels(tokens: Tensor, *weights: Tensor) -> Tensor:
+    """Previews uint8 [B, h s, w s, 3] of tokens [B, h, w] by the network of `preview_images`."""
+    pixels = ((preview_images(tokens, *weights) + 1) * 127.5).clamp(0, 255)
+    return pixels.nan_to_num(0.0).round().to(torch.uint8)
+
+
 def philox4x32_10(counter: Tensor, key: Tensor) -> Tensor:
     """Ten rounds of Philox4x32 (Salmon et al., SC 2011): counter [..., 4], key [..., 2] -> [..., 4], words in int64."""
     low = 0xFFFFFFFF

@@ -276,6 +276,11 @@ class VQTokenizer(nn.Module):
         """Converts images [B, 3, H, W] in [-1, 1] to uint8 [B, H, W, 3]: round(clip((x + 1)·127.5, 0, 255))."""
         return ((images.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
+    @staticmethod
+    def from_pixels(pixels: Tensor) -> Tensor:
+        """Converts uint8 [B, H, W, 3] to images [B, 3, H, W] in [-1, 1], which `to_pixels` turns back exactly."""
+        return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> VQTokenizer:
         """Builds a float32 tokenizer from a published-layout state dict, inferring its sizes; ValueError otherwise."""

@@ -18,6 +18,8 @@ using namespace lpd::checks;
 using lpd::execution::execute_on_cpu;
 using Quantized = std::tuple<Tensor, Tensor>;
 
+constexpr int64_t kMostPixelsOfCell = 1024;  // side; products of sizes then fit
+
 // ---- quantize_rows ----
 
 Quantized quantize_rows(const Tensor& x, int64_t levels, bool rotate, int64_t planes) {
@@ -124,10 +126,65 @@ void conv3x3(const Tensor& x, const Tensor& weight, const Tensor& bias, const Op
   execute_on_cpu(params, lpd::cpu_kernels().conv3x3, params.plan.workers, kAlwaysSplit);
 }
 
+// ---- preview_pixels ----
+
+Tensor preview_pixels(const Tensor& tokens, const Tensor& codebook, const Tensor& weight1, const Tensor& bias1,
+                      const Tensor& weight2, const Tensor& bias2, const Tensor& head, const Tensor& head_bias) {
+  check_array(tokens, "tokens", tokens, ScalarType::Long, "[B, h, w]", {-1, -1, -1});
+  const int64_t batch = size32(tokens.size(0), "tokens: B"), height = size32(tokens.size(1), "tokens: h"),
+                width = size32(tokens.size(2), "tokens: w");
+  check_array(codebook, "codebook", tokens, ScalarType::Float, "[V, d]", {-1, -1});
+  const int64_t codes = codebook.size(0), length = size32(codebook.size(1), "codebook: d");
+  check_array(bias1, "bias1", tokens, ScalarType::Float, "[K]", {-1});
+  const int64_t width1 = size32(bias1.size(0), "bias1: K");
+  check_array(weight1, "weight1", tokens, ScalarType::Float, "[3, 3, d + 1, K]", {3, 3, length + 1, width1});
+  check_array(bias2, "bias2", tokens, ScalarType::Float, "[L]", {-1});
+  const int64_t width2 = size32(bias2.size(0), "bias2: L");
+  check_array(weight2, "weight2", tokens, ScalarType::Float, "[3, 3, K, L]", {3, 3, width1, width2});
+  check_array(head_bias, "head_bias", tokens, ScalarType::Float, "[s, s, 3]", {-1, head_bias.size(0), 3});
+  const int64_t stride = head_bias.size(0);
+  check(stride <= kMostPixelsOfCell, "head_bias: s must be at most ", kMostPixelsOfCell, ", got ", stride);
+  check_array(head, "head", tokens, ScalarType::Float, "[L, s, s, 3]", {width2, stride, stride, 3});
+  const auto* token = static_cast<const int64_t*>(tokens.const_data_ptr());
+  for (int64_t i = 0; i < tokens.numel(); ++i) {
+    check(token[i] >= -1 && token[i] < codes, "tokens must be in [-1, ", codes, "), got ", token[i]);
+  }
+  Tensor result =
+      torch::stable::new_empty(tokens, {batch, height * stride, width * stride, 3}, ScalarType::Byte);
+  if (result.numel() == 0) return result;
+  lpd::PreviewPixelsParams params{};
+  params.tokens = token;
+  params.codebook = static_cast<const float*>(codebook.const_data_ptr());
+  params.weight1 = static_cast<const float*>(weight1.const_data_ptr());
+  params.bias1 = static_cast<const float*>(bias1.const_data_ptr());
+  params.weight2 = static_cast<const float*>(weight2.const_data_ptr());
+  params.bias2 = static_cast<const float*>(bias2.const_data_ptr());
+  params.head = static_cast<const float*>(head.const_data_ptr());
+  params.head_bias = static_cast<const float*>(head_bias.const_data_ptr());
+  params.pixels = static_cast<uint8_t*>(result.mutable_data_ptr());
+  params.batch = batch;
+  params.height = static_cast<int32_t>(height);
+  params.width = static_cast<int32_t>(width);
+  params.code_length = static_cast<int32_t>(length);
+  params.width1 = static_cast<int32_t>(width1);
+  params.width2 = static_cast<int32_t>(width2);
+  params.stride = static_cast<int32_t>(stride);
+  Tensor workspace =
+      torch::stable::new_empty(codebook, {batch, lpd::preview_workspace_floats(params)}, ScalarType::Float);
+  params.workspace = static_cast<float*>(workspace.mutable_data_ptr());
+  constexpr double kProductsPerNanosecond = 20;
+  const auto channels = static_cast<double>(length + 1), k = static_cast<double>(width1), l = static_cast<double>(width2);
+  const double products = 9 * channels * k + 9 * k * l + 3 * l * static_cast<double>(stride * stride);
+  execute_on_cpu(params, lpd::cpu_kernels().preview_pixels, batch,
+                 products * static_cast<double>(height * width) / kProductsPerNanosecond);
+  return result;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(lpd_ext, CPU, m) {
   m.impl("quantize_rows", TORCH_BOX(&quantize_rows));
   m.impl("group_norm_scale_shift", TORCH_BOX(&group_norm_scale_shift));
   m.impl("conv3x3", TORCH_BOX(&conv3x3));
+  m.impl("preview_pixels", TORCH_BOX(&preview_pixels));
 }

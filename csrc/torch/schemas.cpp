@@ -46,6 +46,9 @@ LPD_LIBRARY(LPD_OPERATOR_NAMESPACE, m) {
   m.def(
       "conv3x3(Tensor x, Tensor weight, Tensor bias, Tensor? scale_shift, Tensor(a!) out, bool upsample, "
       "bool accumulate, bool bfloat16) -> ()");
+  m.def(
+      "preview_pixels(Tensor tokens, Tensor codebook, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, "
+      "Tensor head, Tensor head_bias) -> Tensor");
   // CPU, linear_ops.cpp
   m.def("packed_linear(Tensor x, Tensor weight, Tensor? bias, int out_features, bool gelu, Tensor(a!) out) -> ()");
   m.def(

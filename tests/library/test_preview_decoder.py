@@ -27,7 +27,7 @@ from lpd_ext.tokenizer import VQTokenizer
 def pipe() -> LPDPipeline:
     pipe = small_pipeline()
     torch.manual_seed(1)
-    pipe.preview_decoder = PreviewDecoder(4, 2, width=8, layers=2).eval().requires_grad_(False)
+    pipe.preview_decoder = PreviewDecoder(4, 2, width=8).eval().requires_grad_(False)
     return pipe
 
 
@@ -35,15 +35,15 @@ def by_hand(decoder: PreviewDecoder, pipe: LPDPipeline, tokens: Tensor) -> np.nd
     """Previews uint8 [B, H, W, 3] of grids with undrawn cells, by convolutions and explicit places of pixels."""
     drawn = (tokens >= 0).float()
     x = torch.cat([pipe.tokenizer.codes()[tokens.clamp(min=0)] * drawn[..., None], drawn[..., None]], 3)
-    for layer in decoder.layers:
-        kernel = layer.weight.unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)
-        x = F.conv2d(x.permute(0, 3, 1, 2), kernel, layer.bias, padding=1).relu().permute(0, 2, 3, 1)
-    flat = x @ decoder.head.weight.T + decoder.head.bias
+    for weight, bias in ((decoder.weight1, decoder.bias1), (decoder.weight2, decoder.bias2)):
+        kernel = weight.permute(3, 2, 0, 1)
+        x = F.conv2d(x.permute(0, 3, 1, 2), kernel, bias, padding=1).relu().permute(0, 2, 3, 1)
     images = torch.zeros(len(tokens), 3, 2 * tokens.shape[1], 2 * tokens.shape[2])
     for channel in range(3):
         for dy in range(2):
             for dx in range(2):
-                images[:, channel, dy::2, dx::2] = flat[..., channel * 4 + dy * 2 + dx] * drawn
+                cells = x @ decoder.head[:, dy, dx, channel] + decoder.head_bias[dy, dx, channel]
+                images[:, channel, dy::2, dx::2] = cells * drawn
     return VQTokenizer.to_pixels(images).numpy()
 
 
@@ -99,20 +99,25 @@ def test_previews_of_an_edit_keep_the_known_pixels(pipe: LPDPipeline) -> None:
 def test_an_engine_shows_its_previews_and_delivers_exact_images(
     pipe: LPDPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoded: list[bool] = []
-    real = Drawing._decoded
+    made: list[str] = []
+    decoded, previewed = Drawing._decoded, Drawing._previewed
 
-    def seen(self: Drawing, tokens: Tensor, side: int, approximate: bool = False) -> Tensor:
-        decoded.append(approximate)
-        return real(self, tokens, side, approximate)
+    def seen_exact(self: Drawing, tokens: Tensor, *rest: Any) -> Tensor:
+        made.append("exact")
+        return decoded(self, tokens, *rest)
 
-    monkeypatch.setattr(Drawing, "_decoded", seen)
+    def seen_preview(self: Drawing, tokens: Tensor, *rest: Any) -> Tensor:
+        made.append("preview")
+        return previewed(self, tokens, *rest)
+
+    monkeypatch.setattr(Drawing, "_decoded", seen_exact)
+    monkeypatch.setattr(Drawing, "_previewed", seen_preview)
     with Engine(pipe, max_images=2) as engine:
         handle = engine.submit(pipe.prepare(1, seeds=4, num_inference_steps=6), previews=2)
         previews = list(handle.previews())
         (image,) = handle.result().images
-    assert decoded.count(False) == 1
-    assert decoded.count(True) >= len(previews) >= 1
+    assert made.count("exact") == 1
+    assert made.count("preview") >= len(previews) >= 1
     assert pipe.preview_decoder is not None
     for preview in previews:
         wanted = by_hand(pipe.preview_decoder, pipe, preview.tokens[None])
@@ -123,12 +128,12 @@ def test_an_engine_shows_its_previews_and_delivers_exact_images(
 
 def test_a_pixel_depends_on_near_cells_alone() -> None:
     torch.manual_seed(0)
-    decoder = PreviewDecoder(4, 2, width=16, layers=2)
-    vectors, drawn = torch.randn(1, 9, 9, 4), torch.ones(1, 9, 9, dtype=torch.bool)
-    before = decoder(vectors, drawn)
+    decoder, codebook = PreviewDecoder(4, 2, width=16), torch.randn(6, 4)
+    tokens = torch.randint(0, 5, (1, 9, 9))
+    before = decoder(tokens, codebook)
     assert before.shape == (1, 3, 18, 18)
-    vectors[0, 4, 4] += 1
-    moved = (decoder(vectors, drawn) != before).any(1)[0].reshape(9, 2, 9, 2).any(3).any(1)
+    tokens[0, 4, 4] = 5
+    moved = (decoder(tokens, codebook) != before).any(1)[0].reshape(9, 2, 9, 2).any(3).any(1)
     assert moved[2:7, 2:7].all()
     moved[2:7, 2:7] = False
     assert not moved.any()
@@ -167,13 +172,14 @@ def test_wrong_files_and_sizes_are_named(pipe: LPDPipeline, tmp_path: Path) -> N
     path = tmp_path / PREVIEW_FILE
     good = load_file(path)
     for bad, sentence in (
-        ({"x": torch.zeros(1)}, "no matrices layers.0.weight and head.weight"),
-        (good | {"head.weight": torch.zeros(12)}, "no matrices layers.0.weight and head.weight"),
-        (good | {"head.weight": torch.zeros(2, 8)}, "2 layers"),
-        (good | {f"layers.{i}.weight": torch.zeros(8, 72) for i in range(1, 9)}, "9 layers"),
-        (good | {"layers.1.weight": torch.zeros(8, 63)}, "size mismatch"),
-        (good | {"head.bias": torch.full((12,), torch.nan)}, "head.bias has numbers that are not finite"),
-        ({name: value for name, value in good.items() if name != "layers.1.bias"}, "Missing key"),
+        ({"x": torch.zeros(1)}, "it has no weight1"),
+        (good | {"head": torch.zeros(12)}, "it has no weight1"),
+        (good | {"head": torch.zeros(8, 0, 0, 3)}, "its cells 0 pixels a side"),
+        (good | {"weight1": torch.zeros(3, 3, 1, 8)}, "its codes have 0 numbers"),
+        (good | {"weight1": torch.zeros(1, 1, 5, 2000)}, "its width is 2000"),
+        (good | {"weight2": torch.zeros(3, 3, 7, 8)}, "size mismatch"),
+        (good | {"head_bias": torch.full((2, 2, 3), torch.nan)}, "head_bias has numbers that are not finite"),
+        ({name: value for name, value in good.items() if name != "bias2"}, "Missing key"),
     ):
         save_file(bad, path)
         with pytest.raises(ValueError, match="preview decoder") as error:
@@ -184,10 +190,10 @@ def test_wrong_files_and_sizes_are_named(pipe: LPDPipeline, tmp_path: Path) -> N
 
 def test_saved_weights_are_rounded_to_float16(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    decoder = PreviewDecoder(3, 4, width=8, layers=1)
+    decoder = PreviewDecoder(3, 4, width=8)
     decoder.save(tmp_path / "p.safetensors", {"psnr": "20"})
     loaded = PreviewDecoder.from_file(tmp_path / "p.safetensors")
-    assert (loaded.codebook_dim, loaded.stride, len(loaded.layers)) == (3, 4, 1)
+    assert (loaded.codebook_dim, loaded.stride, len(loaded.bias1)) == (3, 4, 8)
     for name, value in decoder.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value.half().float())
     assert not any(parameter.requires_grad for parameter in loaded.parameters())

@@ -314,6 +314,22 @@ def conv3x3(draw: Draw) -> Call:
     }
 
 
+def preview_pixels(draw: Draw) -> Call:
+    codes, length, stride = draw.choice((1, 5, 300)), draw.choice((1, 4, 8)), draw.choice((0, 1, 2, 3, 4))
+    width1, width2 = draw.choice((1, 8, 33)), draw.choice((1, 16, 50))
+    grid = draw.choice((0, 1, 2)), draw.choice((0, 1, 5, 13)), draw.choice((0, 1, 4, 17))
+    return {
+        "tokens": draw.integers(-1, codes, *grid),
+        "codebook": draw.floats(codes, length),
+        "weight1": draw.floats(3, 3, length + 1, width1),
+        "bias1": draw.floats(width1),
+        "weight2": draw.floats(3, 3, width1, width2, spread=(9 * width1) ** -0.5),
+        "bias2": draw.floats(width2),
+        "head": draw.floats(width2, stride, stride, 3, spread=0.3 * width2**-0.5),
+        "head_bias": draw.floats(stride, stride, 3, spread=0.3),
+    }
+
+
 def _tables(draw: Draw) -> tuple[Tensor, Tensor]:
     sizes = [draw.choice((1, 2, 3, 9)) for _ in range(draw.randint(1, 4))]
     rows, head_dim = 1 + 2 * sum(sizes) - sizes[-1], draw.choice((8, 16, 24, 64))
@@ -361,6 +377,7 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
         packed_linear_int8,
         group_norm_scale_shift,
         conv3x3,
+        preview_pixels,
         training_attention,
         training_attention_backward,
     )

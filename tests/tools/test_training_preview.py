@@ -34,7 +34,7 @@ def test_the_decoder_learns_to_come_near(pipe: LPDPipeline, tmp_path: Path, monk
         fit(decoder, exact, tokens, config)
 
     monkeypatch.setattr(preview, "_fit", seen)
-    config = PreviewTraining(out=str(tmp_path / "preview.safetensors"), images=60, steps=100, width=16, layers=1)
+    config = PreviewTraining(out=str(tmp_path / "preview.safetensors"), images=60, steps=100, width=16)
     quality = train_preview(config)
     sizes = pipe.tokenizer.config
     tokens = draw_tokens(pipe, 6, config.seed, 6)  # those that the training holds out
@@ -42,7 +42,7 @@ def test_the_decoder_learns_to_come_near(pipe: LPDPipeline, tmp_path: Path, monk
     assert not any(torch.equal(a, b) for a in tokens for b in fed[0])
     untrained = LPDPipeline(pipe.model, pipe.tokenizer, pipe.defaults)
     torch.manual_seed(config.seed)
-    untrained.preview_decoder = PreviewDecoder(sizes.codebook_dim, sizes.stride, 16, 1).requires_grad_(False)
+    untrained.preview_decoder = PreviewDecoder(sizes.codebook_dim, sizes.stride, 16).requires_grad_(False)
     assert quality > psnr(untrained, tokens) + 3
     trained = LPDPipeline(pipe.model, pipe.tokenizer, pipe.defaults)
     trained.preview_decoder = PreviewDecoder.from_file(config.out)
@@ -65,6 +65,6 @@ def test_the_same_settings_give_the_same_bytes(tmp_path: Path) -> None:
 def test_wrong_settings_are_named_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"out must end in \.safetensors, got"):
         train_preview(PreviewTraining(out=str(tmp_path / "p.png")))
-    for name, value in (("width", 0), ("width", 2000), ("layers", 9), ("steps", 0), ("images", 0)):
+    for name, value in (("width", 0), ("width", 2000), ("steps", 0), ("images", 0)):
         with pytest.raises(ValueError, match=name):
             PreviewTraining(**{"out": str(tmp_path / "p.safetensors"), name: value})

@@ -37,7 +37,7 @@ from lpd_tools.training.transformer import (
     nats_per_token,
     train,
 )
-from training_runs import lpd_config, make_cache
+from training_runs import column, differences, lpd_config, make_cache, newest_state
 
 from lpd_ext.checkpoint import load_model, resize_position_embedding, save_model
 from lpd_ext.model import LPDConfig, LPDModel
@@ -236,6 +236,20 @@ def test_transformer_learns(cache_path: Path, tmp_path: Path) -> None:
     steps = read_log(tmp_path / "steps.csv")
     assert steps["step"] == list(range(1, 151))
     assert sum(steps["loss"][-20:]) < sum(steps["loss"][:20])
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_bf16_steps_see_the_newest_weights_inside_another_autocast(
+    cache_path: Path, tmp_path: Path, enabled: bool
+) -> None:
+    """Torch keeps casts of weights until the outermost context ends: all steps would compute with the first's."""
+    plain, inside = (lpd_config(cache_path, tmp_path / name, precision="bf16") for name in ("plain", "inside"))
+    train(plain)
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        train(inside)
+    assert not differences(newest_state(tmp_path / "inside"), newest_state(tmp_path / "plain"))
+    losses = [column(tmp_path / name / "steps.csv", "loss") for name in ("plain", "inside")]
+    assert losses[0] == losses[1]
 
 
 def test_test_images_are_of_all_classes(

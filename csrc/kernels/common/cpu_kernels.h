@@ -13,6 +13,7 @@
 #include "locality_order/locality_order.h"
 #include "normed_linear/normed_linear.h"
 #include "packed_linear/packed_linear.h"
+#include "pixel_preview/preview_pixels.h"
 #include "residual_linear/residual_linear.h"
 #include "residual_norm/residual_layer_norm.h"
 #include "row_embedding/embed_rows.h"
@@ -30,7 +31,8 @@
                       apply(conv3x3_weights, Conv3x3Params) apply(conv3x3, Conv3x3Params)                           \
                           apply(training_attention, TrainingAttentionParams)                                        \
                               apply(residual_linear, ResidualLinearParams) apply(normed_linear, NormedLinearParams) \
-                                  apply(fold_layer_norm, FoldLayerNormParams)
+                                  apply(fold_layer_norm, FoldLayerNormParams)                                       \
+                                      apply(preview_pixels, PreviewPixelsParams)
 
 namespace lpd {
 

@@ -39,8 +39,12 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 def autocast(dtype: torch.dtype | None, device: torch.device) -> torch.autocast:
-    """The autocast context of a forward pass; without a dtype it changes nothing."""
-    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+    """The autocast context of a forward pass; without a dtype it changes nothing.
+
+    Casts are not kept: those of weights would stay until the outermost context ends, so within another one, even one
+    that is disabled, every step would compute with the weights of the first.
+    """
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False)
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def train_preview(config: PreviewTraining) -> float:
     sizes = pipe.tokenizer.config
     with training_modes(device):
         torch.manual_seed(config.seed)
-        decoder = PreviewDecoder(sizes.codebook_dim, sizes.stride, config.width, config.layers).to(device)
+        decoder = PreviewDecoder(sizes.codebook_dim, sizes.stride, config.width).to(device)
         _fit(decoder, _drawing(pipe), tokens[held_out:], config)
     decoder.eval().requires_grad_(False)
     pipe.preview_decoder = decoder
@@ -98,7 +98,7 @@ def _fit(decoder: PreviewDecoder, exact: Drawing, tokens: Tensor, config: Previe
         hidden = torch.rand(grids.shape, generator=generator) >= share
         grids = grids.masked_fill(hidden.to(grids.device), -1)
         images = exact.pixels(grids)
-        near = decoder(exact.tokenizer.vectors(grids.clamp(min=0)), grids >= 0)
+        near = decoder(grids, exact.tokenizer.quantize.embedding.weight)
         loss = F.mse_loss(near, images)
         optimizer.param_groups[0]["lr"] = learning_rate(
             step, config.steps, config.learning_rate, warmup=config.steps // 20, decay=config.steps // 2

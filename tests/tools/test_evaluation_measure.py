@@ -19,14 +19,14 @@ pytest.importorskip("torchmetrics")
 
 from evaluation_models import DATA, FASHION, noise, save_images, save_inception
 from lpd_tools.data.sources import open_data
-from lpd_tools.evaluation.features import (
-    InceptionFeatures,
-)
+from lpd_tools.evaluation.features import EfficientNetFeatures, InceptionFeatures, extract
 from lpd_tools.evaluation.images import ImageSet, open_images
 from lpd_tools.evaluation.measure import Measurement, measure, recognition_of
 from lpd_tools.evaluation.metrics import frechet_distance, kernel_distance, precision_recall
+from lpd_tools.evaluation.neighbours import nearest
 from lpd_tools.evaluation.readable import without_unreadable
 from lpd_tools.evaluation.reference import balanced_sample
+from lpd_tools.evaluation.report import result_tables
 from PIL import Image
 
 from lpd_ext.picture import UnreadableImageError
@@ -115,6 +115,50 @@ def test_efficientnet_on_any_folder(tmp_path: Path) -> None:
     assert distances[1] > 1.5 * distances[0]
 
 
+def stripes(count: int, vertical: bool, seed: int) -> np.ndarray:
+    """Noise under broad stripes one way or the other: two classes that any features tell apart."""
+    pixels = noise(count, 32, seed, high=100)
+    lines = (np.arange(32) // 8 % 2 * 150).astype(np.uint8)
+    return pixels + (lines[None, None, :, None] if vertical else lines[None, :, None, None])
+
+
+def test_classes_without_a_judge_are_learned_from_further_real_images(tmp_path: Path) -> None:
+    """Two thirds of the drawn images show what their folder says; the nearest of one is the very image it copies."""
+    sets = {"real": (10, 1), "more": (12, 2)}
+    for name, (count, seed) in sets.items():
+        for label, vertical in (("across", False), ("down", True)):
+            save_images(tmp_path / name / label, stripes(count, vertical, seed))
+    drawn = stripes(9, True, 3)
+    drawn[:3] = stripes(3, False, 4)
+    drawn[8] = stripes(12, True, 2)[7]
+    save_images(tmp_path / "drawn" / "down", drawn)
+    config = Measurement(
+        (str(tmp_path / "drawn"),), str(tmp_path / "real"), floor=str(tmp_path / "more"), learned_images=24,
+        neighbours=9, out=str(tmp_path / "out.json"),
+    )  # fmt: skip
+    results = measure(config)
+    probed = results["probed"]["efficientnet"]
+    assert probed["recognised"]["generated"]["down"]["mean"] == pytest.approx(2 / 3)
+    assert probed["recognised"]["real reference"]["all"]["mean"] == 1
+    assert 0 < probed["nearest"]["real reference"]["mean"] < 0.2
+    learned = save_images(tmp_path / "down", stripes(12, True, 2))
+    features, among = (
+        extract(EfficientNetFeatures(), open_images(str(folder))).values for folder in (tmp_path / "drawn", learned)
+    )
+    index, distance = nearest(features, among)
+    assert index[8] == 7
+    assert distance[8] == pytest.approx(0, abs=1e-6)
+    by_hand = torch.nn.functional.cosine_similarity(features[:, None], among[None], dim=2)
+    assert torch.equal(index, by_hand.argmax(1))
+    assert distance[:8].min() > 1e-4
+    with Image.open(tmp_path / "neighbours.png") as picture:
+        assert picture.height == 4 * 68 + 4  # two rows of drawn images, each above the nearest
+        assert picture.text["lpd:neighbours"] == "9"
+    shown = "".join(str(cell) for table in result_tables(results) for cell in (table.title, table.caption))
+    assert "recognised by a linear classifier of efficientnet features" in shown
+    assert "1 - cosine to the nearest learned image, median: generated" in shown
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -122,6 +166,9 @@ def test_efficientnet_on_any_folder(tmp_path: Path) -> None:
         ({"features": ("clip",)}, "features must be of efficientnet, judge, inception, got 'clip'"),
         ({"features": ("judge",)}, r"judge must be given \(a file\)"),
         ({"reference": "nowhere"}, "no folder and no file at 'nowhere'"),
+        ({"learned_images": 5}, "learned_images must be 0 without labelled real images beside the reference, got 5"),
+        ({"neighbours": 5}, "neighbours must be 0 without learned_images, among which they are sought, got 5"),
+        ({"reference": FASHION, "learned_images": 5, "neighbours": 1, "out": ""}, "out must be given for neighbours"),
     ],
 )
 def test_impossible_measurements_write_nothing(change: dict[str, Any], message: str, tmp_path: Path) -> None:

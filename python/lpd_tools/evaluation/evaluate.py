@@ -38,6 +38,7 @@ from lpd_tools.evaluation.measure import (
     manifests,
     write_results,
 )
+from lpd_tools.evaluation.probe import check_learned
 from lpd_tools.evaluation.readable import readable_reference
 from lpd_tools.evaluation.reference import Reference, balanced_sample, check_features, open_reference
 from lpd_tools.evaluation.report import picture
@@ -67,10 +68,12 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
         reference = open_reference(config.reference, config.floor, (height, width))
         check_features(extractors, reference, (height, width))
         check_labels(config, pipe, reference, extractors)
+        check_learned(config.learned_images, config.neighbours, reference)
 
         count = config.images_per_class * pipe.model.config.num_classes
         if group.is_first:  # the only one that measures
-            reference = readable_reference(reference, max(count, config.reconstructed_images), config.seed)
+            most = max(count, config.reconstructed_images, config.learned_images)
+            reference = readable_reference(reference, most, config.seed)
         runs = [repeat_of(config, repeat, count) for repeat in range(config.repeats)]
         folders = [str(generate(run)) for run in runs]
         if not group.is_first:

@@ -25,6 +25,8 @@ from lpd_tools.evaluation.metrics import (
     over_repeats,
     precision_recall,
 )
+from lpd_tools.evaluation.neighbours import nearest, neighbours_file, neighbours_picture
+from lpd_tools.evaluation.probe import Learned, check_learned, learn
 from lpd_tools.evaluation.provenance import provenance
 from lpd_tools.evaluation.readable import check_readable, readable_reference
 from lpd_tools.evaluation.reference import (
@@ -35,6 +37,7 @@ from lpd_tools.evaluation.reference import (
     reference_features,
 )
 from lpd_tools.evaluation.settings import Measurement
+from lpd_tools.png_settings import save_png
 
 ENOUGH_IMAGES = 2000
 GENERATED, FLOOR, RECONSTRUCTED = "generated", "real (the floor)", "reconstructed"
@@ -59,7 +62,10 @@ def measure(config: Measurement) -> dict[str, Any]:
     reference = open_reference(config.reference, config.floor, generated[0].size)
     check_features(extractors, reference, generated[0].size)
     check_judged(extractors, [*generated, reference.images, reference.more])
-    reference = readable_reference(reference, len(generated[0]), config.seed)
+    check_learned(config.learned_images, config.neighbours, reference)
+    if config.neighbours and not config.out:
+        raise ValueError("out must be given for neighbours, whose picture goes beside it")
+    reference = readable_reference(reference, max(len(generated[0]), config.learned_images), config.seed)
     for images in generated:
         check_readable(images)  # a set with gaps is not what was to be measured
     results = compare(config, generated, reference, extractors)
@@ -87,11 +93,13 @@ def compare(
     """Measures repeats of generated images, the floor, and `others` (by name), and records their provenance.
 
     shown_to_judge: images that are only recognised, such as the reference's own in another form, whose distance to it
-    means nothing. config: a `Measurement`, or an object with its fields `batch_size`, `device`, `seed` and `k`.
+    means nothing. config: a `Measurement`, or an object with its fields `batch_size`, `device`, `seed`, `k`,
+    `learned_images`, `neighbours` and `out`.
     """
     count = len(generated[0])
     measures: dict[str, dict[str, Any]] = {}
     recognised: dict[str, dict[str, Any]] = {}
+    probed: dict[str, dict[str, Any]] = {}
     for extractor in extractors:
         real = reference_features(reference, extractor, count, config.batch_size, config.seed)
         seen = [extract(extractor, images, config.batch_size) for images in generated]
@@ -110,9 +118,23 @@ def compare(
                 _recognise(recognised, name, again, [images])
             if reference.images is not None and real.values is not None:
                 _recognise(recognised, "real reference", [Features(real.values, real.logits)], [reference.images])
+        elif config.learned_images:
+            learned = learn(extractor, reference, config.learned_images, config.batch_size, config.seed)
+            sets = {GENERATED: generated, **{name: [images] for name, images in (others or {}).items()}}
+            if reference.images is not None and real.values is not None:
+                sets["real reference"] = [reference.images]
+                rows["real reference"] = [Features(real.values)]
+            probed[extractor.name] = _probe(learned, rows, sets)
+            if config.neighbours and extractor is extractors[0]:
+                shown = neighbours_picture(
+                    generated[0], seen[0].values, learned.images, learned.features, config.neighbours
+                )
+                save_png(shown, neighbours_file(config.out), {"command": "measure", **asdict(config)})
     results: dict[str, Any] = {"measures": measures}
     if recognised:
         results["recognised"] = recognised
+    if probed:
+        results["probed"] = probed
     results["images"] = {
         GENERATED: count,
         "repeats": len(generated),
@@ -183,9 +205,9 @@ def judged_labels(images: ImageSet) -> Tensor | None:
     return labels_among(images, CLASS_NAMES, len(CLASS_NAMES))
 
 
-def _check_known(labels: Tensor) -> None:
-    if int(labels.max()) >= len(CLASS_NAMES):
-        raise ValueError(f"images have labels up to {int(labels.max())}, but the judge knows {len(CLASS_NAMES)}")
+def _check_known(labels: Tensor, class_names: Sequence[str] = CLASS_NAMES) -> None:
+    if int(labels.max()) >= len(class_names):
+        raise ValueError(f"images have labels up to {int(labels.max())}, but the judge knows {len(class_names)}")
 
 
 def _recognise(
@@ -198,17 +220,34 @@ def _recognise(
         recognised[row] = recognition_of(logits, labels)
 
 
-def recognition_of(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, Any]:
-    """Share of images that the judge reads as their label, over all ("all") and by class, over the repeats.
+def _probe(
+    learned: Learned, rows: Mapping[str, Sequence[Features]], sets: Mapping[str, Sequence[ImageSet]]
+) -> dict[str, Any]:
+    """By row of images: the share that the probe recognises, and the median distance to the nearest learned image."""
+    result: dict[str, Any] = {"recognised": {}, "nearest": {}}
+    for row, seen in rows.items():
+        distances = [nearest(found.values, learned.features)[1] for found in seen]
+        result["nearest"][row] = over_repeats([float(found.median()) for found in distances])
+        labels = [found for images in sets[row] if (found := learned.labels(images)) is not None]
+        if len(labels) == len(seen):
+            logits = [learned.probe.logits(found.values) for found in seen]
+            result["recognised"][row] = recognition_of(logits, labels, learned.class_names)
+    return result
 
-    logits [n, C] and labels int64 [n] of each repeat; ValueError for a label that the judge does not know.
+
+def recognition_of(
+    logits: Sequence[Tensor], labels: Sequence[Tensor], class_names: Sequence[str] = CLASS_NAMES
+) -> dict[str, Any]:
+    """Share of images whose greatest logit is that of their label, over all ("all") and by class, over the repeats.
+
+    logits [n, C] and labels int64 [n] of each repeat; ValueError for a label that is none of the classes.
     """
     rates: dict[str, list[float]] = {}
     for found, wanted in zip(logits, labels, strict=True):
-        _check_known(wanted)
+        _check_known(wanted, class_names)
         right = (found.argmax(1) == wanted).double()
         rates.setdefault("all", []).append(float(right.mean()))
-        for label, name in enumerate(CLASS_NAMES):
+        for label, name in enumerate(class_names):
             if (wanted == label).any():
                 rates.setdefault(name, []).append(float(right[wanted == label].mean()))
     return {name: over_repeats(values) for name, values in rates.items()}

@@ -31,7 +31,12 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
     """The measures as tables, each beside its floor."""
     tables = [measures_table(results)]
     if "recognised" in results:
-        tables.append(recognition_table(results["recognised"]))
+        tables.append(recognition_table(results["recognised"], "recognised by the judge (%)"))
+    for name, of in results.get("probed", {}).items():
+        table = recognition_table(of["recognised"], f"recognised by a linear classifier of {name} features (%)")
+        near = ", ".join(f"{row} {spread(value)}" for row, value in of["nearest"].items())
+        table.caption = f"1 - cosine to the nearest learned image, median: {near}"
+        tables.append(table)
     titles = {
         "nats_per_reference_image": "teacher-forced nats per real image (dependency loss: what one token a step saves)",
         "nats_per_unguided_image": "nats per image drawn without guidance, scored one token a step (self-consistency)",
@@ -57,9 +62,9 @@ def measures_table(results: Mapping[str, Any]) -> Table:
     return table
 
 
-def recognition_table(sources: Mapping[str, Any]) -> Table:
+def recognition_table(sources: Mapping[str, Any], title: str) -> Table:
     """Share recognised by class, in percent."""
-    table = Table("class", *sources, title="recognised by the judge (%)")
+    table = Table("class", *sources, title=title)
     for name in next(iter(sources.values())):
         table.add_row(name, *(spread(rates[name], 100) if name in rates else "-" for rates in sources.values()))
     return table

@@ -57,6 +57,10 @@ class Comparison(Settings):
     judge: str = setting("", "a judge of Fashion-MNIST that was not used for tuning")
     inception: str = setting("", "the standard Inception network as a TorchScript file")
     k: int = setting(3, "neighbours of precision and recall", range=Range(1, 1000))
+    learned_images: int = setting(
+        0, "labelled real images outside the reference for a linear classifier of the features (0: none)", range=_IMAGES
+    )
+    neighbours: int = setting(0, "drawn images to show beside the nearest learned ones (0: none)", range=Range(0, 1000))
 
 
 @dataclass(frozen=True)

@@ -282,7 +282,7 @@ def preview_images(
     x = torch.cat([vectors * drawn, drawn], 3)
     for weight, bias in ((weight1, bias1), (weight2, bias2)):
         x = F.conv2d(x.permute(0, 3, 1, 2), weight.permute(3, 2, 0, 1), bias, padding=1).relu().permute(0, 2, 3, 1)
-    cells = (torch.tensordot(x, head, 1) + head_bias) * drawn[..., None, None]  # [B, h, w, s, s, 3]
+    cells: Tensor = (torch.tensordot(x, head, 1) + head_bias) * drawn[..., None, None]  # [B, h, w, s, s, 3]
     return cells.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 

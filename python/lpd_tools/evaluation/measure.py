@@ -104,10 +104,11 @@ def compare(
         real = reference_features(reference, extractor, count, config.batch_size, config.seed)
         seen = [extract(extractor, images, config.batch_size) for images in generated]
         rows: dict[str, list[Features]] = {GENERATED: seen}
+        sets: dict[str, Sequence[ImageSet]] = {GENERATED: generated}
         for name, images in (others or {}).items():
-            rows[name] = [extract(extractor, images, config.batch_size)]
-        for row, sets in rows.items():
-            _collect(measures, row, [image_measures(extractor.name, found, real, config) for found in sets])
+            sets[name], rows[name] = [images], [extract(extractor, images, config.batch_size)]
+        for row, repeats in rows.items():
+            _collect(measures, row, [image_measures(extractor.name, found, real, config) for found in repeats])
         if real.floor is not None and real.floor_target is not None:
             floor = _against(extractor.name, real.floor, real.floor_target, config)
             _collect(measures, FLOOR, [floor])
@@ -120,10 +121,8 @@ def compare(
                 _recognise(recognised, "real reference", [Features(real.values, real.logits)], [reference.images])
         elif config.learned_images:
             learned = learn(extractor, reference, config.learned_images, config.batch_size, config.seed)
-            sets = {GENERATED: generated, **{name: [images] for name, images in (others or {}).items()}}
             if reference.images is not None and real.values is not None:
-                sets["real reference"] = [reference.images]
-                rows["real reference"] = [Features(real.values)]
+                sets["real reference"], rows["real reference"] = [reference.images], [Features(real.values)]
             probed[extractor.name] = _probe(learned, rows, sets)
             if config.neighbours and extractor is extractors[0]:
                 shown = neighbours_picture(

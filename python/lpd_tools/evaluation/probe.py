@@ -67,7 +67,7 @@ def learn(extractor: Extractor, reference: Reference, count: int, batch_size: in
     assert more is not None
     chosen = more.subset(balanced_sample(more.labels, len(more), count, seed).tolist(), more.name)
     assert chosen.labels is not None
-    names = [more.class_names.get(label, str(label)) for label in range(int(more.labels.max()) + 1)]
+    names = [more.class_names.get(label, str(label)) for label in range(int(chosen.labels.max()) + 1)]
     features = extract(extractor, chosen, batch_size).values
     return Learned(chosen, features, names, Probe(features, chosen.labels, len(names)))
 

@@ -1,4 +1,4 @@
-"""Finds the files of a model by name: a local path, the short name of a published model, or a hub id 'owner/name'.
+"""Finds the files of a model by name: a path, the name of a bundled or a published model, or a hub id 'owner/name'.
 
 Downloads go through huggingface_hub: its cache, progress bars, resumption, HF_HUB_OFFLINE, HF_ENDPOINT and tokens.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lpd_ext import published
+from lpd_ext.bundled import BUNDLED, bundled_model
 from lpd_ext.state_files import WEIGHT_SUFFIXES, shard_names
 
 CONFIG_FILE = "config.json"
@@ -63,6 +64,8 @@ def find_model(name: str | Path, options: HubOptions | None = None) -> ModelFile
     """
     options = options or HubOptions()
     path = Path(name)
+    if str(name) in BUNDLED and not path.exists():
+        path = bundled_model(str(name))
     if path.is_file():
         return ModelFiles(path)
     if path.is_dir():
@@ -131,8 +134,8 @@ def _repository(name: str | Path) -> str:
     meant_locally = isinstance(name, Path) or Path(text).suffix in WEIGHT_SUFFIXES or Path(parts[0]).is_dir()
     if meant_locally or not is_hub_id:
         raise FileNotFoundError(
-            f"{text!r} is neither a local path nor a hub id of the form 'owner/name' nor one of the published models "
-            f"{', '.join(published.NAMES)}"
+            f"{text!r} is neither a local path nor a hub id of the form 'owner/name' nor one of the models "
+            f"{', '.join((*BUNDLED, *published.NAMES))}"
         )
     return text
 

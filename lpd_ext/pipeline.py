@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lpd_ext import editing, published
+from lpd_ext.bundled import bundled_model
 from lpd_ext.cancel import Cancel
 from lpd_ext.checkpoint import ModelDType, load_model, read_config, save_model
 from lpd_ext.checks import as_int, as_positive_int, as_real, as_scalar
@@ -147,13 +148,13 @@ class LPDPipeline:
     ) -> LPDPipeline:
         """Loads a pipeline by name; without one, the bundled demo model.
 
-        path is a published model ("lpd_l_256"), a hub id, a folder, or a weight file. tokenizer is a weight file, a
-        folder or a hub id, for a model that comes without one; None takes the published tokenizer if the vocabulary has
-        its size. revision and token are passed to the hub. grid, heads, dtype (None, a float dtype or "int8") and ema
-        are the transformer's, as in `load_model`. Models of published size get the published sampling defaults and
-        ImageNet's class names. On a CPU the linear layers are packed for decoding; `linear.unpack(pipe.model)` undoes
-        that, for training. Raises ValueError, ImportError (hub without huggingface_hub), or an OSError
-        (FileNotFoundError, ConnectionError, PermissionError), see `hub.find_model`.
+        path is a bundled model ("fashion_mnist"), a published one ("lpd_l_256"), a hub id, a folder, or a weight file.
+        tokenizer is a weight file, a folder or a hub id, for a model that comes without one; None takes the published
+        tokenizer if the vocabulary has its size. revision and token are passed to the hub. grid, heads, dtype (None, a
+        float dtype or "int8") and ema are the transformer's, as in `load_model`. Models of published size get the
+        published sampling defaults and ImageNet's class names. On a CPU the linear layers are packed for decoding;
+        `linear.unpack(pipe.model)` undoes that, for training. Raises ValueError, ImportError (hub without
+        huggingface_hub), or an OSError (FileNotFoundError, ConnectionError, PermissionError), see `hub.find_model`.
         """
         options = HubOptions(revision, token)
         files = find_model(bundled_model() if path is None else path, options)
@@ -355,11 +356,6 @@ class LPDPipeline:
 def _from_bytes(kind: type[LPDPipeline], parts: bytes) -> LPDPipeline:
     with own_modes():
         return kind(**pickle.loads(parts))
-
-
-def bundled_model() -> Path:
-    """Returns the folder of the bundled demo model (Fashion-MNIST, 10 classes)."""
-    return Path(__file__).parent / "assets" / "fashion_mnist"
 
 
 def _sampling_defaults(config: Mapping[str, Any]) -> SamplingDefaults:

@@ -9,18 +9,30 @@ import numpy as np
 import pytest
 import torch
 
-from lpd_ext.pipeline import LPDPipeline, bundled_model
+from lpd_ext.bundled import bundled_model
+from lpd_ext.pipeline import LPDPipeline
 
 
 @pytest.fixture(scope="module")
 def pipe() -> LPDPipeline:
-    return LPDPipeline.from_pretrained()
+    return LPDPipeline.from_pretrained("fashion_mnist")
 
 
 def test_weights_fit_the_limit() -> None:
-    files = sorted(path.name for path in bundled_model().iterdir())
+    files = sorted(path.name for path in bundled_model("fashion_mnist").iterdir())
     assert {"config.json", "model.safetensors", "tokenizer.safetensors"} <= set(files)
-    assert sum(path.stat().st_size for path in bundled_model().glob("*.safetensors")) <= 12e6
+    assert sum(path.stat().st_size for path in bundled_model("fashion_mnist").glob("*.safetensors")) <= 12e6
+
+
+def test_bundled_models_go_by_name_unless_a_folder_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_default, by_name = LPDPipeline.from_pretrained(), LPDPipeline.from_pretrained("fashion_mnist")
+    assert by_default.class_names == by_name.class_names
+    assert torch.equal(by_default.model.pos_embed, by_name.model.pos_embed)
+    monkeypatch.chdir(tmp_path)
+    Path("fashion_mnist").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no weights"):
+        LPDPipeline.from_pretrained("fashion_mnist")
+    assert LPDPipeline.from_pretrained().class_names == by_name.class_names
 
 
 def test_an_image_depends_on_its_seed_alone(pipe: LPDPipeline) -> None:

@@ -29,7 +29,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 @pytest.fixture(scope="module")
 def pipe() -> LPDPipeline:
-    return LPDPipeline.from_pretrained()
+    return LPDPipeline.from_pretrained("fashion_mnist")
 
 
 @pytest.fixture(scope="module")

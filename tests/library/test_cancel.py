@@ -19,7 +19,7 @@ from lpd_ext.pipeline import LPDPipeline
 
 @pytest.fixture(scope="module")
 def pipe() -> LPDPipeline:
-    return LPDPipeline.from_pretrained()
+    return LPDPipeline.from_pretrained("fashion_mnist")
 
 
 def after(calls: int) -> Callable[[], bool]:

@@ -16,7 +16,7 @@ from lpd_ext.linear import unpack
 from lpd_ext.pipeline import LPDPipeline
 
 KINDS: dict[str, Callable[[], LPDPipeline]] = {
-    "plain": lambda: with_plain_layers(LPDPipeline.from_pretrained()),
+    "plain": lambda: with_plain_layers(LPDPipeline.from_pretrained("fashion_mnist")),
     "packed": LPDPipeline.from_pretrained,
     "int8": lambda: LPDPipeline.from_pretrained(dtype="int8"),
 }
@@ -52,7 +52,7 @@ def test_a_copy_draws_by_its_own_weights(way: Callable[[LPDPipeline], LPDPipelin
 
 
 def test_a_shallow_copy_has_the_same_networks_and_settings_of_its_own() -> None:
-    pipe = LPDPipeline.from_pretrained()
+    pipe = LPDPipeline.from_pretrained("fashion_mnist")
     other = copy.copy(pipe)
     assert other.model is pipe.model
     other.class_names = []
@@ -87,7 +87,7 @@ def send(queue, pipes):
 if __name__ == "__main__":
     torch.set_num_threads(2)
     context = multiprocessing.get_context(sys.argv[1])
-    pipes = [LPDPipeline.from_pretrained(), LPDPipeline.from_pretrained(), LPDPipeline.from_pretrained(dtype="int8")]
+    pipes = [LPDPipeline.from_pretrained("fashion_mnist", dtype=dtype) for dtype in (None, None, "int8")]
     unpack(pipes[0].model)
     wanted = [drawn(pipe) for pipe in pipes]
     with ProcessPoolExecutor(1, mp_context=context) as pool:

@@ -26,7 +26,7 @@ DATA = Path(__file__).parents[1] / "data" / "fashion_mnist"
 
 @pytest.fixture(scope="module")
 def pipe() -> LPDPipeline:
-    return LPDPipeline.from_pretrained()
+    return LPDPipeline.from_pretrained("fashion_mnist")
 
 
 def real_picture(index: int) -> Image.Image:

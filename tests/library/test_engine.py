@@ -30,7 +30,7 @@ PATIENCE = 60  # seconds, where something would wait for ever
 
 @pytest.fixture(scope="module")
 def pipe() -> LPDPipeline:
-    return LPDPipeline.from_pretrained()
+    return LPDPipeline.from_pretrained("fashion_mnist")
 
 
 @pytest.fixture
@@ -287,7 +287,7 @@ def test_a_cache_larger_than_the_memory_is_refused(pipe: LPDPipeline, monkeypatc
 
 
 def test_replaced_weights_and_layers_are_used() -> None:
-    pipe = LPDPipeline.from_pretrained()
+    pipe = LPDPipeline.from_pretrained("fashion_mnist")
     unpack(pipe.model)
     request = pipe.prepare([1, 2], num_inference_steps=5, guidance_scale=2.0, seeds=3)
     with Engine(pipe, 2) as engine:
@@ -310,7 +310,7 @@ def test_replaced_weights_and_layers_are_used() -> None:
 
 
 def test_a_model_that_is_moved_fails_its_requests() -> None:
-    pipe = LPDPipeline.from_pretrained()
+    pipe = LPDPipeline.from_pretrained("fashion_mnist")
     unpack(pipe.model)
     with Engine(pipe, 2) as engine:
         engine.submit(pipe.prepare(1, seeds=3, num_inference_steps=2)).result(PATIENCE)
@@ -335,7 +335,7 @@ UNCLOSED = """
 from lpd_ext.drawing import LPDPipelineOutput
 from lpd_ext.engine import Engine
 from lpd_ext.pipeline import LPDPipeline
-pipe = LPDPipeline.from_pretrained()
+pipe = LPDPipeline.from_pretrained("fashion_mnist")
 engine = Engine(pipe, max_images=2)
 handle = engine.submit(pipe.prepare([0] * 200, num_inference_steps=64), previews=None)
 next(handle.previews())

@@ -50,7 +50,7 @@ def drawing_of(pipe: LPDPipeline, rng: random.Random) -> Drawing:
 
 
 def test_mixed_requests_get_the_tokens_of_the_pipeline_alone() -> None:
-    pipe, rng = LPDPipeline.from_pretrained(), random.Random(0)
+    pipe, rng = LPDPipeline.from_pretrained("fashion_mnist"), random.Random(0)
     drawings = [drawing_of(pipe, rng) for _ in range(REQUESTS)]
     with Engine(pipe, max_images=16, max_waiting=2 * REQUESTS) as engine:
         handles = [engine.submit(drawing, previews=rng.choice((0, 0, 1))) for drawing in drawings]

@@ -47,7 +47,7 @@ def small_model(dtype: torch.dtype = torch.bfloat16) -> LPDModel:
 
 
 def bundled_model() -> LPDModel:
-    model = unpack(copy.deepcopy(LPDPipeline.from_pretrained().model))
+    model = unpack(copy.deepcopy(LPDPipeline.from_pretrained("fashion_mnist").model))
     assert isinstance(model, LPDModel)
     return model
 

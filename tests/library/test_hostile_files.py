@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lpd_ext.bundled import bundled_model
 from lpd_ext.checkpoint import load_model, save_model
 from lpd_ext.model import LPDConfig, LPDModel
-from lpd_ext.pipeline import LPDPipeline, bundled_model
+from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.state_files import read_state_dict
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
 
@@ -148,7 +149,7 @@ def test_a_name_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_sampling_settings_are_checked_when_they_are_loaded(entry: str, value: object, tmp_path: Path) -> None:
-    for file in bundled_model().iterdir():
+    for file in bundled_model("fashion_mnist").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"sampling": config["sampling"] | {entry: value}}))

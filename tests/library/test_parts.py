@@ -26,7 +26,7 @@ OPTIONS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def pipe() -> LPDPipeline:
-    return LPDPipeline.from_pretrained()
+    return LPDPipeline.from_pretrained("fashion_mnist")
 
 
 def little_memory(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
@@ -116,7 +116,7 @@ def test_the_estimate_covers_the_caches(pipe: LPDPipeline) -> None:
 
 
 def test_max_images_is_a_whole_number() -> None:
-    pipe = LPDPipeline.from_pretrained()
+    pipe = LPDPipeline.from_pretrained("fashion_mnist")
     for wrong in (0, -1, 1.5, "2", True):
         with pytest.raises(ValueError, match="max_images must be an integer >= 1"):
             LPDPipeline(pipe.model, pipe.tokenizer, max_images=wrong)

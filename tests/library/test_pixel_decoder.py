@@ -12,7 +12,7 @@ from test_tokenizer import golden, golden_state
 from torch import Tensor
 
 from lpd_ext import _C, LPDPipeline
-from lpd_ext.pipeline import bundled_model
+from lpd_ext.bundled import bundled_model
 from lpd_ext.pixel_decoder import PixelDecoder
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
 
@@ -32,7 +32,7 @@ def golden_tokenizer() -> VQTokenizer:
 
 
 def bundled_tokenizer() -> VQTokenizer:
-    return VQTokenizer.from_file(bundled_model() / "tokenizer.safetensors")
+    return VQTokenizer.from_file(bundled_model("fashion_mnist") / "tokenizer.safetensors")
 
 
 def decibels(images: Tensor, expected: Tensor) -> float:
@@ -160,7 +160,7 @@ def test_dtype_is_checked() -> None:
 
 
 def test_pipeline_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = LPDPipeline.from_pretrained()
+    pipe = LPDPipeline.from_pretrained("fashion_mnist")
     options = {"seeds": 3, "num_inference_steps": 4}
     fast = pipe([1, 2], output_type="np", **options).images.astype(int)
     pipe.pixel_dtype = torch.bfloat16

@@ -20,7 +20,7 @@ PATIENCE = 60
 
 @pytest.fixture(scope="module")
 def drawing() -> Drawing:
-    pipe = LPDPipeline.from_pretrained()
+    pipe = LPDPipeline.from_pretrained("fashion_mnist")
     return pipe.drawing(pipe.prepare([0] * 8, seeds=0))
 
 
@@ -150,7 +150,7 @@ def test_nobody_waits_for_what_was_cancelled(desk: Desk) -> None:
 def test_pictures_of_another_tokenizer_do_not_go_along(desk: Desk) -> None:
     hold(desk)
     desk.put("a")
-    mine, other = desk.drawing, LPDPipeline.from_pretrained()
+    mine, other = desk.drawing, LPDPipeline.from_pretrained("fashion_mnist")
     desk.drawing = other.drawing(mine.request)
     desk.put("b")
     desk.put("c")
@@ -175,7 +175,7 @@ def test_pictures_of_many_drawings_are_those_of_each(drawing: Drawing) -> None:
     def brighter(by: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         return lambda images, rows: images + by * rows[:, None, None, None]
 
-    pipe = LPDPipeline.from_pretrained()
+    pipe = LPDPipeline.from_pretrained("fashion_mnist")
     drawings = [pipe.drawing(drawing.request, finish=brighter(by)) for by in (0.0, 0.1, 0.2)]
     wanted = [(drawings[0], tokens[0], 1), (drawings[1], tokens[1], 1), (drawings[2], tokens[2], 3)]
     found = pictures(wanted)

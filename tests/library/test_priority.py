@@ -116,7 +116,7 @@ def test_outward_from_a_mask_of_pixels() -> None:
 
 
 def test_the_pipeline_and_edits_take_maps() -> None:
-    pipe = LPDPipeline.from_pretrained()
+    pipe = LPDPipeline.from_pretrained("fashion_mnist")
     ramp = torch.arange(64.0).view(8, 8)
     request = pipe.prepare([1, 2], order=ramp, seeds=1)
     assert request.orders.tolist() == [list(range(63, -1, -1))] * 2

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from lpd_ext.pipeline import LPDPipeline, bundled_model
+from lpd_ext.bundled import bundled_model
+from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.tokenizer import VQTokenizer
 
 Setting = Callable[[], AbstractContextManager[object]]
@@ -56,7 +57,7 @@ SETTINGS: dict[str, Setting] = {
 
 def everything() -> dict[str, torch.Tensor]:
     """Loads, draws, previews and encodes; returns the results as tensors."""
-    pipe = LPDPipeline.from_pretrained()
+    pipe = LPDPipeline.from_pretrained("fashion_mnist")
     torch.manual_seed(3)
     options: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "top_k": 100, "top_p": 0.9}
     drawn = pipe([1, 2, None], output_type="pt", **options)
@@ -64,7 +65,7 @@ def everything() -> dict[str, torch.Tensor]:
     named = ("random", "halton", "spiral", "raster")
     orders = [pipe.prepare([1], order=order, seeds=2, num_inference_steps=5).orders for order in named]
     codes = pipe.tokenizer.encode(drawn.images)
-    alone = VQTokenizer.from_file(bundled_model() / "tokenizer.safetensors")
+    alone = VQTokenizer.from_file(bundled_model("fashion_mnist") / "tokenizer.safetensors")
     rounded = LPDPipeline.from_pretrained(dtype="int8")([1], seeds=1, num_inference_steps=3, output_type="np")
     return {
         "images": drawn.images,
@@ -97,14 +98,14 @@ def test_what_is_loaded_in_inference_mode_can_be_trained() -> None:
     from lpd_ext.checkpoint import load_model
 
     with torch.inference_mode():
-        model = load_model(bundled_model())
+        model = load_model(bundled_model("fashion_mnist"))
     model.requires_grad_(True)
     model.norm(torch.ones(1, model.config.dim)).sum().backward()
     assert model.norm.bias.grad is not None
 
 
 def test_the_callers_settings_hold_again_afterwards() -> None:
-    pipe = LPDPipeline.from_pretrained()
+    pipe = LPDPipeline.from_pretrained("fashion_mnist")
     with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
         for _ in pipe.stream([1], num_inference_steps=2, seeds=1):
             assert torch.is_inference_mode_enabled()

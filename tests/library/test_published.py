@@ -23,11 +23,12 @@ from safetensors.torch import save
 from typer.testing import CliRunner
 
 from lpd_ext import published
+from lpd_ext.bundled import bundled_model
 from lpd_ext.checkpoint import load_model
 from lpd_ext.class_names import find_class, short_name
 from lpd_ext.hub import HubOptions, find_model, find_tokenizer
 from lpd_ext.model import LPDConfig, LPDModel
-from lpd_ext.pipeline import LPDPipeline, SamplingDefaults, bundled_model
+from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
 from lpd_ext.state_files import read_state_dict
 from lpd_ext.tokenizer import TokenizerConfig, VQTokenizer
 
@@ -173,14 +174,14 @@ def test_bundles_of_published_models(
 
 
 def test_the_study_takes_names_and_judges_what_its_judge_knows(hub: Hub, tmp_path: Path) -> None:
-    hub.files["someone/garments"] = {path.name: path.read_bytes() for path in bundled_model().iterdir()}
+    hub.files["someone/garments"] = {path.name: path.read_bytes() for path in bundled_model("fashion_mnist").iterdir()}
     judge = str(Path(__file__).parents[1] / "data" / "judge.safetensors")
     options = ["--judge", judge, "--minutes", "0", "--out", str(tmp_path / "study"), "--data-dir", FASHION_MNIST]
     result = CliRunner().invoke(app, ["study", "--model", "someone/garments", *options])
     assert result.exit_code == 0, result.output
     noted = json.loads((tmp_path / "study.json").read_text())
-    assert noted["model_sha256"] == file_hash(bundled_model() / "model.safetensors")
-    assert noted["tokenizer_sha256"] == file_hash(bundled_model() / "tokenizer.safetensors")
+    assert noted["model_sha256"] == file_hash(bundled_model("fashion_mnist") / "model.safetensors")
+    assert noted["tokenizer_sha256"] == file_hash(bundled_model("fashion_mnist") / "tokenizer.safetensors")
     refused = CliRunner().invoke(app, ["study", "--model", "lpd_l_256", *options])
     assert refused.exit_code == 2
     assert "the study judges Fashion-MNIST, 10 classes at 32x32 pixels, but this one draws 1000 at" in " ".join(
@@ -190,7 +191,7 @@ def test_the_study_takes_names_and_judges_what_its_judge_knows(hub: Hub, tmp_pat
 
 def test_an_evaluation_by_name(hub: Hub, tmp_path: Path) -> None:
     """A stranger's line, but for how much is drawn: one image of each class, against a folder of pictures."""
-    hub.files["someone/garments"] = {path.name: path.read_bytes() for path in bundled_model().iterdir()}
+    hub.files["someone/garments"] = {path.name: path.read_bytes() for path in bundled_model("fashion_mnist").iterdir()}
     for i in range(4):
         (tmp_path / "real").mkdir(exist_ok=True)
         Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(tmp_path / "real" / f"{i}.png")
@@ -202,7 +203,7 @@ def test_an_evaluation_by_name(hub: Hub, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     found = json.loads((out / "evaluation.json").read_text())
     assert found["images"]["generated"] == 10
-    assert found["sampling"]["guidance_scale"] == LPDPipeline.from_pretrained().defaults.guidance_scale
+    assert found["sampling"]["guidance_scale"] == LPDPipeline.from_pretrained("fashion_mnist").defaults.guidance_scale
     files = model_files("lpd_l_256")
     assert (files.model.name, files.tokenizer and files.tokenizer.name) == ("lpd_l_256.pth", "vq_ds16_c2i.pt")
 
@@ -283,7 +284,10 @@ def test_a_full_disk_is_told(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "message"),
     [
         ("me/nothing", "'me/nothing' is no repository of the hub, or a private one"),
-        ("lpd_l_257", "'lpd_l_257' is neither a local path nor a hub id .* nor one of the published models lpd_l_256"),
+        (
+            "lpd_l_257",
+            "'lpd_l_257' is neither a local path nor a hub id .* nor one of the models fashion_mnist, lpd_l_256",
+        ),
         ("./here/not", "neither a local path"),
         (Path("me/nothing"), "neither a local path"),
         ("weights.pth", "neither a local path"),

@@ -185,8 +185,8 @@ def test_nan_logits_are_an_error_and_leave_the_graphs_usable(
 
 def test_pipelines_watch_by_graphs() -> None:
     """Callbacks, cancel and streams, of drawings and of edits."""
-    pipe, recorder = LPDPipeline.from_pretrained(), Recorder()
-    plain = LPDPipeline.from_pretrained()
+    pipe, recorder = LPDPipeline.from_pretrained("fashion_mnist"), Recorder()
+    plain = LPDPipeline.from_pretrained("fashion_mnist")
     pipe._graphs = DecodeGraphs(capture=recorder, device_type="cpu")
     calls: list[int] = []
 

@@ -26,7 +26,7 @@ def test_both_previews_are_timed_of_half_drawn_images(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Drawing, "_decoded", seen(exact, False))
     monkeypatch.setattr(Drawing, "_previewed", seen(approximate, True))
-    results = time_previews(LPDPipeline.from_pretrained(), 2, 4)
+    results = time_previews(LPDPipeline.from_pretrained("fashion_mnist"), 2, 4)
     assert [result.operator for result in results] == [STEP, EXACT, APPROXIMATE]
     assert all(len(result.seconds) == 4 and min(result.seconds) > 0 for result in results)
     timed = decoded[-2 * (4 + 3) :]

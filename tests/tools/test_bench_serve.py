@@ -67,7 +67,7 @@ def test_malformed_requests_leave_no_trace(found: dict[str, Any]) -> None:
 
 
 def test_mixed_calls_are_of_all_kinds() -> None:
-    pipe = LPDPipeline.from_pretrained()
+    pipe = LPDPipeline.from_pretrained("fashion_mnist")
     calls = mixed_calls(pipe, 200, 0)
     assert {call["num_inference_steps"] for call in calls} == set(range(5, 21))
     assert {call["guidance_scale"] for call in calls} == {1.0, 3.0}

@@ -163,10 +163,10 @@ def test_the_library_alone_says_nothing() -> None:
     code = """
         import logging
         import lpd_ext
-        lpd_ext.LPDPipeline.from_pretrained()
+        lpd_ext.LPDPipeline.from_pretrained("fashion_mnist")
         logging.getLogger("lpd_ext.hub").warning("not shown")
         logging.basicConfig(level=logging.INFO)
-        lpd_ext.LPDPipeline.from_pretrained()
+        lpd_ext.LPDPipeline.from_pretrained("fashion_mnist")
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
     ran = subprocess.run(command, check=True, capture_output=True, text=True, cwd=sys.prefix)
@@ -200,7 +200,7 @@ def test_help_names_what_can_be_chosen() -> None:
 
 
 def test_paths_in_tables_are_no_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = LPDPipeline.from_pretrained()
+    pipe = LPDPipeline.from_pretrained("fashion_mnist")
     monkeypatch.setattr(LPDPipeline, "from_pretrained", lambda *_, **__: pipe)
     assert "a [b] :dog: model: 2.9 M parameters" in lpd("info", "--model", "a [b] :dog: model").output
 
@@ -210,7 +210,7 @@ STRANGE = "[closed] a[/b] :dog: [link=x] \\[y]"
 
 
 def test_class_names_are_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = LPDPipeline.from_pretrained()
+    pipe = LPDPipeline.from_pretrained("fashion_mnist")
     pipe.class_names = [STRANGE, "[closed]", "a[/b]"]
     monkeypatch.setattr(LPDPipeline, "from_pretrained", lambda *_, **__: pipe)
     assert f"{STRANGE}, [closed], a[/b]" in lpd("info").output
@@ -269,7 +269,7 @@ def test_sample_without_options_draws_where_it_is_called(elsewhere: Path) -> Non
 
 def test_sample_takes_names_before_indices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Classes called 1 to 10 are no indices, and one called none is no picture without a class."""
-    pipe = LPDPipeline.from_pretrained()
+    pipe = LPDPipeline.from_pretrained("fashion_mnist")
     pipe.class_names = [*map(str, range(1, 10)), "none"]
     monkeypatch.setattr(LPDPipeline, "from_pretrained", lambda *_, **__: pipe)
     drawn: list[Any] = []

@@ -50,7 +50,7 @@ def client(address: str) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="module")
 def pipe() -> LPDPipeline:
-    return LPDPipeline.from_pretrained()
+    return LPDPipeline.from_pretrained("fashion_mnist")
 
 
 def png(image: Image.Image) -> bytes:

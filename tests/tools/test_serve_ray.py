@@ -76,9 +76,9 @@ def saw(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 def test_pictures_are_the_librarys(saw: Any) -> None:
     file = io.BytesIO()
-    LPDPipeline.from_pretrained()("bag", seeds=0, num_inference_steps=60, guidance_scale=3.0).images[0].save(
-        file, "PNG"
-    )
+    LPDPipeline.from_pretrained("fashion_mnist")("bag", seeds=0, num_inference_steps=60, guidance_scale=3.0).images[
+        0
+    ].save(file, "PNG")
     assert saw.first == [200, base64.b64encode(file.getvalue()).decode()]
     assert saw.models["data"][0]["id"] == "fashion_mnist"
 

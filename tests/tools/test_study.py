@@ -30,8 +30,9 @@ from lpd_tools.study.study import Study, run_study
 from lpd_tools.study.times import read_times
 from lpd_tools.training.judge import load_judge
 
+from lpd_ext.bundled import bundled_model
 from lpd_ext.hub import CONFIG_FILE, TOKENIZER_FILE
-from lpd_ext.pipeline import LPDPipeline, bundled_model
+from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.schedule import group_sizes
 
 DATA = Path(__file__).parents[1] / "data"
@@ -96,7 +97,7 @@ def test_summaries_are_over_the_seeds_of_a_point() -> None:
 @pytest.fixture(scope="module")
 def instruments() -> Instruments:
     """40 guided and 20 scored images of the bundled model, which also stands in for its twin."""
-    pipe = LPDPipeline.from_pretrained()
+    pipe = LPDPipeline.from_pretrained("fashion_mnist")
     judge = load_judge(DATA / "judge.safetensors")
     test = load_fashion_mnist("test", DATA / "fashion_mnist")
     return Instruments({"mutual": pipe, "blind": pipe}, judge, test, images=40, scored=20)
@@ -191,7 +192,7 @@ def test_times_are_a_pass_of_their_own(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_times_are_milliseconds_of_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(times, "interleaved", lambda draws, *_, **__: [Times([0.1, 0.2, 0.9])] * len(draws))
-    times.time_points(LPDPipeline.from_pretrained(), [BASE], tmp_path / "times.json")
+    times.time_points(LPDPipeline.from_pretrained("fashion_mnist"), [BASE], tmp_path / "times.json")
     assert read_times(tmp_path / "times.json") == {"10 steps, guided": 2.0}  # 0.2 s for a hundred
 
 
@@ -220,7 +221,7 @@ def test_impossible_studies_are_refused(tmp_path: Path) -> None:
     for changes, message in (
         ({"orders": ("zigzag",)}, "orders must be among locality, .* got zigzag"),
         ({"steps": (65,)}, r"steps must be in \[1, 64\], got 65"),
-        ({"twin": str(bundled_model())}, "was trained with mutual visibility"),
+        ({"twin": str(bundled_model("fashion_mnist"))}, "was trained with mutual visibility"),
         ({"scored_images": 5}, r"scored_images must be in \[1, 4\], got 5"),
         ({"judge": "none"}, "no judge at 'none'"),
         ({"data_dir": "none"}, "none/t10k-images.* is missing"),
@@ -232,7 +233,7 @@ def test_impossible_studies_are_refused(tmp_path: Path) -> None:
             run_study(quick(tmp_path, **changes))
         assert not list(tmp_path.iterdir()), message
     twin = tmp_path / "twin"
-    shutil.copytree(bundled_model(), twin)
+    shutil.copytree(bundled_model("fashion_mnist"), twin)
     config = json.loads((twin / CONFIG_FILE).read_text()) | {"tokenizer_sha256": "0" * 64}
     (twin / CONFIG_FILE).write_text(json.dumps(config))
     with pytest.raises(ValueError, match="is not the one whose tokens"):

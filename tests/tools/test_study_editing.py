@@ -41,7 +41,7 @@ CENTRE = EditPoint("edited", "centre", "locality", 4)
 @pytest.fixture(scope="module")
 def instruments() -> EditInstruments:
     test = load_fashion_mnist("test", DATA / "fashion_mnist")
-    return EditInstruments(LPDPipeline.from_pretrained(), load_judge(JUDGE), test, IMAGES)
+    return EditInstruments(LPDPipeline.from_pretrained("fashion_mnist"), load_judge(JUDGE), test, IMAGES)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,8 @@ from safetensors.torch import load_file
 from training_runs import as_options, lpd_config, make_cache, tokenizer_config
 from typer.testing import CliRunner
 
-from lpd_ext.pipeline import LPDPipeline, SamplingDefaults, bundled_model
+from lpd_ext.bundled import bundled_model
+from lpd_ext.pipeline import LPDPipeline, SamplingDefaults
 from lpd_ext.tokenizer import VQTokenizer
 
 STEPS = 12
@@ -128,8 +129,8 @@ def test_a_bundle_is_bundled_as_it_is(run: Path, tokenizer: str, tmp_path: Path)
     old, new = LPDPipeline.from_pretrained(first), LPDPipeline.from_pretrained(second)
     assert new.defaults == dataclasses.replace(old.defaults, guidance_scale=2.0)
     assert new.class_names == old.class_names
-    bundled = bundle(Bundling(model=str(bundled_model()), out=str(tmp_path / "bundled")))
-    assert LPDPipeline.from_pretrained(bundled).defaults == LPDPipeline.from_pretrained().defaults
+    bundled = bundle(Bundling(model=str(bundled_model("fashion_mnist")), out=str(tmp_path / "bundled")))
+    assert LPDPipeline.from_pretrained(bundled).defaults == LPDPipeline.from_pretrained("fashion_mnist").defaults
 
 
 def test_another_tokenizer_is_refused(run: Path, tokenizer: str, tmp_path: Path) -> None:

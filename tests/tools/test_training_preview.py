@@ -22,7 +22,7 @@ from lpd_ext.state_files import read_metadata
 
 @pytest.fixture(scope="module")
 def pipe() -> LPDPipeline:
-    return LPDPipeline.from_pretrained()
+    return LPDPipeline.from_pretrained("fashion_mnist")
 
 
 def test_the_decoder_learns_to_come_near(pipe: LPDPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,8 +32,9 @@ from lpd_tools.web.watch import Shown
 from PIL import Image
 from typer.testing import CliRunner
 
+from lpd_ext.bundled import bundled_model
 from lpd_ext.engine import EngineFullError
-from lpd_ext.pipeline import LPDPipeline, bundled_model
+from lpd_ext.pipeline import LPDPipeline
 
 BAG = Choice(label=8, steps=12, guidance=4.0, temperature=1.0, order="locality", seed=3)
 OPTIONS = {"num_inference_steps": 12, "guidance_scale": 4.0, "temperature": 1.0}
@@ -44,7 +45,7 @@ pytestmark = pytest.mark.filterwarnings("default::ResourceWarning", "default::py
 
 @pytest.fixture(scope="module")
 def pipe() -> LPDPipeline:
-    return LPDPipeline.from_pretrained()
+    return LPDPipeline.from_pretrained("fashion_mnist")
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def as_gradio_writes(picture: Image.Image) -> bytes:
 def test_pictures_saved_from_the_page_are_drawn_again(pipe: LPDPipeline, tmp_path: Path) -> None:
     """By `lpd sample --like`, equal to the pixel: drawn ones, large as they are shown too, and inpainted ones."""
     visit = Visit()
-    with Studio(pipe, "small", of_model={"model": str(bundled_model()), "dtype": None}) as studio:
+    with Studio(pipe, "small", of_model={"model": str(bundled_model("fashion_mnist")), "dtype": None}) as studio:
         shown = asyncio.run(watch(studio.compare(visit, replace(BAG, temperature=0.8), ["random", "outward"])))
         asyncio.run(watch(studio.inpaint(visit, BAG, painting(enlarged(visit.entries[0].picture), (64, 64, 200, 160)))))
     saved = {"inpainted": visit.entries[0].picture, "random": visit.entries[1].picture}

@@ -61,7 +61,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch, listen("127.0.0.1", 0) as bound:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         patch.setattr(StepClock, "on_step", slowly)
-        with Studio(LPDPipeline.from_pretrained(), "fashion_mnist", max_images=3) as studio:
+        with Studio(LPDPipeline.from_pretrained("fashion_mnist"), "fashion_mnist", max_images=3) as studio:
             found = Server("http://{}:{}/".format(*bound.getsockname()), studio)
             running = uvicorn.Server(
                 uvicorn.Config(create_app(studio), log_level="critical", timeout_graceful_shutdown=1)

@@ -10,6 +10,7 @@ def demo(config: Demo) -> None:
 
     Example: lpd demo --model lpd_l_256 --port 7860
     """
+    from lpd_ext.bundled import DEFAULT_MODEL
     from lpd_tools.checks import check_device
     from lpd_tools.listening import listen
     from lpd_tools.models import load_pipeline
@@ -18,4 +19,4 @@ def demo(config: Demo) -> None:
     with listen(config.host, config.port) as bound:
         device = check_device(config.device)
         pipe = load_pipeline(config.model or None, config.tokenizer or None, config.dtype, device)
-        run(pipe, config.model or "fashion_mnist", config, bound)
+        run(pipe, config.model or DEFAULT_MODEL, config, bound)

@@ -10,6 +10,7 @@ def serve(config: Serving) -> None:
 
     Example: lpd serve --model lpd_l_256 --port 8000
     """
+    from lpd_ext.bundled import DEFAULT_MODEL
     from lpd_tools.checks import check_device
     from lpd_tools.listening import listen
     from lpd_tools.models import load_pipeline
@@ -20,4 +21,4 @@ def serve(config: Serving) -> None:
     with listen(config.host, config.port) as bound:
         device = check_device(config.device)
         pipe = load_pipeline(config.model or None, config.tokenizer or None, config.dtype, device)
-        run(pipe, config.model or "fashion_mnist", config, bound)
+        run(pipe, config.model or DEFAULT_MODEL, config, bound)

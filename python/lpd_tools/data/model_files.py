@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from lpd_ext.bundled import bundled_model
 from lpd_ext.hub import ModelFiles, find_model, find_tokenizer, how_to_bundle, is_training_folder, published_tokenizer
-from lpd_ext.pipeline import bundled_model
 from lpd_tools.data.token_cache import check_tokenizer
 
 

@@ -21,6 +21,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
 
+from lpd_ext.bundled import DEFAULT_MODEL
 from lpd_tools.serve.app import Door, create_app
 from lpd_tools.serve.errors import ApiError, unavailable
 from lpd_tools.serve.service import ImageService
@@ -41,7 +42,7 @@ class Replica:
         from lpd_tools.models import load_pipeline
 
         pipe = load_pipeline(config.model or None, config.tokenizer or None, config.dtype, check_device(config.device))
-        self.service = ImageService(pipe, config.model or "fashion_mnist", config)
+        self.service = ImageService(pipe, config.model or DEFAULT_MODEL, config)
 
     async def draw(self, work: Work) -> Progress:
         """As `Backend` has it."""

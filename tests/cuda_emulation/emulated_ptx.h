@@ -61,6 +61,13 @@ LPD_EMULATED_ACCESS void cp_async_wait() {
   }
 }
 
+// What is asked for must be there to be read, and may not be under way: L2 would keep the old.
+LPD_EMULATED_ACCESS void prefetch_l2(const void* global) {
+  LPD_COUNT_ACCESS(global, 1, kPrefetch);
+  emulator::check_launch_order(global, 1, false);
+  static_cast<void>(*static_cast<const volatile char*>(global));
+}
+
 inline void wait_for_launch_before() { emulator::wait_for_launch_before(); }
 inline void let_launch_after_begin() { emulator::let_launch_after_begin(); }
 

@@ -152,7 +152,7 @@ void end_copy_group();
 bool pop_copy(uint64_t groups_in_flight, Copy* copy);  // false if no more need be done
 
 // Counting of traffic (emulator_counters.h). `site` tells one instruction of a kernel from another.
-enum class Access { kRead, kWrite, kAtomic, kCopyRead, kCopyWrite, kMatrixRead, kPeerRead, kPeerWrite };
+enum class Access { kRead, kWrite, kAtomic, kCopyRead, kCopyWrite, kMatrixRead, kPeerRead, kPeerWrite, kPrefetch };
 void count_access(const void* site, const void* address, size_t bytes, Access access);
 
 void run_grid(const char* name, dim3 grid, dim3 cluster, dim3 block, size_t shared_bytes, void (*body)(const void*),

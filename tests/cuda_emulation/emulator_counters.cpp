@@ -64,6 +64,7 @@ GlobalCount& global_count(RangeCounts& counts, Access access) {
     case Access::kCopyRead: return counts.copied;
     case Access::kWrite: return counts.written;
     case Access::kAtomic: return counts.atomic;
+    case Access::kPrefetch: return counts.prefetched;
     default: return counts.read;
   }
 }
@@ -117,7 +118,7 @@ void count_global(const Request& request, const Instruction& instruction) {
       const uintptr_t address = request.address[lane];
       for (uint64_t s = address / kSector; s <= (address + instruction.bytes - 1) / kSector; ++s) sectors.push_back(s);
       count.bytes += instruction.bytes;
-      if (r < counting.touched.size()) touch(counting.touched[r], address, instruction.bytes, instruction.access);
+      if (r < counting.touched.size() && instruction.access != Access::kPrefetch) touch(counting.touched[r], address, instruction.bytes, instruction.access);
     }
     count.requests += 1;
     count.sectors += distinct(sectors);

@@ -211,9 +211,10 @@ void attend(const Step& step, int32_t first_output_row, Splits splits) {
   p.first_output_row = first_output_row;
   const bool clusters = splits == Splits::kInClusters;
   p.settled = step.head_dim != 32;
-  const int32_t multiprocessors = clusters ? 132 : 108;
+  const bool in_turns = splits == Splits::kNone && step.head_dim != 128;  // more blocks than run at once
+  const int32_t multiprocessors = in_turns ? 1 : clusters ? 132 : 108;
   emulator::settings().multiprocessors = multiprocessors;
-  emulator::settings().compute_capability = clusters ? 90 : 80;
+  emulator::settings().compute_capability = clusters || in_turns ? 90 : 80;
   // Zeroed where it has to be. Counters are back at zero after a launch, or the next one differs. Clusters use none.
   Bytes workspace(static_cast<size_t>(clusters ? 1 : group_attention_workspace_bytes(step.head_dim, multiprocessors)),
                   0xff);

@@ -64,6 +64,7 @@ MISTAKES = {
         "ptx::cp_async_wait<Shape::kSlots - 2>();\n    __syncthreads();\n    copy_keys(",
         "ptx::cp_async_wait<Shape::kSlots - 1>();\n    __syncthreads();\n    copy_keys(",
     ),
+    "asks_for_keys_of_no_block": Mistake("group_attention", "ASan", " || next >= gridDim.x) return;", ") return;"),
     "no_barrier_after_work_is_made": Mistake("group_attention", "TSan", "__syncthreads();  // work is made", ""),
     "no_barrier_before_refill": Mistake(
         "group_attention", "TSan", "__syncthreads();\n    copy_keys(half_", "__syncwarp();\n    copy_keys(half_"

@@ -107,6 +107,12 @@ def test_attention_forms_clusters_from_9_0_on_and_counts_arrivals_before(compile
         assert kernel.has(ATOMIC) != has_clusters, (kernel.name, kernel.architecture)
 
 
+def test_attention_asks_for_keys_ahead_from_9_0_on(compiled: list[Kernel]) -> None:
+    for kernel in of(compiled, "group_attention_kernel"):
+        has_clusters = int(kernel.architecture.removeprefix("sm_")) >= 90
+        assert kernel.has(r"\bCCTL\.E\.PF2\b") == has_clusters, (kernel.name, kernel.architecture)
+
+
 def test_attention_reads_nothing_of_other_blocks(compiled: list[Kernel]) -> None:
     """Partials are pushed: no load of another block's shared memory after the one barrier of the cluster, no fence."""
     for kernel in of(compiled, "group_attention_kernel"):

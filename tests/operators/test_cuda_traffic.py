@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import emulation
@@ -87,6 +88,22 @@ def test_clusters_fill_the_chip_without_global_partials(counted: dict[str, dict[
         assert counts["cluster"] == 4
         assert counts["apart"] == 0
         assert counts["distributed"] > 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "blocks_at_once", "keys", "lines"), [(torch.bfloat16, 4, 64, 1), (torch.float32, 3, 32, 2)]
+)
+def test_blocks_ask_for_the_first_keys_of_those_that_take_their_places(
+    dtype: torch.dtype, blocks_at_once: int, keys: int, lines: int
+) -> None:
+    """From 9.0 on, in launches of more blocks than run at once; every later block's first tile, once."""
+    few = replace(emulation.SM_90, multiprocessors=8)
+    counts = group_attention("L-256-20 step 15", 4, dtype, few).count()
+    assert (counts["blocks"], counts["cluster"]) == (128, 1)
+    assert counts["cache_lines_ahead"] == (128 - 8 * blocks_at_once) * 2 * keys * lines
+    assert counts["moved"] <= LIMITS["group_attention"] * counts["least"]
+    for other in (replace(few, compute_capability=80), emulation.SM_90):
+        assert group_attention("L-256-20 step 15", 4, dtype, other).count()["cache_lines_ahead"] == 0
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "linear" in name])

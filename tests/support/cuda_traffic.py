@@ -65,6 +65,7 @@ class Case:
             "conflict_free": shared["conflict_free"],
             "distributed": launch["shared"]["peer_read"]["bytes"] + launch["shared"]["peer_written"]["bytes"],
             "plain_cache_reads": sum(counts["read"]["requests"] for counts in caches),
+            "cache_lines_ahead": sum(counts["prefetched"]["bytes"] for counts in caches),  # one stands for a line
         }
 
 

@@ -50,6 +50,7 @@ struct KeySplits {
   int row_tiles;       // that are split
   unsigned* counters;  // [segments, heads, row_tiles], 0 between launches
   float* partials;     // [segments, heads, row_tiles, count, Partial<D>::kElements]
+  int blocks_at_once;  // that run, if the launch has more: the next take their places; or 0
 };
 
 struct BlockWork {

@@ -8,6 +8,7 @@
 
 #include "group_attention/cluster_exchange.cuh"
 #include "group_attention/fma_warp.cuh"
+#include "group_attention/keys_ahead.cuh"
 #include "group_attention/tensor_core_warp.cuh"
 
 namespace lpd {
@@ -47,6 +48,7 @@ __device__ __forceinline__ void attend(const GroupAttentionParams& p, const KeyS
 
   T* const elements = reinterpret_cast<T*>(smem);
   KeyRing<T, kHeadDim> ring(p, work, elements);
+  ask_for_keys_of_next<T, kHeadDim>(p, splits.blocks_at_once, Layout::Shape::kKeys);
   const unsigned warp_index =
       __shfl_sync(kAllLanes, threadIdx.x / 32, 0);  // so the compiler knows that it is the warp's
   const int slab_in_tile = warp_index % kRowWarps, key_warp = warp_index / kRowWarps;
@@ -143,8 +145,10 @@ void launch_for(const GroupAttentionParams& p, void* stream) {
   const int64_t slabs = (int64_t{p.max_rows} + 2 * (kSlabRows - 1)) / kSlabRows;
   const int64_t all_tiles = (slabs + kWarps - 1) / kWarps, split_tiles = cluster > 1 ? all_tiles : row_tiles;
   char* counters = static_cast<char*>(p.workspace);
+  const int64_t at_once = int64_t{TileShape<T, kHeadDim>::kBlocks} * multiprocessors;
+  const bool in_turns = clusters && count == 1 && heads > at_once;
   const KeySplits splits{count, static_cast<int>(split_tiles), reinterpret_cast<unsigned*>(counters),
-                         reinterpret_cast<float*>(counters + counter_bytes)};
+                         reinterpret_cast<float*>(counters + counter_bytes), in_turns ? static_cast<int>(at_once) : 0};
   const int64_t blocks_per_head = split_tiles * count + all_tiles - split_tiles;
   const dim3 blocks(static_cast<unsigned>(heads), static_cast<unsigned>(blocks_per_head));
   launch("group_attention", kernel, Grid(blocks, dim3(1, cluster)), dim3(kThreads), shared_bytes(), stream, p, splits);

@@ -12,7 +12,9 @@ from lpd_tools.settings import AT_LEAST_ONE, Range, Settings, setting
 class Listening(Settings):
     """The model that a server draws by, its address, and how many images it draws and holds."""
 
-    model: str = setting("", "published model, hub id, folder or weight file (the bundled model if empty)")
+    model: str = setting(
+        "", "bundled or published model, hub id, folder or weight file (the default bundled one if empty)"
+    )
     tokenizer: str = setting("", "tokenizer of a model that brings none: weight file, folder or hub id")
     dtype: str = setting("", "of the transformer: float32, bfloat16, float16 or int8")
     device: str = setting("", "cpu, cuda or cuda:<index> (empty: cuda if there is one)")

@@ -14,4 +14,4 @@ def bench_serve(config: ServeBench) -> None:
     from lpd_tools.models import load_pipeline
     from lpd_tools.serve.bench.run import run
 
-    run(load_pipeline(config.model or None, None, config.dtype, check_device(config.device)), config)
+    run(load_pipeline(config.model, None, config.dtype, check_device(config.device)), config)

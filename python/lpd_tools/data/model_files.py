@@ -8,7 +8,7 @@ from lpd_tools.data.token_cache import check_tokenizer
 
 
 def model_files(name: str, tokenizer: str = "") -> ModelFiles:
-    """The files of a model, by any name that `LPDPipeline.from_pretrained` takes (empty: the bundled one).
+    """The files of a model, by any name that `LPDPipeline.from_pretrained` takes (empty: the default bundled one).
 
     Checked to have a tokenizer, and not another one than the model was trained with.
     """

@@ -11,6 +11,7 @@ REFERENCE_HELP = (
     "real images: a folder, an .npz file (images arr_0, or mu and sigma of Inception), or the test split of a "
     + DATA_HELP
 )
+MODEL_HELP = "bundled or published model, hub id, folder or weight file"
 _IMAGES = Range(0, 10**6)
 
 
@@ -23,7 +24,7 @@ class Generation(Settings):
     """
 
     out: str = setting(..., "folder to write; one that was begun with the same settings is gone on with")
-    model: str = setting("", "published model, hub id, folder or weight file (the bundled model if empty)")
+    model: str = setting("", f"{MODEL_HELP} (the default bundled model if empty)")
     tokenizer: str = setting("", "tokenizer of a model that brings none: weight file, folder or hub id")
     images_per_class: int = setting(200, "images to draw of each class", range=AT_LEAST_ONE)
     seed: int = setting(0, "seed of the first image; the next ones count up")
@@ -83,6 +84,7 @@ class Evaluation(Comparison, Generation):
     Repeat r draws seeds `seed` + r·n to `seed` + (r + 1)·n - 1 of n = images_per_class · C images.
     """
 
+    model: str = setting("fashion_mnist", MODEL_HELP)
     repeats: int = setting(1, "runs with seeds of their own; three give a 95 % interval", range=Range(1, 1000))
     reference: str = setting("fashion-mnist", REFERENCE_HELP)
     reconstructed_images: int = setting(2000, "real images to put through the tokenizer (0: none)", range=_IMAGES)
@@ -99,7 +101,7 @@ class Int8Quality(Settings):
     """Settings of `lpd int8-quality`, which uses the same images, seeds and orders in float32 and in int8."""
 
     judge: str = setting(..., "a trained judge that was not used for tuning")
-    model: str = setting("", "published model, hub id, folder or file of float weights (the bundled model if empty)")
+    model: str = setting("fashion_mnist", "bundled or published model, hub id, folder or file of float weights")
     out: str = setting("", "JSON file to write")
     data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
     num_inference_steps: int = setting(10, "decoding steps", range=AT_LEAST_ONE)

@@ -18,7 +18,7 @@ class Study(Settings):
 
     out: str = setting(..., "path of the results, without suffix (docs/results/quality/8x8)")
     judge: str = setting(..., "a trained judge that was not used for tuning")
-    model: str = setting("", "published model, hub id, folder or weight file (the bundled model if empty)")
+    model: str = setting("fashion_mnist", "bundled or published model, hub id, folder or weight file")
     tokenizer: str = setting("", "tokenizer of a model that brings none: weight file, folder or hub id")
     twin: str = setting("", "the model trained with --no-mutual-visibility under the same budget, named likewise")
     data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
@@ -48,7 +48,7 @@ class EditingStudy(Settings):
 
     out: str = setting(..., "path of the results, without suffix (docs/results/editing)")
     judge: str = setting(..., "a trained judge that was not used for tuning")
-    model: str = setting("", "published model, hub id, folder or weight file (the bundled model if empty)")
+    model: str = setting("fashion_mnist", "bundled or published model, hub id, folder or weight file")
     tokenizer: str = setting("", "tokenizer of a model that brings none: weight file, folder or hub id")
     data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
     masks: tuple[str, ...] = setting(("half", "quarter", "centre"), "what is hidden: half, quarter or centre")

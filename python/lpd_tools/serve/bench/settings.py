@@ -14,7 +14,7 @@ class ServeBench(Settings):
     """Settings of `lpd bench-serve`: parts, model and durations."""
 
     part: tuple[str, ...] = setting(PARTS, f"of {', '.join(PARTS)}")
-    model: str = setting("", "published model, hub id, folder or weight file (the bundled model if empty)")
+    model: str = setting("fashion_mnist", "bundled or published model, hub id, folder or weight file")
     dtype: str = setting("", "of the transformer: float32, bfloat16, float16 or int8")
     device: str = setting("", "cpu, cuda or cuda:<index> (empty: cuda if there is one)")
     max_images: int = setting(16, "images that the engine draws at once", range=AT_LEAST_ONE)

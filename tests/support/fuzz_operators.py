@@ -276,10 +276,26 @@ def _nothing_to_draw(before: Call, token: int) -> bool:
     return False
 
 
+def _usable_tokens(call: Call) -> tuple[Tensor, Tensor]:
+    """Whether each token has settings that the CPU allows and rows that are there, and whether it has the rows."""
+    conditional, unconditional, rows = call["conditional_row"], call["unconditional_row"], len(call["logits"])
+    has_rows = (conditional >= 0) & (conditional < rows) & (unconditional >= -1) & (unconditional < rows)
+    right = has_rows & call["guidance"].isfinite() & call["temperature"].isfinite() & (call["temperature"] >= 0)
+    if call["top_k"] is not None:
+        right = right & (call["top_k"] >= 0)
+    if call["top_p"] is not None:
+        right = right & (call["top_p"] > 0) & (call["top_p"] <= 1)
+    return right, has_rows
+
+
 def _judge_tokens(before: Call, ours: Tensor) -> None:
+    right, has_rows = _usable_tokens(before)  # all of them on the CPU, which refuses others
+    assert (ours[~has_rows] == -1).all(), "a token was drawn from rows that are not there"
+    assert ((ours >= -1) & (ours < before["logits"].shape[1])).all(), "a token is not of the vocabulary"
+    per_token = [name for name in before if name != "logits"]
+    before, ours = {**before, **{n: t if (t := before[n]) is None else t[right] for n in per_token}}, ours[right]
     none = ours == -1  # said by CUDA kernels, which cannot raise
     assert all(_nothing_to_draw(before, token) for token in none.nonzero().flatten().tolist()), "a token was not drawn"
-    per_token = [name for name in before if name != "logits"]
     before, ours = {**before, **{n: t if (t := before[n]) is None else t[~none] for n in per_token}}, ours[~none]
     mixed = [before[name] for name in ("logits", "conditional_row", "unconditional_row", "guidance", "temperature")]
     keys = before["seed"], before["cell"]

@@ -183,7 +183,8 @@ class Drawing:
         if output_type == "pt":
             return self.pixels(tokens, rows, approximate=approximate).clamp(-1, 1)
         if approximate and self.preview_decoder is not None and self.finish is None:
-            result = self._previewed(tokens if rows is None else tokens[rows], self.preview_decoder)
+            grids = (tokens if rows is None else tokens[rows]).split(_IMAGES_AT_A_TIME)
+            result = torch.cat([self._previewed(part, self.preview_decoder) for part in grids])
         else:
             rows = torch.arange(len(tokens), device=tokens.device) if rows is None else rows
             # A quarter of the memory: each slice is rounded at once.

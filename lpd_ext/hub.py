@@ -64,8 +64,8 @@ def find_model(name: str | Path, options: HubOptions | None = None) -> ModelFile
     """
     options = options or HubOptions()
     path = Path(name)
-    if str(name) in BUNDLED and not path.exists():
-        path = bundled_model(str(name))
+    if isinstance(name, str) and name in BUNDLED and not path.exists():
+        path = bundled_model(name)
     if path.is_file():
         return ModelFiles(path)
     if path.is_dir():
@@ -107,9 +107,11 @@ def how_to_bundle(folder: Path) -> str:
 
 
 def find_tokenizer(name: str | Path, options: HubOptions | None = None) -> Path:
-    """Finds a tokenizer's weight file by path, folder or hub repository; errors as in `find_model`."""
+    """Finds a tokenizer's weight file by path, folder, bundled model or hub repository; errors as in `find_model`."""
     options = options or HubOptions()
     path = Path(name)
+    if isinstance(name, str) and name in BUNDLED and not path.exists():
+        path = bundled_model(name)
     if path.is_file():
         return path
     where = [item.name for item in path.iterdir()] if path.is_dir() else _list_files(_repository(name), options)

@@ -4,7 +4,7 @@ Shapes use the letters of the project: R rows of a step, H heads, D head dimensi
 positions, Q logit rows or segments, V vocabulary, M tokens to draw, T steps, B images, N = height*width cells.
 A wrong argument raises RuntimeError with its name, before anything is written. A tensor that an operator writes must
 share no memory with another argument; its version counts up, and in grad mode no argument may then require grad. Values
-inside CUDA tensors are not checked, since that would wait for the device.
+inside CUDA tensors raise no error, since that would wait for the device.
 """
 
 from __future__ import annotations
@@ -196,8 +196,8 @@ def sample_tokens(
     """Draws one token per entry of conditional_row from guided, tempered, filtered logits [Q, V]; returns int64 [M].
 
     conditional_row, unconditional_row int32 [M] (-1: no guidance); guidance, temperature (0: argmax), top_p (1: off)
-    float32 [M]; top_k int32 [M] (0: off); seed, cell int64 [M] key the random number. Raises RuntimeError (on CUDA
-    returns token -1) if a row is not one of logits, and if a mixed row has a NaN or is -inf throughout.
+    float32 [M]; top_k int32 [M] (0: off); seed, cell int64 [M] key the random number. Raises RuntimeError (the
+    CUDA kernel returns token -1) if a row is not one of logits, and if a mixed row has a NaN or is -inf throughout.
     """
     result: Tensor = _ops.sample_tokens(
         logits, conditional_row, unconditional_row, guidance, temperature, top_k, top_p, seed, cell
@@ -242,8 +242,8 @@ def sample_step(
     Token m is drawn with the settings of its image: guidance [B, N] at token_index[m], temperature, top_k, top_p and
     seeds [B]. Its cell is positions[write_index[m]] - 1. It goes to contents[write_index[m]], to
     contents[twin_index[m]] (-1: nowhere) and to grid int64 [B, N] at its cell. image, token_index, write_index,
-    twin_index int64 [M], the latter two into positions and contents int64 [S, N + 2], flattened. On CUDA a token whose
-    rows or indices lie outside is not drawn.
+    twin_index int64 [M], the latter two into positions and contents int64 [S, N + 2], flattened. The CUDA kernel
+    does not draw a token whose rows or indices lie outside.
     """
     places = (image, token_index, write_index, twin_index)
     settings = (guidance, temperature, top_k, top_p, seeds)

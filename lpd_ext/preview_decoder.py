@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lpd_ext import ops, reference
+from lpd_ext import ops
 from lpd_ext.content import content_of
 from lpd_ext.modes import decoding_modes, leave_lost_threads, own_modes
 from lpd_ext.state_files import read_state_dict, write_state_dict
@@ -43,7 +44,14 @@ class PreviewDecoder(nn.Module):
 
     def forward(self, tokens: Tensor, codebook: Tensor) -> Tensor:
         """Draws tokens int64 [B, h, w] of codes [V, d]: images [B, 3, Hp, Wp], 0 where a token is -1."""
-        return reference.preview_images(tokens, codebook, *self._weights()).permute(0, 3, 1, 2)
+        drawn = (tokens >= 0)[:, None].to(codebook.dtype)
+        codes = F.normalize(F.embedding(tokens.clamp(min=0), codebook), dim=-1).permute(0, 3, 1, 2)
+        x = torch.cat([codes * drawn, drawn], 1)
+        for weight, bias in ((self.weight1, self.bias1), (self.weight2, self.bias2)):
+            x = F.relu(F.conv2d(x, weight.permute(3, 2, 0, 1), bias, padding=1))
+        head = self.head.permute(3, 1, 2, 0).flatten(0, 2)[:, :, None, None]  # to planes [3 s s, h, w]
+        cells = F.conv2d(x, head, self.head_bias.permute(2, 0, 1).flatten()) * drawn
+        return F.pixel_shuffle(cells, self.stride)
 
     def pixels(self, tokens: Tensor, codebook: Tensor) -> Tensor:
         """Draws tokens int64 [B, h, w] of codes [V, d]: pixels uint8 [B, Hp, Wp, 3], 128 where a token is -1.
@@ -80,11 +88,11 @@ class PreviewDecoder(nn.Module):
                 f"state is not a preview decoder: its width is {width} (at most {_GREATEST_WIDTH}), its codes have "
                 f"{channels - 1} numbers and its cells {stride} pixels a side"
             )
-        with torch.device("meta"):  # allocates nothing before the state is known to fit
-            decoder = cls(channels - 1, stride, width)
-        with own_modes():
-            state = {name: value.to(torch.float32, copy=True).contiguous() for name, value in state.items()}
         try:
+            with torch.device("meta"):  # allocates nothing before the state is known to fit
+                decoder = cls(channels - 1, stride, width)
+            with own_modes():
+                state = {name: value.to(torch.float32, copy=True).contiguous() for name, value in state.items()}
             decoder.load_state_dict(state, assign=True)
         except RuntimeError as error:
             raise ValueError(f"state is not a preview decoder: {error}") from error

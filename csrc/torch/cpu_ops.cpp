@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <tuple>
+#include <utility>
 
 #include "checks.h"
 #include "common/cpu_kernels.h"
@@ -18,7 +19,8 @@ using namespace lpd::checks;
 using lpd::execution::execute_on_cpu;
 using Quantized = std::tuple<Tensor, Tensor>;
 
-constexpr int64_t kMostPixelsOfCell = 1024;  // side; products of sizes then fit
+// Of preview_pixels: sides of a cell in pixels, and channels. Sums and products of a few of them fit 32 bits.
+constexpr int64_t kMostPixelsOfCell = 1024, kMostChannels = 1 << 20;
 
 // ---- quantize_rows ----
 
@@ -140,6 +142,9 @@ Tensor preview_pixels(const Tensor& tokens, const Tensor& codebook, const Tensor
   check_array(weight1, "weight1", tokens, ScalarType::Float, "[3, 3, d + 1, K]", {3, 3, length + 1, width1});
   check_array(bias2, "bias2", tokens, ScalarType::Float, "[L]", {-1});
   const int64_t width2 = size32(bias2.size(0), "bias2: L");
+  for (const auto& [name, size] : {std::pair{"codebook: d", length}, {"bias1: K", width1}, {"bias2: L", width2}}) {
+    check(size <= kMostChannels, name, " must be at most ", kMostChannels, ", got ", size);
+  }
   check_array(weight2, "weight2", tokens, ScalarType::Float, "[3, 3, K, L]", {3, 3, width1, width2});
   check_array(head_bias, "head_bias", tokens, ScalarType::Float, "[s, s, 3]", {-1, head_bias.size(0), 3});
   const int64_t stride = head_bias.size(0);
@@ -149,8 +154,7 @@ Tensor preview_pixels(const Tensor& tokens, const Tensor& codebook, const Tensor
   for (int64_t i = 0; i < tokens.numel(); ++i) {
     check(token[i] >= -1 && token[i] < codes, "tokens must be in [-1, ", codes, "), got ", token[i]);
   }
-  Tensor result =
-      torch::stable::new_empty(tokens, {batch, height * stride, width * stride, 3}, ScalarType::Byte);
+  Tensor result = torch::stable::new_empty(tokens, {batch, height * stride, width * stride, 3}, ScalarType::Byte);
   if (result.numel() == 0) return result;
   lpd::PreviewPixelsParams params{};
   params.tokens = token;
@@ -173,7 +177,8 @@ Tensor preview_pixels(const Tensor& tokens, const Tensor& codebook, const Tensor
       torch::stable::new_empty(codebook, {batch, lpd::preview_workspace_floats(params)}, ScalarType::Float);
   params.workspace = static_cast<float*>(workspace.mutable_data_ptr());
   constexpr double kProductsPerNanosecond = 20;
-  const auto channels = static_cast<double>(length + 1), k = static_cast<double>(width1), l = static_cast<double>(width2);
+  const auto channels = static_cast<double>(length + 1), k = static_cast<double>(width1),
+             l = static_cast<double>(width2);
   const double products = 9 * channels * k + 9 * k * l + 3 * l * static_cast<double>(stride * stride);
   execute_on_cpu(params, lpd::cpu_kernels().preview_pixels, batch,
                  products * static_cast<double>(height * width) / kProductsPerNanosecond);

@@ -118,7 +118,8 @@ void count_global(const Request& request, const Instruction& instruction) {
       const uintptr_t address = request.address[lane];
       for (uint64_t s = address / kSector; s <= (address + instruction.bytes - 1) / kSector; ++s) sectors.push_back(s);
       count.bytes += instruction.bytes;
-      if (r < counting.touched.size() && instruction.access != Access::kPrefetch) touch(counting.touched[r], address, instruction.bytes, instruction.access);
+      if (r < counting.touched.size() && instruction.access != Access::kPrefetch)
+        touch(counting.touched[r], address, instruction.bytes, instruction.access);
     }
     count.requests += 1;
     count.sectors += distinct(sectors);

@@ -25,9 +25,9 @@ struct GlobalCount {
 struct RangeCounts {
   std::string name;
   GlobalCount read, copied, written, atomic;  // copied: by cp.async
-  GlobalCount prefetched;                     // into L2, a lane's sector standing for its line; moves nothing to a block
-  uint64_t distinct_bytes_read = 0;           // copies included
-  uint64_t distinct_bytes_written = 0;        // atomics included
+  GlobalCount prefetched;               // into L2, a lane's sector standing for its line; moves nothing to a block
+  uint64_t distinct_bytes_read = 0;     // copies included
+  uint64_t distinct_bytes_written = 0;  // atomics included
 
   uint64_t bytes_moved() const { return 32 * (read.sectors + copied.sectors + written.sectors + atomic.sectors); }
 };

@@ -203,6 +203,7 @@ const std::vector<bench::SequenceSizes> kManyTiles = {{70, 9, 40}, {3, 64, 130}}
 const std::vector<bench::SequenceSizes> kManyKeys = {{5, 3, 300}, {2, 0, 5}, {0, 7, 64}};  // split over blocks
 const std::vector<bench::SequenceSizes> kTileEdges = {{3, 2, 63}, {2, 1, 127}, {1, 5, 159}};
 const std::vector<bench::SequenceSizes> kTwoTiles = {{3, 20, 70}, {2, 0, 5}};
+const std::vector<bench::SequenceSizes> kThreeSegments = {{1, 2, 3}, {2, 0, 5}, {1, 1, 66}};
 
 enum class Splits { kNone, kInWorkspace, kInClusters };
 
@@ -211,7 +212,7 @@ void attend(const Step& step, int32_t first_output_row, Splits splits) {
   p.first_output_row = first_output_row;
   const bool clusters = splits == Splits::kInClusters;
   p.settled = step.head_dim != 32;
-  const bool in_turns = splits == Splits::kNone && step.head_dim != 128;  // more blocks than run at once
+  const bool in_turns = splits == Splits::kNone && first_output_row == 1;  // more blocks than run at once
   const int32_t multiprocessors = in_turns ? 1 : clusters ? 132 : 108;
   emulator::settings().multiprocessors = multiprocessors;
   emulator::settings().compute_capability = clusters || in_turns ? 90 : 80;
@@ -245,7 +246,8 @@ void group_attention() {
   if (few) {
     attend(Step(kTwoTiles, DType::kFloat32, 32), 1, Splits::kInWorkspace);
     attend(Step(kTwoTiles, DType::kFloat16, 64), 1, Splits::kInWorkspace);
-    attend(Step(kTwoTiles, DType::kBFloat16, 64), 1, Splits::kNone);
+    attend(Step(kTwoTiles, DType::kBFloat16, 64), 2, Splits::kNone);
+    attend(Step(kThreeSegments, DType::kBFloat16, 64), 1, Splits::kNone);
     attend(Step(kTwoTiles, DType::kFloat32, 32), 1, Splits::kInClusters);
     attend(Step(kTwoTiles, DType::kFloat16, 64), 1, Splits::kInClusters);
     return;

@@ -28,8 +28,8 @@ std::ostream& operator<<(std::ostream& out, const SharedCount& count) {
 std::ostream& operator<<(std::ostream& out, const lpd::emulator::RangeCounts& range) {
   return out << '"' << range.name << R"(": {"read": )" << range.read << R"(, "copied": )" << range.copied
              << R"(, "written": )" << range.written << R"(, "atomic": )" << range.atomic << R"(, "prefetched": )"
-             << range.prefetched << R"(, "distinct_read": )" << range.distinct_bytes_read << R"(, "distinct_written": )" << range.distinct_bytes_written
-             << R"(, "moved": )" << range.bytes_moved() << '}';
+             << range.prefetched << R"(, "distinct_read": )" << range.distinct_bytes_read << R"(, "distinct_written": )"
+             << range.distinct_bytes_written << R"(, "moved": )" << range.bytes_moved() << '}';
 }
 
 std::ostream& operator<<(std::ostream& out, const lpd::emulator::LaunchCounts& launch) {

@@ -102,7 +102,7 @@ def test_images_are_not_scored_in_the_order_they_were_drawn_in(pipe: LPDPipeline
 def int8_agreement(pipe: LPDPipeline, policy: str) -> float:
     """Share of the argmaxes, teacher-forced on real images at 10 steps, that int8 leaves as they are."""
     config = Int8Quality("", data_dir=str(DATA / "fashion_mnist"), forced_images=300, forced_orders=(policy,))
-    pipes = {FLOAT32: pipe, INT8: LPDPipeline.from_pretrained(dtype=INT8)}
+    pipes = {FLOAT32: pipe, INT8: LPDPipeline.from_pretrained("fashion_mnist", dtype=INT8)}
     return forced_by_order(pipes, config)[policy]["agreement"]
 
 

@@ -18,7 +18,7 @@ from lpd_ext.pipeline import LPDPipeline
 KINDS: dict[str, Callable[[], LPDPipeline]] = {
     "plain": lambda: with_plain_layers(LPDPipeline.from_pretrained("fashion_mnist")),
     "packed": LPDPipeline.from_pretrained,
-    "int8": lambda: LPDPipeline.from_pretrained(dtype="int8"),
+    "int8": lambda: LPDPipeline.from_pretrained("fashion_mnist", dtype="int8"),
 }
 
 

@@ -125,7 +125,7 @@ def test_mixed_devices_are_refused() -> None:
 
 
 def test_the_bundled_pipeline_draws_on_the_gpu() -> None:
-    pipe = LPDPipeline.from_pretrained(device="cuda")
+    pipe = LPDPipeline.from_pretrained("fashion_mnist", device="cuda")
     first, again = (pipe(["bag", "sneaker"], seeds=5) for _ in range(2))
     assert torch.equal(first.tokens, again.tokens)
     on_cpu = LPDPipeline.from_pretrained("fashion_mnist")(["bag", "sneaker"], seeds=5)

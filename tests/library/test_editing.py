@@ -275,7 +275,7 @@ def test_previews_of_edits_that_end_at_different_steps(pipe: LPDPipeline) -> Non
 
 def test_edits_on_every_backend_and_in_graphs(backend: torch.device) -> None:
     """The operators of each backend draw what the graphs, kept and replayed, draw; known tokens stay."""
-    pipe = LPDPipeline.from_pretrained(device=backend)
+    pipe = LPDPipeline.from_pretrained("fashion_mnist", device=backend)
     unpack(pipe.model)  # packed weights are for the CPU's own kernels
     recorder = Recorder()
     if backend.type == "cpu":

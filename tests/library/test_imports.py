@@ -48,6 +48,7 @@ LAYERS = (
     ("lpd_ext.packing", "lpd_ext.visibility", "lpd_ext.schedule", "lpd_ext.plan", "lpd_ext.product_table"),
     (
         "lpd_ext.checks",
+        "lpd_ext.bundled",
         "lpd_ext.class_names",
         "lpd_ext.state_files",
         "lpd_ext.memory",

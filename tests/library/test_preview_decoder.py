@@ -178,6 +178,7 @@ def test_wrong_files_and_sizes_are_named(pipe: LPDPipeline, tmp_path: Path) -> N
         (good | {"weight1": torch.zeros(3, 3, 1, 8)}, "its codes have 0 numbers"),
         (good | {"weight1": torch.zeros(1, 1, 5, 2000)}, "its width is 2000"),
         (good | {"weight2": torch.zeros(3, 3, 7, 8)}, "size mismatch"),
+        (good | {"weight1": torch.zeros(0, 0, 2**40, 8)}, "weight1"),
         (good | {"head_bias": torch.full((2, 2, 3), torch.nan)}, "head_bias has numbers that are not finite"),
         ({name: value for name, value in good.items() if name != "bias2"}, "Missing key"),
     ):

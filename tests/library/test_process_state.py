@@ -66,7 +66,9 @@ def everything() -> dict[str, torch.Tensor]:
     orders = [pipe.prepare([1], order=order, seeds=2, num_inference_steps=5).orders for order in named]
     codes = pipe.tokenizer.encode(drawn.images)
     alone = VQTokenizer.from_file(bundled_model("fashion_mnist") / "tokenizer.safetensors")
-    rounded = LPDPipeline.from_pretrained(dtype="int8")([1], seeds=1, num_inference_steps=3, output_type="np")
+    rounded = LPDPipeline.from_pretrained("fashion_mnist", dtype="int8")(
+        [1], seeds=1, num_inference_steps=3, output_type="np"
+    )
     return {
         "images": drawn.images,
         "tokens": drawn.tokens,

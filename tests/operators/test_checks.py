@@ -172,6 +172,20 @@ ON_CPU: dict[str, tuple[str, Callable[[], tuple[Any, ...]], str | None]] = {
         ),
         "x: B must be in [0, 2^31), got 1099511627776",
     ),
+    "codes of preview_pixels": (
+        "preview_pixels",
+        lambda: (
+            torch.full((1, 1, 1), -1),
+            nothing(0, BIG - 1),
+            nothing(3, 3, BIG, 0),
+            nothing(0),
+            nothing(3, 3, 0, 0),
+            nothing(0),
+            nothing(0, 1, 1, 3),
+            torch.zeros(1, 1, 3),
+        ),
+        "codebook: d must be at most 1048576, got 2147483647",
+    ),
     "rows of quantize_rows": (
         "quantize_rows",
         lambda: (nothing(2**33, 64),),

@@ -64,6 +64,13 @@ MISTAKES = {
         "ptx::cp_async_wait<Shape::kSlots - 2>();\n    __syncthreads();\n    copy_keys(",
         "ptx::cp_async_wait<Shape::kSlots - 1>();\n    __syncthreads();\n    copy_keys(",
     ),
+    "asks_for_keys_of_the_launch_before": Mistake(
+        "group_attention",
+        "early",
+        "if (!p.settled) ptx::follow_launch_before();  // which wrote Q, K and V",
+        "ask_for_keys_of_next<T, kHeadDim>(p, splits.blocks_at_once, Layout::Shape::kKeys);\n"
+        "  if (!p.settled) ptx::follow_launch_before();  // which wrote Q, K and V",
+    ),
     "asks_for_keys_of_no_block": Mistake("group_attention", "ASan", " || next >= gridDim.x) return;", ") return;"),
     "no_barrier_after_work_is_made": Mistake("group_attention", "TSan", "__syncthreads();  // work is made", ""),
     "no_barrier_before_refill": Mistake(

@@ -276,10 +276,15 @@ def _nothing_to_draw(before: Call, token: int) -> bool:
     return False
 
 
+def _has_rows(call: Call) -> Tensor:
+    conditional, unconditional, rows = call["conditional_row"], call["unconditional_row"], len(call["logits"])
+    has_rows: Tensor = (conditional >= 0) & (conditional < rows) & (unconditional >= -1) & (unconditional < rows)
+    return has_rows
+
+
 def _usable_tokens(call: Call) -> tuple[Tensor, Tensor]:
     """Whether each token has settings that the CPU allows and rows that are there, and whether it has the rows."""
-    conditional, unconditional, rows = call["conditional_row"], call["unconditional_row"], len(call["logits"])
-    has_rows = (conditional >= 0) & (conditional < rows) & (unconditional >= -1) & (unconditional < rows)
+    has_rows = _has_rows(call)
     right = has_rows & call["guidance"].isfinite() & call["temperature"].isfinite() & (call["temperature"] >= 0)
     if call["top_k"] is not None:
         right = right & (call["top_k"] >= 0)
@@ -311,6 +316,9 @@ def _judge_tokens(before: Call, ours: Tensor) -> None:
 
 def _judge_step(before: Call, after: Call) -> None:
     """The tokens are as sample_tokens may draw them, and the tables hold them where they should and nowhere else."""
+    has_rows = _has_rows(before)  # without, which CUDA kernels alone accept, a token leaves the tables alone
+    by_index = ("conditional_row", "unconditional_row", "image", "token_index", "write_index", "twin_index")
+    before = {**before, **{name: before[name][has_rows] for name in by_index}}
     image, write, twin = before["image"], before["write_index"], before["twin_index"]
     cell = before["positions"].flatten()[write] - 1
     tokens = after["contents"].flatten()[write]

@@ -81,6 +81,31 @@ def test_evaluate_measures_a_model(tmp_path: Path) -> None:
     assert raster["16"]["mean"] == pytest.approx(nats.mean().item(), rel=1e-6)
 
 
+def test_evaluate_learns_classes_and_shows_neighbours(tmp_path: Path) -> None:
+    """Of any labelled data; what the tokenizer made of learned images is not recognised: it has been seen."""
+    model = save_small_model(tmp_path / "model")
+    for name, seed in (("real", 1), ("more", 2)):
+        for label in range(3):
+            save_images(tmp_path / name / f"class {label}", noise(3, seed=3 * seed + label))
+    config = Evaluation(
+        str(tmp_path / "out"), str(model), images_per_class=2, reference=str(tmp_path / "real"),
+        floor=str(tmp_path / "more"), learned_images=9, neighbours=4, reconstructed_images=3, nats_images=0,
+        self_images=0,
+    )  # fmt: skip
+    results = evaluate(config)
+    assert results is not None
+    probed = results["probed"]["efficientnet"]
+    assert set(probed["recognised"]) == set(probed["nearest"]) == {"generated", "real reference"}
+    assert set(probed["recognised"]["generated"]) == {"all", "class 0", "class 1", "class 2"}
+    with Image.open(tmp_path / "out" / "neighbours.png") as picture:
+        assert picture.text["lpd:command"] == '"evaluate"'
+    others = save_images(tmp_path / "others" / "boots", noise(4)).parent
+    save_images(others / "class 0", noise(4))
+    with pytest.raises(ValueError, match="'the model' has the classes"):
+        evaluate(replace(config, out=str(tmp_path / "second"), floor=str(others)))
+    assert not (tmp_path / "second").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -159,6 +159,36 @@ def test_classes_without_a_judge_are_learned_from_further_real_images(tmp_path: 
     assert "1 - cosine to the nearest learned image, median: generated" in shown
 
 
+def test_unlabelled_images_have_distances_to_learned_ones_alone(tmp_path: Path) -> None:
+    for label, vertical in (("across", False), ("down", True)):
+        save_images(tmp_path / "more" / label, stripes(3, vertical, 2))
+    flat = {name: str(save_images(tmp_path / name, stripes(4, True, seed))) for name, seed in (("a", 3), ("b", 4))}
+    config = Measurement(
+        (flat["a"],), flat["b"], floor=str(tmp_path / "more"), learned_images=6, neighbours=2, out=str(tmp_path / "out")
+    )
+    results = measure(config)
+    assert results["probed"]["efficientnet"]["recognised"] == {}
+    assert set(results["probed"]["efficientnet"]["nearest"]) == {"generated", "real reference"}
+    assert len(result_tables(results)) == 2
+    assert (tmp_path / "out").is_file()  # of any name, with the picture beside it
+    assert (tmp_path / "neighbours.png").is_file()
+
+
+def test_the_judge_learns_nothing(tmp_path: Path) -> None:
+    drawn = str(save_images(tmp_path / "drawn", noise(2, 32)))
+    with pytest.raises(ValueError, match="features must name others than the judge, which needs no learned_images"):
+        measure(Measurement((drawn,), FASHION, judge=JUDGE, learned_images=20))
+
+
+def test_classes_that_are_not_learned_are_named_at_once(tmp_path: Path) -> None:
+    for label in ("0", "1"):
+        save_images(tmp_path / "more" / label, noise(2))
+    drawn = save_images(tmp_path / "drawn" / "2", noise(2)).parent
+    config = Measurement((str(drawn),), str(drawn), floor=str(tmp_path / "more"), learned_images=4)
+    with pytest.raises(ValueError, match=r"drawn' has labels up to 2, but .*more' has 2 classes to learn"):
+        measure(config)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -166,9 +196,10 @@ def test_classes_without_a_judge_are_learned_from_further_real_images(tmp_path: 
         ({"features": ("clip",)}, "features must be of efficientnet, judge, inception, got 'clip'"),
         ({"features": ("judge",)}, r"judge must be given \(a file\)"),
         ({"reference": "nowhere"}, "no folder and no file at 'nowhere'"),
+        ({"reference": FASHION, "learned_images": 19}, "learned_images must be at least 20, two of each class, got 19"),
         ({"learned_images": 5}, "learned_images must be 0 without labelled real images beside the reference, got 5"),
         ({"neighbours": 5}, "neighbours must be 0 without learned_images, among which they are sought, got 5"),
-        ({"reference": FASHION, "learned_images": 5, "neighbours": 1, "out": ""}, "out must be given for neighbours"),
+        ({"reference": FASHION, "learned_images": 20, "neighbours": 1, "out": ""}, "out must be given for neighbours"),
     ],
 )
 def test_impossible_measurements_write_nothing(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -265,9 +296,9 @@ def test_recognition_needs_labels_that_the_judge_knows(tmp_path: Path) -> None:
     logits = torch.eye(10)[torch.tensor([0, 0, 1, 2])]
     rates = recognition_of([logits], [torch.tensor([0, 1, 1, 1])])
     assert {name: rate["mean"] for name, rate in rates.items()} == {"all": 1 / 2, "T-shirt/top": 1, "trouser": 1 / 3}
-    with pytest.raises(ValueError, match="labels up to 10, but the judge knows 10"):
+    with pytest.raises(ValueError, match="labels up to 10, but 10 classes are known"):
         recognition_of([logits], [torch.tensor([0, 1, 10, 2])])
-    with pytest.raises(ValueError, match="labels up to 10, but the judge knows 10"):
+    with pytest.raises(ValueError, match="labels up to 10, but 10 classes are known"):
         measure(Measurement((folder_of({"10": 2}, tmp_path / "ten"),), FASHION, judge=JUDGE, out=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
     plain = str(save_images(tmp_path / "plain", noise(4, 32)))

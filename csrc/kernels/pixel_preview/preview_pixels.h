@@ -20,18 +20,18 @@ struct PreviewPixelsParams {
   uint8_t* pixels;         // [B, h s, w s, 3]: round(clip((x + 1) * 127.5, 0, 255))
   float* workspace;        // [B, preview_workspace_floats]
   int64_t batch;
-  int32_t height, width;    // h, w
-  int32_t code_length;      // d
-  int32_t width1, width2;   // K, L
-  int32_t stride;           // s
+  int32_t height, width;   // h, w
+  int32_t code_length;     // d
+  int32_t width1, width2;  // K, L
+  int32_t stride;          // s
 };
 
 namespace {  // internal linkage: units built for different instruction sets must not share code
 
 // Of an image: the inputs of the convolutions with a cell of zeros around, those of the head, and a row of its results.
 inline int64_t preview_workspace_floats(const PreviewPixelsParams& p) {
-  const int64_t padded = int64_t{p.height + 2} * (p.width + 2), row = p.width;
-  return padded * (p.code_length + 1 + p.width1) + row * p.width2 + row * 3 * p.stride * p.stride;
+  const int64_t height = p.height, row = p.width, channels = p.code_length + 1;
+  return (height + 2) * (row + 2) * (channels + p.width1) + row * p.width2 + row * 3 * p.stride * p.stride;
 }
 
 }  // namespace

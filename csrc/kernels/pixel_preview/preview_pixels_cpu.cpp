@@ -35,7 +35,7 @@ void product(int rows, const float* a, int64_t a_stride, const float* b, int dep
 // out[w, columns] = relu(row y of the convolution of x [h + 2, w + 2, channels]).
 void convolve_row(const float* x, int64_t y, int cells, int channels, const float* weight, const float* bias,
                   int columns, float* out) {
-  const int64_t row = int64_t{cells + 2} * channels, depth = int64_t{3} * channels;
+  const int64_t row = (int64_t{cells} + 2) * channels, depth = int64_t{3} * channels;
   for (int64_t dy = 0; dy < 3; ++dy) {
     product(cells, x + (y + dy) * row, channels, weight + dy * depth * columns, static_cast<int>(depth), columns, out,
             dy > 0);
@@ -69,8 +69,8 @@ void write_pixels(const float* values, const float* bias, int64_t count, uint8_t
 }  // namespace
 
 void preview_pixels(const PreviewPixelsParams& p, int64_t begin, int64_t end) {
-  const int64_t cells = int64_t{p.height} * p.width, padded_row = p.width + 2;
-  const int64_t padded = int64_t{p.height + 2} * padded_row, row_bytes = int64_t{3} * p.stride;
+  const int64_t height = p.height, cells = height * p.width, padded_row = int64_t{p.width} + 2;
+  const int64_t padded = (height + 2) * padded_row, row_bytes = int64_t{3} * p.stride;
   const int channels = p.code_length + 1;
   const int64_t values_of_cell = p.stride * row_bytes;
   for (int64_t image = begin; image < end; ++image) {

@@ -43,10 +43,10 @@ struct SampleTokensParams {
   const float* top_p;                // [M], 1: off; or nullptr: off for all
   const int64_t* seed;               // [M], Philox key
   const int64_t* cell;               // [M], grid cell, Philox counter
-  int64_t* tokens;  // [M]; -1 where nothing can be drawn; nullptr: to the tables
+  int64_t* tokens;                   // [M]; -1 where nothing can be drawn; nullptr: to the tables
   StepTables tables;
   int64_t logits_stride;
-  int64_t num_rows;  // Q
+  int64_t num_rows;                                                                      // Q
   int64_t guidance_stride, temperature_stride, top_k_stride, top_p_stride, seed_stride;  // 1 without tables
   int64_t num_tokens;                                                                    // M
   int32_t vocab_size;                                                                    // V
@@ -88,8 +88,8 @@ LPD_HOST_DEVICE inline void write_token(const SampleTokensParams& p, int64_t m, 
   tables.grid[settings.image * tables.num_cells + settings.cell] = token;
 }
 
-// Whether token m's rows of logits and its entries of the tables are there: CUDA kernels look themselves, the host would
-// wait for the device.
+// Whether token m's rows of logits and its entries of the tables are there: CUDA kernels look themselves, the host
+// would wait for the device.
 LPD_HOST_DEVICE inline bool is_inside(const SampleTokensParams& p, int64_t m, int64_t conditional_row,
                                       int64_t unconditional_row) {
   const auto within = [](int64_t value, int64_t low, int64_t end) { return value >= low && value < end; };

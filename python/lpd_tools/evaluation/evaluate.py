@@ -38,6 +38,7 @@ from lpd_tools.evaluation.measure import (
     manifests,
     write_results,
 )
+from lpd_tools.evaluation.neighbours import NEIGHBOURS_FILE
 from lpd_tools.evaluation.probe import check_learned
 from lpd_tools.evaluation.readable import readable_reference
 from lpd_tools.evaluation.reference import Reference, balanced_sample, check_features, open_reference
@@ -68,7 +69,6 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
         reference = open_reference(config.reference, config.floor, (height, width))
         check_features(extractors, reference, (height, width))
         check_labels(config, pipe, reference, extractors)
-        check_learned(config.learned_images, config.neighbours, reference)
 
         count = config.images_per_class * pipe.model.config.num_classes
         if group.is_first:  # the only one that measures
@@ -81,7 +81,9 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
 
     generated = [open_images(folder) for folder in folders]
     rebuilt = rebuilt_images(pipe, reference, config)
-    results = compare(config, generated, reference, extractors, rebuilt.others, rebuilt.of_reference)
+    pairs = Path(config.out) / NEIGHBOURS_FILE if config.neighbours else None
+    sets = generated, reference, extractors, rebuilt.others, rebuilt.of_reference
+    results = compare(config, *sets, pairs=pairs, command="evaluate")
     results["sampling"] = sampling_of(pipe, sampling_options(config))
     results["generated_with"] = manifests(folders)
     results |= rebuilt.measures
@@ -111,6 +113,7 @@ def check_labels(config: Evaluation, pipe: LPDPipeline, reference: Reference, ex
         torch.empty(classes, 1, 1, 3), torch.arange(classes), "the model", dict(enumerate(pipe.class_names))
     )
     check_judged(extractors, [drawn, reference.images, reference.more])
+    check_learned(config.learned_images, config.neighbours, extractors, reference, [drawn])
     real = reference.images
     if not config.nats_images or real is None or real.labels is None:
         return

@@ -25,7 +25,7 @@ from lpd_tools.evaluation.metrics import (
     over_repeats,
     precision_recall,
 )
-from lpd_tools.evaluation.neighbours import nearest, neighbours_file, neighbours_picture
+from lpd_tools.evaluation.neighbours import NEIGHBOURS_FILE, nearest, neighbours_picture
 from lpd_tools.evaluation.probe import Learned, check_learned, learn
 from lpd_tools.evaluation.provenance import provenance
 from lpd_tools.evaluation.readable import check_readable, readable_reference
@@ -62,13 +62,14 @@ def measure(config: Measurement) -> dict[str, Any]:
     reference = open_reference(config.reference, config.floor, generated[0].size)
     check_features(extractors, reference, generated[0].size)
     check_judged(extractors, [*generated, reference.images, reference.more])
-    check_learned(config.learned_images, config.neighbours, reference)
+    check_learned(config.learned_images, config.neighbours, extractors, reference, generated)
     if config.neighbours and not config.out:
         raise ValueError("out must be given for neighbours, whose picture goes beside it")
+    pairs = Path(config.out).with_name(NEIGHBOURS_FILE) if config.neighbours else None
     reference = readable_reference(reference, max(len(generated[0]), config.learned_images), config.seed)
     for images in generated:
         check_readable(images)  # a set with gaps is not what was to be measured
-    results = compare(config, generated, reference, extractors)
+    results = compare(config, generated, reference, extractors, pairs=pairs)
     results["generated_with"] = manifests(config.images)
     write_results(results, config.out)
     return results
@@ -89,12 +90,15 @@ def compare(
     extractors: Sequence[Extractor],
     others: Mapping[str, ImageSet] | None = None,
     shown_to_judge: Mapping[str, ImageSet] | None = None,
+    pairs: Path | None = None,
+    command: str = "measure",
 ) -> dict[str, Any]:
     """Measures repeats of generated images, the floor, and `others` (by name), and records their provenance.
 
     shown_to_judge: images that are only recognised, such as the reference's own in another form, whose distance to it
     means nothing. config: a `Measurement`, or an object with its fields `batch_size`, `device`, `seed`, `k`,
-    `learned_images`, `neighbours` and `out`.
+    `learned_images` and `neighbours`. pairs: a PNG to write, of drawn images above their nearest learned ones, by the
+    first features that are not the judge's, with the `command` and the settings in it.
     """
     count = len(generated[0])
     measures: dict[str, dict[str, Any]] = {}
@@ -104,11 +108,10 @@ def compare(
         real = reference_features(reference, extractor, count, config.batch_size, config.seed)
         seen = [extract(extractor, images, config.batch_size) for images in generated]
         rows: dict[str, list[Features]] = {GENERATED: seen}
-        sets: dict[str, Sequence[ImageSet]] = {GENERATED: generated}
         for name, images in (others or {}).items():
-            sets[name], rows[name] = [images], [extract(extractor, images, config.batch_size)]
-        for row, repeats in rows.items():
-            _collect(measures, row, [image_measures(extractor.name, found, real, config) for found in repeats])
+            rows[name] = [extract(extractor, images, config.batch_size)]
+        for row, sets in rows.items():
+            _collect(measures, row, [image_measures(extractor.name, found, real, config) for found in sets])
         if real.floor is not None and real.floor_target is not None:
             floor = _against(extractor.name, real.floor, real.floor_target, config)
             _collect(measures, FLOOR, [floor])
@@ -121,14 +124,11 @@ def compare(
                 _recognise(recognised, "real reference", [Features(real.values, real.logits)], [reference.images])
         elif config.learned_images:
             learned = learn(extractor, reference, config.learned_images, config.batch_size, config.seed)
-            if reference.images is not None and real.values is not None:
-                sets["real reference"], rows["real reference"] = [reference.images], [Features(real.values)]
-            probed[extractor.name] = _probe(learned, rows, sets)
-            if config.neighbours and extractor is extractors[0]:
-                shown = neighbours_picture(
-                    generated[0], seen[0].values, learned.images, learned.features, config.neighbours
-                )
-                save_png(shown, neighbours_file(config.out), {"command": "measure", **asdict(config)})
+            probed[extractor.name] = _probe(learned, seen, generated, reference.images, real.values)
+            if pairs is not None and len(probed) == 1:
+                drawn_and_real = generated[0], seen[0].values, learned.images, learned.features
+                picture = neighbours_picture(*drawn_and_real, config.neighbours)
+                save_png(picture, pairs, {"command": command, **asdict(config)})
     results: dict[str, Any] = {"measures": measures}
     if recognised:
         results["recognised"] = recognised
@@ -206,7 +206,7 @@ def judged_labels(images: ImageSet) -> Tensor | None:
 
 def _check_known(labels: Tensor, class_names: Sequence[str] = CLASS_NAMES) -> None:
     if int(labels.max()) >= len(class_names):
-        raise ValueError(f"images have labels up to {int(labels.max())}, but the judge knows {len(class_names)}")
+        raise ValueError(f"images have labels up to {int(labels.max())}, but {len(class_names)} classes are known")
 
 
 def _recognise(
@@ -220,16 +220,26 @@ def _recognise(
 
 
 def _probe(
-    learned: Learned, rows: Mapping[str, Sequence[Features]], sets: Mapping[str, Sequence[ImageSet]]
+    learned: Learned,
+    seen: Sequence[Features],
+    generated: Sequence[ImageSet],
+    real: ImageSet | None,
+    real_features: Tensor | None,
 ) -> dict[str, Any]:
-    """By row of images: the share that the probe recognises, and the median distance to the nearest learned image."""
+    """By row of images: the share that the classifier recognises, and the median distance to the nearest learned one.
+
+    Not of reconstructed images: those may be of the learned ones.
+    """
+    rows = {GENERATED: (seen, generated)}
+    if real is not None and real_features is not None:
+        rows["real reference"] = [Features(real_features)], [real]
     result: dict[str, Any] = {"recognised": {}, "nearest": {}}
-    for row, seen in rows.items():
-        distances = [nearest(found.values, learned.features)[1] for found in seen]
+    for row, (features, sets) in rows.items():
+        distances = [nearest(found.values, learned.features)[1] for found in features]
         result["nearest"][row] = over_repeats([float(found.median()) for found in distances])
-        labels = [found for images in sets[row] if (found := learned.labels(images)) is not None]
-        if len(labels) == len(seen):
-            logits = [learned.probe.logits(found.values) for found in seen]
+        labels = [found for images in sets if (found := learned.labels(images)) is not None]
+        if len(labels) == len(sets):
+            logits = [learned.probe.logits(found.values) for found in features]
             result["recognised"][row] = recognition_of(logits, labels, learned.class_names)
     return result
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -38,9 +36,3 @@ def neighbours_picture(
     starts = range(0, len(above), columns)
     rows = [(images + missing)[start : start + columns] for start in starts for images in (above, below)]
     return labelled_grid([image for row in rows for image in row], ["drawn", "nearest"] * len(starts), columns)
-
-
-def neighbours_file(out: str) -> Path:
-    """Returns where the picture goes: into a folder `out`, or beside a JSON file of that name."""
-    path = Path(out)
-    return path.with_name(NEIGHBOURS_FILE) if path.suffix == ".json" else path / NEIGHBOURS_FILE

@@ -22,7 +22,7 @@ class Probe:
     """Softmax regression on features [n, F], standardised, with labels int64 [n] in [0, num_classes)."""
 
     def __init__(self, features: Tensor, labels: Tensor, num_classes: int) -> None:
-        self.mean, self.scale = features.mean(0), features.std(0).clamp_min(1e-6)
+        self.mean, self.scale = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
         inputs = self._standardised(features)
         self.weight = torch.zeros(num_classes, inputs.shape[1], requires_grad=True)
         self.bias = torch.zeros(num_classes, requires_grad=True)
@@ -67,15 +67,40 @@ def learn(extractor: Extractor, reference: Reference, count: int, batch_size: in
     assert more is not None
     chosen = more.subset(balanced_sample(more.labels, len(more), count, seed).tolist(), more.name)
     assert chosen.labels is not None
-    names = [more.class_names.get(label, str(label)) for label in range(int(chosen.labels.max()) + 1)]
+    names = _class_names(more)
     features = extract(extractor, chosen, batch_size).values
     return Learned(chosen, features, names, Probe(features, chosen.labels, len(names)))
 
 
-def check_learned(count: int, neighbours: int, reference: Reference) -> None:
-    """ValueError where classes are to be learned from images that are not there, or neighbours sought among none."""
-    more = reference.more
-    if count and (more is None or more.labels is None):
-        raise ValueError(f"learned_images must be 0 without labelled real images beside the reference, got {count}")
+def check_learned(
+    count: int,
+    neighbours: int,
+    extractors: Sequence[Extractor],
+    reference: Reference,
+    generated: Sequence[ImageSet],
+) -> None:
+    """ValueError where classes cannot be learned from `count` images, or images have others than those."""
     if neighbours and not count:
         raise ValueError(f"neighbours must be 0 without learned_images, among which they are sought, got {neighbours}")
+    if not count:
+        return
+    more = reference.more
+    if more is None or more.labels is None:
+        raise ValueError(f"learned_images must be 0 without labelled real images beside the reference, got {count}")
+    if all(extractor.name == "judge" for extractor in extractors):
+        raise ValueError("features must name others than the judge, which needs no learned_images")
+    names = _class_names(more)
+    if count < 2 * len(names):
+        raise ValueError(f"learned_images must be at least {2 * len(names)}, two of each class, got {count}")
+    for images in (*generated, reference.images):
+        labels = None if images is None else labels_among(images, names, len(names))
+        if images is not None and labels is not None and int(labels.max()) >= len(names):
+            raise ValueError(
+                f"images: {images.name!r} has labels up to {int(labels.max())}, but {more.name!r} has {len(names)} "
+                "classes to learn"
+            )
+
+
+def _class_names(images: ImageSet) -> list[str]:
+    assert images.labels is not None
+    return [images.class_names.get(label, str(label)) for label in range(int(images.labels.max()) + 1)]

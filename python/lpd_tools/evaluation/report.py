@@ -65,7 +65,7 @@ def measures_table(results: Mapping[str, Any]) -> Table:
 def recognition_table(sources: Mapping[str, Any], title: str) -> Table:
     """Share recognised by class, in percent."""
     table = Table("class", *sources, title=title)
-    for name in next(iter(sources.values())):
+    for name in next(iter(sources.values()), ()):
         table.add_row(name, *(spread(rates[name], 100) if name in rates else "-" for rates in sources.values()))
     return table
 

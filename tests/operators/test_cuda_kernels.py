@@ -66,7 +66,7 @@ MISTAKES = {
     ),
     "asks_for_keys_of_the_launch_before": Mistake(
         "group_attention",
-        "early",
+        "stopped",
         "if (!p.settled) ptx::follow_launch_before();  // which wrote Q, K and V",
         "ask_for_keys_of_next<T, kHeadDim>(p, splits.blocks_at_once, Layout::Shape::kKeys);\n"
         "  if (!p.settled) ptx::follow_launch_before();  // which wrote Q, K and V",

@@ -286,10 +286,19 @@ def preview_images(
     return cells.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
-def preview_pixels(tokens: Tensor, *weights: Tensor) -> Tensor:
+def preview_pixels(
+    tokens: Tensor,
+    codebook: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    head: Tensor,
+    head_bias: Tensor,
+) -> Tensor:
     """Previews uint8 [B, h s, w s, 3] of tokens [B, h, w] by the network of `preview_images`."""
-    pixels = ((preview_images(tokens, *weights) + 1) * 127.5).clamp(0, 255)
-    return pixels.nan_to_num(0.0).round().to(torch.uint8)
+    images = preview_images(tokens, codebook, weight1, bias1, weight2, bias2, head, head_bias)
+    return ((images + 1) * 127.5).clamp(0, 255).nan_to_num(0.0).round().to(torch.uint8)
 
 
 def philox4x32_10(counter: Tensor, key: Tensor) -> Tensor:

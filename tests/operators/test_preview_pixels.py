@@ -61,6 +61,12 @@ def test_right_to_half_a_step(
     assert torch.equal(pixels, alone)  # an image does not depend on the others
 
 
+@pytest.mark.parametrize("grid", [(0, 3, 4), (2, 0, 4), (2, 3, 0)])
+def test_no_cells(grid: tuple[int, int, int], cpu_backend: torch.device) -> None:
+    pixels = ops.preview_pixels(*random_arguments(grid, 4, (8, 8), 2))
+    assert pixels.shape == (grid[0], 2 * grid[1], 2 * grid[2], 3)
+
+
 def test_each_pixel_has_its_place(cpu_backend: torch.device) -> None:
     """Convolutions that pass on a cell's neighbour, and a head that tells rows, columns and colours apart."""
     codebook = torch.tensor([[3.0, 4.0]])

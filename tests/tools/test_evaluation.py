@@ -82,7 +82,7 @@ def test_evaluate_measures_a_model(tmp_path: Path) -> None:
 
 
 def test_evaluate_learns_classes_and_shows_neighbours(tmp_path: Path) -> None:
-    """Of any labelled data; what the tokenizer made of learned images is not recognised: it has been seen."""
+    """For any labelled data. Reconstructed images are not recognised: the learned ones may be among them."""
     model = save_small_model(tmp_path / "model")
     for name, seed in (("real", 1), ("more", 2)):
         for label in range(3):

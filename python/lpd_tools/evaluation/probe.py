@@ -49,7 +49,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Learned:
-    """What one extractor sees of real images outside the reference, and a probe that has learned their classes."""
+    """Real images outside the reference, their features by one extractor, and a probe that learned their classes."""
 
     images: ImageSet
     features: Tensor

@@ -197,7 +197,8 @@ def sample_tokens(
 
     conditional_row, unconditional_row int32 [M] (-1: no guidance); guidance, temperature (0: argmax), top_p (1: off)
     float32 [M]; top_k int32 [M] (0: off); seed, cell int64 [M] key the random number. Raises RuntimeError (the
-    CUDA kernel returns token -1) if a row is not one of logits, and if a mixed row has a NaN or is -inf throughout.
+    CUDA kernel returns token -1) if a row is not one of logits, a setting is out of range, or a mixed row has a NaN or is
+    -inf throughout.
     """
     result: Tensor = _ops.sample_tokens(
         logits, conditional_row, unconditional_row, guidance, temperature, top_k, top_p, seed, cell

@@ -376,6 +376,8 @@ def test_no_tokens(backend: torch.device) -> None:
 # ---- errors and integration ----
 
 WRONG_VALUES: dict[str, tuple[Callable[[Arguments], Arguments], str]] = {
+    "guidance": (lambda a: set_value(a, "guidance", -INF), r"guidance\[2\] = -inf must be finite"),
+    "nan guidance": (lambda a: set_value(a, "guidance", math.nan), r"guidance\[2\] = -?nan must be finite"),
     "temperature": (lambda a: set_value(a, "temperature", -0.5), r"temperature\[2\] = -0\.5 must be finite and >= 0"),
     "infinite temperature": (lambda a: set_value(a, "temperature", INF), r"temperature\[2\] = inf must be finite"),
     "nan temperature": (lambda a: set_value(a, "temperature", math.nan), r"temperature\[2\] = -?nan must be finite"),
@@ -440,11 +442,15 @@ def test_errors_name_the_argument(name: str, backend: torch.device) -> None:
 
 
 @pytest.mark.parametrize("name", WRONG_VALUES)
-def test_errors_name_argument_and_value(name: str, cpu_backend: torch.device) -> None:
+def test_errors_name_argument_and_value(name: str, backend: torch.device, on_cuda_kernels: bool) -> None:
+    """An error on the CPU; CUDA kernels say -1 and draw the other tokens."""
     spoil, message = WRONG_VALUES[name]
-    with pytest.raises(RuntimeError, match=message):
-        spoil(example()).draw(cpu_backend)
-    assert_follows_tree(example().draw(cpu_backend), example(), example().probabilities())
+    if on_cuda_kernels:
+        assert spoil(example()).draw(backend).tolist() == [*example().draw(backend)[:2].tolist(), -1]
+    else:
+        with pytest.raises(RuntimeError, match=message):
+            spoil(example()).draw(backend)
+    assert_follows_tree(example().draw(backend), example(), example().probabilities())
 
 
 @pytest.mark.parametrize(("name", "row"), [(name, row) for name, rows in WRONG_ROWS.items() for row in rows])

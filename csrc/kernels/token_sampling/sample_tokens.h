@@ -101,6 +101,13 @@ LPD_HOST_DEVICE inline bool is_inside(const SampleTokensParams& p, int64_t m, in
          within(tables.positions[tables.write_index[m]], 1, tables.num_cells + 1);
 }
 
+// Whether a token can be drawn with these settings. The CPU refuses others; of others CUDA kernels write token -1.
+LPD_HOST_DEVICE inline bool is_usable(const TokenSettings& settings) {
+  constexpr float kLargest = 3.402823466e+38f;  // comparisons with it are false for NaN
+  return settings.guidance >= -kLargest && settings.guidance <= kLargest && settings.temperature >= 0.0f &&
+         settings.temperature <= kLargest && settings.top_k >= 0 && settings.top_p > 0.0f && settings.top_p <= 1.0f;
+}
+
 // Tokens in the left half of the tree over `vocab_size` ids; 0 for a single token.
 inline int32_t tree_half(int32_t vocab_size) {
   int32_t half = 1;

@@ -24,14 +24,16 @@ constexpr uint32_t kNanKey = 0xffffffffu;
 struct TokenInputs {
   int32_t conditional_row, unconditional_row;
   TokenSettings settings;
-  bool inside;
+  bool inside, usable;
 };
 
 __device__ void read_inputs(const SampleTokensParams& p, int64_t m, TokenInputs& inputs) {
   inputs.conditional_row = p.conditional_row[m];
   inputs.unconditional_row = p.unconditional_row[m];
   inputs.inside = is_inside(p, m, inputs.conditional_row, inputs.unconditional_row);
-  if (inputs.inside) inputs.settings = settings_of(p, m);
+  if (!inputs.inside) return;
+  inputs.settings = settings_of(p, m);
+  inputs.usable = is_usable(inputs.settings);
 }
 
 template <class T>
@@ -105,6 +107,10 @@ __global__ void __launch_bounds__(32 * kWarps<T, kOneChunk>, kOneChunk && sizeof
     return;
   }
   const TokenSettings& settings = inputs.settings;
+  if (!inputs.usable) {
+    if (threadIdx.x == 0) write_token(p, m, settings, -1);
+    return;
+  }
   const Rows<T> rows = rows_of<T>(p, inputs);
   const float scale = fminf(__fdiv_rn(1.44269504f, settings.temperature), 3e38f);  // finite: the maximum keeps weight 1
 

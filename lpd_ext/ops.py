@@ -197,8 +197,8 @@ def sample_tokens(
 
     conditional_row, unconditional_row int32 [M] (-1: no guidance); guidance, temperature (0: argmax), top_p (1: off)
     float32 [M]; top_k int32 [M] (0: off); seed, cell int64 [M] key the random number. Raises RuntimeError (the
-    CUDA kernel returns token -1) if a row is not one of logits, a setting is out of range, or a mixed row has a NaN or is
-    -inf throughout.
+    CUDA kernel returns token -1) if a row is not one of logits, a setting is out of range, or a mixed row has a NaN or
+    is -inf throughout.
     """
     result: Tensor = _ops.sample_tokens(
         logits, conditional_row, unconditional_row, guidance, temperature, top_k, top_p, seed, cell
@@ -244,7 +244,7 @@ def sample_step(
     seeds [B]. Its cell is positions[write_index[m]] - 1. It goes to contents[write_index[m]], to
     contents[twin_index[m]] (-1: nowhere) and to grid int64 [B, N] at its cell. image, token_index, write_index,
     twin_index int64 [M], the latter two into positions and contents int64 [S, N + 2], flattened. The CUDA kernel
-    does not draw a token whose rows or indices lie outside.
+    does not draw a token whose rows or indices lie outside, and draws -1 with a setting out of range.
     """
     places = (image, token_index, write_index, twin_index)
     settings = (guidance, temperature, top_k, top_p, seeds)

@@ -123,6 +123,19 @@ def test_a_token_without_logits_is_said(backend: torch.device) -> None:
         assert (tensor(call, "contents").flatten()[tensor(call, "write_index")] == -1).all()
 
 
+def test_settings_out_of_range_are_refused_or_on_cuda_draw_nothing(backend: torch.device) -> None:
+    call = on(calls(1)[0], backend)
+    call["temperature"] = torch.full_like(tensor(call, "temperature"), -1.0)
+    before = on(call, backend)
+    if ops._ops is torch.ops.lpd_ext and backend.type == "cpu":
+        with pytest.raises(RuntimeError, match=r"temperature\[\d+\] = -1 must be finite and >= 0"):
+            ops.sample_step(**call)
+        assert torch.equal(tensor(call, "contents"), tensor(before, "contents"))
+    else:
+        ops.sample_step(**call)
+        assert (tensor(call, "contents").flatten()[tensor(call, "write_index")] == -1).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

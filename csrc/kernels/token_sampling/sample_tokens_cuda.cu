@@ -24,16 +24,15 @@ constexpr uint32_t kNanKey = 0xffffffffu;
 struct TokenInputs {
   int32_t conditional_row, unconditional_row;
   TokenSettings settings;
-  bool inside, usable;
+  bool inside, drawable;  // drawable: inside, and with settings to draw by
 };
 
 __device__ void read_inputs(const SampleTokensParams& p, int64_t m, TokenInputs& inputs) {
   inputs.conditional_row = p.conditional_row[m];
   inputs.unconditional_row = p.unconditional_row[m];
   inputs.inside = is_inside(p, m, inputs.conditional_row, inputs.unconditional_row);
-  if (!inputs.inside) return;
-  inputs.settings = settings_of(p, m);
-  inputs.usable = is_usable(inputs.settings);
+  if (inputs.inside) inputs.settings = settings_of(p, m);
+  inputs.drawable = inputs.inside && is_usable(inputs.settings);
 }
 
 template <class T>
@@ -102,15 +101,13 @@ __global__ void __launch_bounds__(32 * kWarps<T, kOneChunk>, kOneChunk && sizeof
   if (threadIdx.x == 0) read_inputs(p, m, shared_inputs[0]);
   __syncthreads();
   const TokenInputs& inputs = shared_inputs[0];
-  if (!inputs.inside) {  // the tables stay as they are
-    if (threadIdx.x == 0 && p.tokens != nullptr) p.tokens[m] = -1;
+  if (!inputs.drawable) {  // where it is not inside, the tables stay as they are
+    if (threadIdx.x != 0) return;
+    if (inputs.inside) write_token(p, m, inputs.settings, -1);
+    if (!inputs.inside && p.tokens != nullptr) p.tokens[m] = -1;
     return;
   }
   const TokenSettings& settings = inputs.settings;
-  if (!inputs.usable) {
-    if (threadIdx.x == 0) write_token(p, m, settings, -1);
-    return;
-  }
   const Rows<T> rows = rows_of<T>(p, inputs);
   const float scale = fminf(__fdiv_rn(1.44269504f, settings.temperature), 3e38f);  // finite: the maximum keeps weight 1
 

@@ -6,10 +6,12 @@ import dataclasses
 import json
 import math
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("typer")
@@ -30,6 +32,7 @@ from lpd_tools.study.study import Study, run_study
 from lpd_tools.study.times import read_times
 from lpd_tools.training.judge import load_judge
 
+from lpd_ext import ops
 from lpd_ext.bundled import bundled_model
 from lpd_ext.hub import CONFIG_FILE, TOKENIZER_FILE
 from lpd_ext.pipeline import LPDPipeline
@@ -173,13 +176,32 @@ def test_a_study_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_times_are_a_pass_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One time for each number of steps, with guidance and without; the tables have them beside the points."""
+    """One time for each number of steps, with guidance and without; the tables have them beside the points.
+
+    A draw takes as many seconds here as it gives rows to attention: a clock would depend on what else runs.
+    """
+    attention, rows = ops.group_attention, [0]
+
+    def counted(qkv: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        rows[0] += len(qkv)
+        return attention(qkv, *rest, **named)
+
+    def by_rows(draws: Sequence[Callable[[], object]], *_: object, **__: object) -> list[Times]:
+        taken = []
+        for draw in draws:
+            rows[0] = 0
+            draw()
+            taken.append(Times([float(rows[0])]))
+        return taken
+
+    monkeypatch.setattr(ops, "group_attention", counted)
+    monkeypatch.setattr(times, "interleaved", by_rows)
     monkeypatch.setattr(times, "BATCH", 4)
     run_study(quick(tmp_path, times=True, minutes=0.0))
     found = json.loads((tmp_path / "study_times.json").read_text())
     took = found["milliseconds per image"]
     assert set(took) == {"4 steps, guided", "10 steps, guided", "64 steps, guided", "10 steps, unguided"}
-    assert 0 < took["10 steps, unguided"] < took["10 steps, guided"]
+    assert 0 < took["10 steps, unguided"] == took["10 steps, guided"] / 2
     assert found["machine"]["threads"] >= 1
     assert not (tmp_path / "study.csv").exists()
     point = dataclasses.replace(BASE, steps=4)

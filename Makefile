@@ -40,8 +40,9 @@ setup: torch  ## Virtual environment with torch, the library and the `lpd` comma
 	@$(if $(LPD_CUDA)$(GPUS),,echo "No NVIDIA GPU was found, so the CUDA kernels are left out: LPD_CUDA=ON compiles them.")
 	LPD_CUDA=$(or $(LPD_CUDA),$(if $(GPUS),AUTO,OFF)) $(BIN)/pip install --quiet '.[tools]'
 
+DEMO = happy-face sad-face heart flag clock car moon fruit button weather
 demo: setup  ## Draw a labelled grid of images with the bundled model
-	$(BIN)/lpd sample --output demo/grid.png --force
+	$(BIN)/lpd sample $(DEMO) --output demo/grid.png --force
 
 # The inner loop: compiles what changed, without nvcc.
 check: torch build-tools lint emulated  ## Check style and types, and run the fast tests (3 minutes)

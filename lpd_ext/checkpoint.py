@@ -296,8 +296,8 @@ def save_model(
 ) -> None:
     """Writes config.json and model.safetensors (floats in dtype if given, but for the scales of int8 weights).
 
-    `extra` adds entries to config.json; beside are state dicts to write too, by file name. The files take their places
-    only when all are complete, so a failed save leaves the folder as it was. Raises TypeError or ValueError for entries
+    `extra` adds entries to config.json; `beside` maps file names to state dicts to write too. Files are replaced only
+    once all are complete, so a failed save leaves the folder as it was. Raises TypeError or ValueError for entries
     that config.json cannot hold.
     """
     directory = Path(directory)

@@ -39,8 +39,8 @@ def accelerate(model: AnyModule, *, heads: int | None = None, packed: Packing = 
     the model's own layers, which then have no parameters and can be called but not trained until `restore`. All other
     weights are shared, except the embedding tables, which are copied.
 
-    Each call first checks for changed weights and follows them: see docs/guide/drop_in.md, also for adapters. Raises
-    ValueError for a model that cannot be decoded, TypeError for a name and for a model of this library's own.
+    Each call first picks up changed weights; docs/guide/drop_in.md has details, also on adapters. Raises ValueError for
+    a model that cannot be decoded, TypeError for a name or an `LPDModel`.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(

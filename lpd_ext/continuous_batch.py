@@ -38,7 +38,7 @@ class RunningImage:
 
 
 class ContinuousBatch:
-    """A batch for images that come at different times and are drawn together; for one thread at a time.
+    """A batch that images may join and leave between any two steps; for one thread at a time.
 
     An image takes a cache slot, or two with guidance, from a pool allocated once. Its tokens are those of
     `sampler.generate`, since an image depends on its own request alone. Raises ValueError for sizes below 1.

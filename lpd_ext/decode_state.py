@@ -111,7 +111,7 @@ class DecodeState:
         self.workspace = ops.group_attention_workspace(config.head_dim, device)
 
     def look_up_weights(self) -> None:
-        """Go on with the layers and weights that the model has now."""
+        """Switches to the model's present layers and weights."""
         self.parts = self.model.decoding_parts(self._k_cache, self._v_cache, self.capacity.most_rows)
 
     def load(self, request: DecodeRequest, places: Places, teacher: Tensor | None = None) -> None:

@@ -116,10 +116,9 @@ class Drawing:
     ) -> Iterator[StepPreview]:
         """Draws, yielding the partial grid and a preview (undrawn cells grey) after each group; cancel as in `run`.
 
-        A new preview is made after every `preview_every` groups and after the last, of the images that have changed; in
-        between the previous ones are yielded. Those of whole images are exact. The others are the preview decoder's if
-        there is one and exact_previews is False; else each costs as much as a final image: every pixel depends on every
-        token.
+        Previews of changed images are refreshed every `preview_every` groups and after the last; in between, the old
+        ones are yielded. Finished images are exact. Others come from the preview decoder, if any, unless exact_previews
+        is True; exact ones cost as much as a final image, since every pixel depends on every token.
         """
         as_check(cancel)
         if (every := as_int(preview_every, "preview_every")) < 1:

@@ -38,7 +38,7 @@ def inpaint(
     cancel: Cancel | None = None,
     **options: Any,
 ) -> LPDPipelineOutput:
-    """Redraws the masked (white) parts of pictures, as parts of a picture of the class.
+    """Redraws the masked (white) parts of pictures, conditioned on the class.
 
     options as in `plan_inpaint`; the other arguments as in `Drawing.run`. By default images have the kind of the input.
     """
@@ -57,7 +57,7 @@ def class_edit(
     cancel: Cancel | None = None,
     **options: Any,
 ) -> LPDPipelineOutput:
-    """Redraws the masked parts of pictures as parts of another class, which then conditions the known parts too.
+    """Redraws the masked parts of pictures as another class, on which the known parts are conditioned too.
 
     Arguments as in `inpaint`.
     """

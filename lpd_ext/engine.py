@@ -51,12 +51,11 @@ class StepReport:
 
 
 class Engine:
-    """Draws requests as they come, many at once; for any number of threads, and for asyncio.
+    """Draws requests as they arrive, batched; safe from any thread and from asyncio.
 
-    An image starts as soon as a place is free, oldest first, whether or not others of its request have started. Its
-    tokens are those that `pipe` draws with the same seed (on a GPU, GEMMs of other sizes round differently). Pictures
-    are decoded in a thread of their own, several at once, beside the next steps. Use it in a `with` block, or `close`
-    it.
+    An image starts as soon as a slot is free, oldest first, independently of others in its request. Its tokens are
+    those that `pipe` draws with the same seed (on a GPU, GEMMs of other sizes round differently). A separate thread
+    decodes pixels, several images at once, during the next steps. Use it in a `with` block, or `close` it.
 
     Replaced weights are used from the next step on; requests fail if the model is moved.
 
@@ -72,7 +71,7 @@ class Engine:
         max_waiting: int = 256,
         on_step: Callable[[StepReport], None] | None = None,
     ) -> None:
-        """max_images: drawn at once, each with two cache slots; max_waiting: images that may wait beside them."""
+        """max_images: images drawn at once, two cache slots each; max_waiting: images queued beyond them."""
         self.pipe = pipe
         self.max_images = as_positive_int(max_images, "max_images")
         self.max_waiting = as_positive_int(max_waiting, "max_waiting")
@@ -120,8 +119,8 @@ class Engine:
     def submit(self, work: DecodeRequest | Drawing, previews: int | None = 0) -> Handle:
         """Submits a request of `pipe.prepare`, or an edit of `editing.plan_inpaint`; returns at once.
 
-        previews: how many of each image, evenly over its steps; None: after every group. They are the preview
-        decoder's, if the drawing has one; `dataclasses.replace(drawing, preview_decoder=None)` has exact ones. Raises
+        previews: number per image, evenly over its steps; None: after every group. The preview decoder draws them, if
+        there is one; `dataclasses.replace(drawing, preview_decoder=None)` makes them exact. Raises
         ValueError for a request of another model, EngineFullError while too many wait, EngineClosedError after `close`.
         """
         drawing = work if isinstance(work, Drawing) else self.pipe.drawing(work)
@@ -150,12 +149,12 @@ class Engine:
         return submitted.handle
 
     def steps_until_begun(self) -> int:
-        """Returns after how many steps an image submitted now would start; fewer if others are cancelled."""
+        """Returns the steps until an image submitted now would start; fewer if others are cancelled."""
         with self._changed:
             return self._steps_until_begun()
 
     def close(self, *, finish: bool = True) -> None:
-        """Refuses new requests and ends, after drawing those accepted or, with finish=False, cancelling them."""
+        """Refuses new requests, finishes accepted ones or, with finish=False, cancels them, and ends."""
         with self._changed:
             self._closing = True
             owners = {part.owner for part in (*self._waiting, *self._running)} if not finish else set()
@@ -173,7 +172,7 @@ class Engine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Closes the engine; after an exception without drawing waiting requests."""
+        """Closes the engine; after an exception, cancels the open requests."""
         self.close(finish=kind is None)
 
     @property

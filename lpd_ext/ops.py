@@ -3,8 +3,8 @@
 Shapes use the letters of the project: R rows of a step, H heads, D head dimension, E = H*D, S cache slots, P cache
 positions, Q logit rows or segments, V vocabulary, M tokens to draw, T steps, B images, N = height*width cells.
 A wrong argument raises RuntimeError with its name, before anything is written. A tensor that an operator writes must
-share no memory with another argument; its version counts up, and in grad mode no argument may then require grad. Values
-inside CUDA tensors raise no error, since that would wait for the device.
+not alias another argument; its version counter is bumped, and in grad mode no argument may then require grad. Values in
+CUDA tensors raise no error, since that would sync the device.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def group_attention(
     num_context, query_start, num_query, cache_length, cache_slot. max_rows and max_keys bound num_context + num_query
     and cache_length + num_context + num_query. scale defaults to 1/sqrt(D). Returns [R - first_output_row, H*D].
     workspace: see group_attention_workspace; without one, a small batch leaves much of a GPU idle.
-    settled: what ran right before this on the GPU wrote neither caches nor segments, so they may be read early.
+    settled: the preceding GPU launch wrote neither caches nor segments, so they may be read early.
     """
     if scale is None:
         scale = _default_scale(qkv)
@@ -106,8 +106,8 @@ def embed_rows(
     """Returns LayerNorm(content[content_ids] + position_embedding[positions]), the fp32 residual stream [R, E].
 
     content_ids, positions int64 [R]; content [M, E]; position_embedding [1 + N, E]; weight, bias [E]. content_index,
-    position_index int64 [R] pick the rows' ids, content_ids[content_index], of ids of any length. On CUDA the row of an
-    id or index outside its table is NaN.
+    position_index int64 [R] gather the rows' ids from content_ids and positions of any length. On CUDA an out-of-range
+    id or index makes its row NaN.
     """
     tables = (content_ids, positions, content, position_embedding, weight, bias)
     result: Tensor = _ops.embed_rows(*tables, eps, content_index, position_index)
@@ -142,7 +142,7 @@ def embed_scaled_rows(
     content_index: Tensor | None = None,
     position_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns x as `embed_rows` does, and the input of normed_linear as residual_linear does, for the first layer.
+    """Returns x of `embed_rows` and, for the first layer, the input of normed_linear as residual_linear does.
 
     That is x * scale [R, E] in scale's dtype, and fp32 [R, E / 32, 2], the mean and the sum of squared deviations of
     every 32 columns. Tables and scale [E] are bfloat16 or float16, whose range x * scale must not exceed; E is a
@@ -238,13 +238,13 @@ def sample_step(
     contents: Tensor,
     grid: Tensor,
 ) -> None:
-    """Draws the tokens of a step as `sample_tokens` does, by the tables of a decode, and writes them to these.
+    """Samples a step's tokens like `sample_tokens`, with inputs from a decode's tables, and writes them there.
 
     Token m is drawn with the settings of its image: guidance [B, N] at token_index[m], temperature, top_k, top_p and
     seeds [B]. Its cell is positions[write_index[m]] - 1. It goes to contents[write_index[m]], to
     contents[twin_index[m]] (-1: nowhere) and to grid int64 [B, N] at its cell. image, token_index, write_index,
-    twin_index int64 [M], the latter two into positions and contents int64 [S, N + 2], flattened. The CUDA kernel
-    does not draw a token whose rows or indices lie outside, and draws -1 with a setting out of range.
+    twin_index int64 [M], the latter two into positions and contents int64 [S, N + 2], flattened. On CUDA
+    tokens with out-of-range rows or indices are skipped; invalid settings give token -1.
     """
     places = (image, token_index, write_index, twin_index)
     settings = (guidance, temperature, top_k, top_p, seeds)
@@ -495,7 +495,7 @@ def packed_linear_int8(
     """Returns packed_linear of rows quantized by quantize_rows, with int8 weights, as float32 [R, N].
 
     quantized uint8 [planes * R, K] and quantization float32 [planes * R, 2] come from quantize_rows; weight int8,
-    packed by packing.pack_weight, stands for weight * scale [N]; column_sum float32 [N] are the sums of that over K;
+    packed by packing.pack_weight, stands for weight * scale [N]; column_sum float32 [N] sums the latter over K;
     bias float32 [N]. Products of bytes are summed exactly; K is at most 65,536. out: as in packed_linear.
     """
     if out is None:
@@ -579,11 +579,11 @@ def preview_pixels(
     head: Tensor,
     head_bias: Tensor,
 ) -> Tensor:
-    """Draws tokens int64 [B, h, w] (-1: not drawn, grey) by a small network; returns pixels uint8 [B, h s, w s, 3].
+    """Decodes tokens int64 [B, h, w] (-1: undrawn, grey) by a small network to pixels uint8 [B, h s, w s, 3].
 
-    The unit vectors of codebook [V, d], and a channel that says which cells are drawn, go through two 3x3 convolutions
-    with ReLU, weight1 [3, 3, d + 1, K] and weight2 [3, 3, K, L], and by head [L, s, s, 3] to the cell's pixels in
-    [-1, 1]. All weights are float32. Raises RuntimeError for a token outside [-1, V).
+    Unit vectors of codebook [V, d] and a channel marking drawn cells pass two 3x3 convolutions with ReLU, weight1
+    [3, 3, d + 1, K] and weight2 [3, 3, K, L]; head [L, s, s, 3] maps each cell to its pixels in [-1, 1]. All weights
+    are float32. Raises RuntimeError for a token outside [-1, V).
     """
     result: Tensor = _ops.preview_pixels(tokens, codebook, weight1, bias1, weight2, bias2, head, head_bias)
     return result

@@ -87,7 +87,7 @@ class LPDPipeline:
     """Class-conditional image generation with locality-aware parallel decoding.
 
     cuda_graphs: on a GPU, captures each new batch layout as a CUDA graph and replays it (the KV caches of the last four
-    stay allocated). False saves that memory, and the capture if no layout comes twice.
+    stay allocated). False saves that memory, and captures that are never replayed.
     max_images: how many images are drawn at once; a larger batch is drawn in parts, with the same result. None: as many
     as free memory allows, with a logged warning if that takes parts.
     pixel_dtype: on a CPU with AVX512_BF16, bfloat16 decodes tokens to pixels faster, at 40 dB or more to float32; see
@@ -146,14 +146,14 @@ class LPDPipeline:
         token: str | bool | None = None,
         ema: bool = False,
     ) -> LPDPipeline:
-        """Loads a pipeline by name; without one, the bundled demo model.
+        """Loads a pipeline by name; by default the bundled icons model.
 
-        path is a bundled model ("fashion_mnist"), a published one ("lpd_l_256"), a hub id, a folder, or a weight file.
-        tokenizer is a weight file, a folder or a hub id, for a model that comes without one; None takes the published
-        tokenizer if the vocabulary has its size. revision and token are passed to the hub. grid, heads, dtype (None, a
-        float dtype or "int8") and ema are the transformer's, as in `load_model`. Models of published size get the
-        published sampling defaults and ImageNet's class names. On a CPU the linear layers are packed for decoding;
-        `linear.unpack(pipe.model)` undoes that, for training. Raises ValueError, ImportError (hub without
+        path is a bundled model ("icons", "fashion_mnist"), a published one ("lpd_l_256"), a hub id, a folder, or a
+        weight file. tokenizer is a weight file, a folder or a hub id, for a model that comes without one; None takes
+        the published tokenizer if the vocabulary has its size. revision and token are passed to the hub. grid, heads,
+        dtype (None, a float dtype or "int8") and ema are the transformer's, as in `load_model`. Models of published
+        size get the published sampling defaults and ImageNet's class names. On a CPU the linear layers are packed
+        for decoding; `linear.unpack(pipe.model)` undoes that, for training. Raises ValueError, ImportError (hub without
         huggingface_hub), or an OSError (FileNotFoundError, ConnectionError, PermissionError), see `hub.find_model`.
         """
         options = HubOptions(revision, token)

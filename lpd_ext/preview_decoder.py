@@ -26,9 +26,9 @@ def _parameter(*shape: int, inputs: int) -> nn.Parameter:
 class PreviewDecoder(nn.Module):
     """Two 3 x 3 convolutions on the grid of tokens, trained to come near a tokenizer's decoder (`lpd train-preview`).
 
-    A pixel depends on the tokens within two cells alone, where the decoder's GroupNorm and attention make it depend on
-    all of them. Parameters are those of `ops.preview_pixels`, which is all of it in one call: on a small grid the calls
-    of torch would take longer than the work.
+    A pixel depends only on tokens within two cells; GroupNorm and attention make it depend on all in the exact decoder.
+    Parameters are those of `ops.preview_pixels`, which does everything in one call: on a small grid torch's call
+    overhead would exceed the work.
     """
 
     def __init__(self, codebook_dim: int, stride: int, width: int = 32) -> None:

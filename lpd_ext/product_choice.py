@@ -1,6 +1,6 @@
 """The choice between our own products of few rows and the library's, by times on the GPU at hand, taken once.
 
-What is chosen is a pair of layers, one that adds to the residual stream and the one after the next LayerNorm: what our
+The choice is per pair of layers, one that adds to the residual stream and the one after the next LayerNorm: what our
 own product leaves for the other half of that LayerNorm is of no use to the library's.
 """
 

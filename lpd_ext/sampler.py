@@ -163,7 +163,7 @@ def _replay(model: LPDModel, request: DecodeRequest, graphs: DecodeGraphs) -> Te
 def _replay_steps(
     model: LPDModel, request: DecodeRequest, cancelled: Callable[[], bool], graphs: DecodeGraphs
 ) -> Iterator[Tensor]:
-    """As `_decode`, by the graph of each step."""
+    """Runs `_decode` on one graph per step."""
     layout, device = Layout.of(request), model.pos_embed.device
     with ExitStack() as stack:
         with decoding_modes(device):

@@ -225,7 +225,7 @@ class VQTokenizer(nn.Module):
         return F.normalize(self.quantize.embedding.weight, dim=1)
 
     def vectors(self, tokens: Tensor) -> Tensor:
-        """The code vectors [..., d] of tokens int64 [...]; those of the others are not computed."""
+        """Returns the code vectors [..., d] of tokens int64 [...], computing no others."""
         return F.normalize(F.embedding(tokens, self.quantize.embedding.weight), dim=-1)
 
     def nearest(self, features: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from lpd_ext.tokenizer import VQTokenizer
 from lpd_tools.checks import check_device, check_seeds
 from lpd_tools.console import new_console
 from lpd_tools.edits import draw_with_progress, parse_margins
-from lpd_tools.models import load_pipeline, parse_label
+from lpd_tools.models import carried_names, load_pipeline, parse_label
 from lpd_tools.outputs import picture_files
 from lpd_tools.pictures import labelled_grid
 from lpd_tools.png_settings import save_png
@@ -57,6 +57,7 @@ def draw_gallery(given: Given, sampling: Sampling, images: int, seed: int, outpu
         pictures += [_begun_from(pipe, given, drawing), *drawn.images]
     settings = {"command": "edit-gallery", **asdict(given), **sampling.settings(), "images": images, "seed": seed}
     settings |= {"image": given.image.name, "mask": given.mask.name}
+    settings |= carried_names(given.model, given.tokenizer, given.dtype)
     save_png(labelled_grid(pictures, list(rows), images + 1), output, settings)
     new_console().print(str(output.resolve()), style="bold", soft_wrap=True)
 

@@ -21,7 +21,7 @@ from lpd_ext.edit_plan import Paste, picture_size
 from lpd_ext.image_input import fit_picture, read_pictures
 from lpd_tools.checks import check_device, check_seeds
 from lpd_tools.console import new_console
-from lpd_tools.models import load_pipeline, parse_label
+from lpd_tools.models import carried_names, load_pipeline, parse_label
 from lpd_tools.outputs import picture_files
 from lpd_tools.png_settings import save_png
 from lpd_tools.sampling import Sampling
@@ -67,10 +67,10 @@ def draw_edit(edit: Edit, plan: Callable[..., Drawing], settings: dict[str, Any]
     options = sampling.options() | {"num_inference_steps": edit.sampling.steps}
     drawing = plan(pipe, class_labels=label, seeds=seeds, **options)
     result = draw_with_progress(lambda show: drawing.run("pil", show))
-    of_model = {"model": edit.model, "tokenizer": edit.tokenizer, "dtype": edit.dtype}
+    names = carried_names(edit.model, edit.tokenizer, edit.dtype)
     for b, (path, image) in enumerate(zip(outputs, result.images, strict=True)):
         steps = {"steps": len(drawing.request.group_sizes[b])}
-        what = {"command": edit.command, **of_model, "label": label, "seed": seeds[b]}
+        what = {"command": edit.command, **names, "label": label, "seed": seeds[b]}
         known = known_settings(drawing, b)
         save_png(image, path, what | sampling.settings() | steps | settings | known)
     seconds = time.perf_counter() - start

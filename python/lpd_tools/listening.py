@@ -15,10 +15,10 @@ class Listening(Settings):
     model: str = setting(
         "", "bundled or published model, hub id, folder or weight file (the default bundled one if empty)"
     )
-    tokenizer: str = setting("", "tokenizer of a model that brings none: weight file, folder or hub id")
+    tokenizer: str = setting("", "tokenizer for a model without one: weight file, folder or hub id")
     dtype: str = setting("", "of the transformer: float32, bfloat16, float16 or int8")
     device: str = setting("", "cpu, cuda or cuda:<index> (empty: cuda if there is one)")
-    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 is all of the machine's")
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0: all interfaces")
     port: int = setting(8000, "port to listen on; 0 takes a free one", range=Range(0, 65535))
     max_images: int = setting(8, "images drawn at once; their KV cache is taken at the start", range=AT_LEAST_ONE)
     max_waiting: int = setting(64, "images that may wait; beyond, requests are refused", range=AT_LEAST_ONE)

@@ -6,6 +6,8 @@ import re
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from lpd_ext import LPDPipeline
@@ -14,9 +16,12 @@ DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
 def load_pipeline(
-    model: str | None, tokenizer: str | None = None, dtype: str = "", device: torch.device | str = "cpu"
+    model: str | Path | None,
+    tokenizer: str | Path | None = None,
+    dtype: str = "",
+    device: torch.device | str = "cpu",
 ) -> LPDPipeline:
-    """Loads a pipeline by any name of its model; ValueError for a dtype that is not one of DTYPES."""
+    """Loads a pipeline by any name of its model; ValueError for a dtype that is not one of DTYPES (empty: its own)."""
     import torch
 
     from lpd_ext import LPDPipeline
@@ -25,6 +30,16 @@ def load_pipeline(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     wanted: torch.dtype | Literal["int8"] | None = "int8" if dtype == "int8" else getattr(torch, dtype, None)
     return LPDPipeline.from_pretrained(model, tokenizer=tokenizer, dtype=wanted, device=device)
+
+
+def carried_names(model: str | None, tokenizer: str | None, dtype: str | None) -> dict[str, str | None]:
+    """Returns the names that pictures carry of the model that drew them, the default one by its own name.
+
+    A later version may have another default, and `--like` must find the model that drew the picture.
+    """
+    from lpd_ext.bundled import DEFAULT_MODEL
+
+    return {"model": model or DEFAULT_MODEL, "tokenizer": tokenizer or None, "dtype": dtype or None}
 
 
 def parse_label(pipe: LPDPipeline, text: str) -> int | str | None:

@@ -14,7 +14,7 @@ from lpd_ext.class_names import short_name
 from lpd_tools.checks import check_device, check_seeds
 from lpd_tools.console import new_console
 from lpd_tools.edits import ONE_PICTURE, draw_with_progress, plan_again, said
-from lpd_tools.models import load_pipeline, parse_label
+from lpd_tools.models import carried_names, load_pipeline, parse_label
 from lpd_tools.outputs import picture_files
 from lpd_tools.pictures import labelled_grid
 from lpd_tools.png_settings import read_settings, save_png
@@ -53,12 +53,12 @@ def draw_sample(
             raise ValueError(f"like: {str(like)!r} is one picture, which labels and --images cannot change")
         drawing = plan_again(pipe, picture, before, sampling, seed)
         image, count = draw_with_progress(lambda show: drawing.run("pil", show)).images[0], 1
-        settings = before | model | sampling.settings() | {"seed": seed}
+        settings = before | carried_names(**model) | sampling.settings() | {"seed": seed}
     else:
         wanted = [parse_label(pipe, text) for text in labels] if labels else before.get("labels", _every_class(pipe))
         images = images_per_label or before.get("images", _IMAGES_PER_LABEL)
         image, count = _grid(pipe, wanted, images, sampling, seed), len(wanted) * images
-        settings = {"command": "sample", **model, "labels": wanted, "images": images, "seed": seed}
+        settings = {"command": "sample", **carried_names(**model), "labels": wanted, "images": images, "seed": seed}
         settings |= sampling.settings()
     save_png(image, output, settings)
     seconds = time.perf_counter() - start

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lpd_ext.bundled import bundled_model
+from lpd_ext.bundled import BUNDLED, bundled_model
 from lpd_ext.pipeline import LPDPipeline
 
 
@@ -19,19 +19,24 @@ def pipe() -> LPDPipeline:
 
 
 def test_weights_fit_the_limit() -> None:
-    files = sorted(path.name for path in bundled_model("fashion_mnist").iterdir())
-    assert {"config.json", "model.safetensors", "tokenizer.safetensors"} <= set(files)
-    assert sum(path.stat().st_size for path in bundled_model("fashion_mnist").glob("*.safetensors")) <= 12e6
+    sizes = []
+    for name in BUNDLED:
+        files = {path.name: path.stat().st_size for path in bundled_model(name).iterdir()}
+        assert set(files) == {"config.json", "model.safetensors", "preview.safetensors", "tokenizer.safetensors"}
+        sizes.append(sum(files.values()))
+        assert sizes[-1] <= 8e6
+    assert sum(sizes) <= 16e6
 
 
 def test_bundled_models_go_by_name_unless_a_folder_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    by_default, by_name = LPDPipeline.from_pretrained(), LPDPipeline.from_pretrained("fashion_mnist")
+    by_default, by_name = LPDPipeline.from_pretrained(), LPDPipeline.from_pretrained("icons")
     assert by_default.class_names == by_name.class_names
     assert torch.equal(by_default.model.pos_embed, by_name.model.pos_embed)
     monkeypatch.chdir(tmp_path)
-    Path("fashion_mnist").mkdir()
-    with pytest.raises(FileNotFoundError, match="holds no weights"):
-        LPDPipeline.from_pretrained("fashion_mnist")
+    for name in BUNDLED:
+        Path(name).mkdir()
+        with pytest.raises(FileNotFoundError, match="holds no weights"):
+            LPDPipeline.from_pretrained(name)
     assert LPDPipeline.from_pretrained().class_names == by_name.class_names
 
 

@@ -286,7 +286,7 @@ def test_a_full_disk_is_told(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         ("me/nothing", "'me/nothing' is no repository of the hub, or a private one"),
         (
             "lpd_l_257",
-            "'lpd_l_257' is neither a local path nor a hub id .* nor one of the models fashion_mnist, lpd_l_256",
+            "'lpd_l_257' is neither a local path nor a hub id .* nor one of the models icons, fashion_mnist, lpd_l_256",
         ),
         ("./here/not", "neither a local path"),
         (Path("me/nothing"), "neither a local path"),

@@ -38,7 +38,8 @@ def main(result: Path) -> None:
     before = set(drawing_processes())  # of other sessions on this machine
     ray.init(num_cpus=4, include_dashboard=False, object_store_memory=100 << 20)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    arguments = {"max_replicas": "2", "max_images": "2", "max_waiting": "64", "cpus_per_replica": "0.5"}
+    arguments = {"model": "fashion_mnist", "max_replicas": "2", "max_images": "2", "max_waiting": "64"}
+    arguments["cpus_per_replica"] = "0.5"
     serve.run(app(arguments), name=APP, route_prefix="/")
     url = f"http://127.0.0.1:{port}/v1/images/generations"
 

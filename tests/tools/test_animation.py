@@ -123,7 +123,8 @@ def test_orders_are_compared_with_the_same_seeds(pipe: LPDPipeline) -> None:
 
 def test_the_command_writes_an_animation_in_place_of_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    result = lpd("sample", "bag", "-n", 2, "--animate", "bag.gif", "--compare", "locality,raster:16", "--steps", 4)
+    arguments = ("--animate", "bag.gif", "--compare", "locality,raster:16", "--steps", 4)
+    result = lpd("sample", "bag", "-n", 2, *arguments, "--model", "fashion_mnist")
     assert result.exit_code == 0, result.output
     assert "bag.gif" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["bag.gif"]
@@ -145,7 +146,7 @@ def test_wrong_arguments_write_nothing(
     arguments: tuple[object, ...], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = lpd("sample", "bag", *arguments)
+    result = lpd("sample", "bag", *arguments, "--model", "fashion_mnist")
     assert result.exit_code == 2
     assert sentence in result.stderr
     assert not list(tmp_path.iterdir())

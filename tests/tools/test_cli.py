@@ -34,6 +34,7 @@ from lpd_tools.bench.decode import BASELINES
 from lpd_tools.cli import FriendlyGroup, app
 from lpd_tools.console import new_console
 from lpd_tools.evaluation import report
+from lpd_tools.png_settings import read_settings
 from lpd_tools.progress import track
 from lpd_tools.spinning import ROUNDS, stop_spinning
 from rich.console import Console
@@ -258,9 +259,10 @@ def test_a_path_that_cannot_be_encoded_is_shown_escaped(tmp_path: Path) -> None:
 
 
 def test_sample_without_options_draws_where_it_is_called(elsewhere: Path) -> None:
-    result = lpd("sample", "bag", 0, "-n", 1)
+    result = lpd("sample", "heart", 0, "-n", 1)
     assert result.exit_code == 0, result.output
     assert re.search(rf"^{re.escape(str(elsewhere / 'grid.png'))}  2 images in \d+\.\d s$", result.output, re.MULTILINE)
+    assert read_settings(Path("grid.png"))[1]["model"] == "icons"  # --like finds it, whatever the default is then
     with Image.open("grid.png") as image:
         assert image.height == 2 * (64 + 4) + 4
         assert image.width > 64
@@ -315,7 +317,7 @@ def test_info_says_which_products_are_faster_on_the_card(monkeypatch: pytest.Mon
     monkeypatch.setattr(few_rows, "_has_kernels", lambda _: True)
     told = "auto: no times of this GPU and build yet; a decode takes them, or logs why our own are not used"
     assert told in " ".join(lpd("info").output.split())
-    for name, product in products.step_products(192, 768, 512, torch.bfloat16).items():  # of the bundled model
+    for name, product in products.step_products(192, 768, 1024, torch.bfloat16).items():  # of the bundled model
         most = {"head": 0, "fc1": 32}.get(name, 192)
         times = {rows: products.Times(*((1.0, 2.0) if rows <= most else (8.0, 2.0))) for rows in products.ROW_CLASSES}
         product_choice.remember(product, times, torch.device("cuda"))
@@ -333,9 +335,9 @@ def test_info_describes_build_and_model() -> None:
     assert result.exit_code == 0
     assert f"lpd_ext           {__version__}, built with" in result.output
     assert f"torch             {torch.__version__}" in result.output
-    assert "bundled: 2.9 M parameters, E 192, L 6, H 6, grid 8x8, V 512, C 10" in result.output
+    assert "icons: 3.1 M parameters, E 192, L 6, H 6, grid 16x16, V 1024, C 34" in result.output
     assert "0.8 M parameters, stride 4" in result.output
-    assert "ankle boot" in result.output
+    assert "happy-face" in result.output
 
 
 def test_bench_prints_and_writes_figures() -> None:
@@ -380,12 +382,12 @@ class Described:
         (("bench", "--output", "figures.txt"), "output must end in .json, got 'figures.txt'"),
         (("sample", "--device", "foo"), f"device must be one of {DEVICES} here, got 'foo'"),
         (("sample", "--device", f"cuda:{len(GPUS)}"), f"device must be one of {DEVICES} here, got 'cuda:{len(GPUS)}'"),
-        (("sample", "bag", "-n", 2, "--seed", 2**63 - 1), "for 2 images, got 9223372036854775807"),
+        (("sample", "heart", "-n", 2, "--seed", 2**63 - 1), "for 2 images, got 9223372036854775807"),
         (("orders", "--seed", 2**63 - 1), "for 3 images, got 9223372036854775807"),
         (("orders", "--seed", -(2**63) - 1), "seed must be in [-9223372036854775808,"),
         (("orders", "zigzag"), "order must be a permutation of the free cells or one of locality"),
-        (("sample", "cat"), "class_labels: 'cat' is not a class name"),
-        (("sample", 10), "must be None or an integer in [0, 10), got 10"),
+        (("sample", "hat"), "class_labels: 'hat' is not a class name"),
+        (("sample", 34), "must be None or an integer in [0, 34), got 34"),
         (("sample", "--model", "./nowhere"), "neither a local path nor a hub id"),
         (("info", "--model", "taken"), "path 'taken' is not a readable checkpoint"),
         (("info", "--dtype", "float8"), "dtype must be one of float32, bfloat16, float16, int8, got 'float8'"),

@@ -20,7 +20,13 @@ from typer.testing import CliRunner, Result
 DATA = Path(__file__).parents[1] / "data" / "fashion_mnist"
 
 
+DRAWS = {"inpaint", "class-edit", "outpaint", "sample", "generate", "edit-gallery"}
+
+
 def lpd(*arguments: object) -> Result:
+    """The command; where it draws from nothing known before, by the model of clothes."""
+    if arguments[0] in DRAWS and "--like" not in arguments:
+        arguments = (*arguments, "--model", "fashion_mnist")
     return CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, [str(a) for a in arguments])
 
 
@@ -64,7 +70,7 @@ def test_inpaint_writes_the_picture_with_what_is_known() -> None:
     _, settings = read_settings(Path("new/out.png"))
     assert {name: settings[name] for name in ("command", "label", "seed", "steps", "guidance", "order", "model")} == {
         "command": "inpaint", "label": "ankle boot", "seed": 3, "steps": 10, "guidance": 8.0, "order": "locality",
-        "model": None,
+        "model": "fashion_mnist",
     }  # fmt: skip
     assert (settings["image"], settings["mask_image"], settings["paste"]) == ("boot.png", "hole.png", True)
 

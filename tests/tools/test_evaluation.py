@@ -175,7 +175,7 @@ def test_each_process_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.M
     def second_of_two(device: str) -> Iterator[Processes]:
         yield Processes(1, 2, torch.device(device or "cuda:1"))
 
-    def note(directory: Path, dtype: str, device: torch.device) -> None:
+    def note(directory: Path, tokenizer: Path, dtype: str, device: torch.device) -> None:
         asked.append(device)
         raise InterruptedError
 

@@ -32,16 +32,16 @@ def python(folder: Path, *arguments: str) -> str:
 def test_sample_draws_four_pictures(tmp_path: Path) -> None:
     run(tmp_path, "sample.py")
     pictures = [Image.open(path) for path in sorted(tmp_path.iterdir())]
-    assert [picture.size for picture in pictures] == [(32, 32)] * 4
+    assert [picture.size for picture in pictures] == [(64, 64)] * 4
     assert len({picture.tobytes() for picture in pictures}) == 4
 
 
 def test_stream_writes_a_frame_per_step(tmp_path: Path) -> None:
     said = run(tmp_path, "stream.py", "out.gif").splitlines()
-    assert said[-1] == "step 10: 64 of 64 cells"
+    assert said[-1] == "step 20: 256 of 256 cells"
     with Image.open(tmp_path / "out.gif") as animation:
         assert (animation.format, animation.size) == ("GIF", (256, 256))
-        assert animation.n_frames == len(said) == 10
+        assert animation.n_frames == len(said) == 20
 
 
 def test_the_drop_in_decodes_by_fine_tuned_weights(tmp_path: Path) -> None:
@@ -61,17 +61,18 @@ def test_operators_agree_with_plain_torch(tmp_path: Path) -> None:
 
 def test_the_python_of_readme_runs(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    code = code.replace('"lpd_l_256"', "").replace("golden retriever", "bag")  # the bundled model for the published one
+    # The bundled model in place of the published one.
+    code = code.replace('"lpd_l_256"', "").replace("golden retriever", "heart")
     python(tmp_path, "-c", code)
-    steps = [f"step_{step:02d}.png" for step in range(1, 11)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dog.png", "fixed.png", "sneaker.png", *steps]
+    steps = [f"step_{step:02d}.png" for step in range(1, 21)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dog.png", "fixed.png", "heart.png", *steps]
 
 
 def test_the_python_of_the_guide_to_editing_runs(tmp_path: Path) -> None:
     """One block after the other, outside the checkout."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/guide/editing.md").read_text(encoding="utf-8"), re.DOTALL)
     python(tmp_path, "-c", "".join(blocks))
-    previews = [f"step_{step}.png" for step in range(1, 11)]
+    previews = [f"step_{step}.png" for step in range(2, 21, 2)]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["repaired.png", *previews])
 
 

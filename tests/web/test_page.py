@@ -28,6 +28,7 @@ from lpd_tools.web.watch import StepClock
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from lpd_ext.bundled import DEFAULT_MODEL
 from lpd_ext.engine import StepReport
 from lpd_ext.pipeline import LPDPipeline
 
@@ -61,7 +62,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch, listen("127.0.0.1", 0) as bound:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         patch.setattr(StepClock, "on_step", slowly)
-        with Studio(LPDPipeline.from_pretrained("fashion_mnist"), "fashion_mnist", max_images=3) as studio:
+        with Studio(LPDPipeline.from_pretrained(), DEFAULT_MODEL, max_images=3) as studio:
             found = Server("http://{}:{}/".format(*bound.getsockname()), studio)
             running = uvicorn.Server(
                 uvicorn.Config(create_app(studio), log_level="critical", timeout_graceful_shutdown=1)
@@ -162,7 +163,7 @@ def test_a_picture_forms_and_lands_in_the_visitors_own_gallery(server: Server, v
     assert sum(bool(re.fullmatch(r"Step \d+ of 16, [0-9.]+ ms per step", text)) for text in said) > 3
     expect(page.locator("#gallery .grid-wrap img")).to_have_count(1)
     (drawn,) = gallery(page)
-    assert drawn.size == (32, 32)
+    assert drawn.size == (64, 64)
     assert drawn.text["lpd:steps"] == "16"
     assert drawn.text["lpd:seed"] == page.locator("#seed input").input_value()
     server.pace = 0.0
@@ -195,8 +196,8 @@ def test_what_is_painted_over_is_drawn_anew(visitor: Callable[[], Page]) -> None
     rows, columns = (np.asarray(after) != np.asarray(before)).any(-1).nonzero()
     assert len(rows) > 0
     # What is not painted is as it was, to the pixel: the stroke is far from the picture's edges.
-    assert min(rows.min(), columns.min()) >= 4
-    assert max(rows.max(), columns.max()) < 28
+    assert min(rows.min(), columns.min()) >= 8
+    assert max(rows.max(), columns.max()) < 56
 
 
 def test_cancel_frees_the_place(server: Server, visitor: Callable[[], Page]) -> None:
@@ -253,14 +254,14 @@ def test_an_error_is_a_sentence(visitor: Callable[[], Page]) -> None:
 def test_orders_are_compared_side_by_side(server: Server, visitor: Callable[[], Page]) -> None:
     page = visitor()
     page.locator("#class input").click()
-    page.get_by_role("option", name="ankle boot").click()
-    expect(page.locator("#class input")).to_have_value("ankle boot")
+    page.get_by_role("option", name="clock").click()
+    expect(page.locator("#class input")).to_have_value("clock")
     for _ in range(3):
-        draw(page, steps=12)
+        draw(page, steps=20)
     tab(page, "Compare orders")
     server.pace = 0.4
     page.locator("button#compare").click()
-    expect(status(page)).to_have_value(re.compile("Step [678] of 12"))
+    expect(status(page)).to_have_value(re.compile("Step (?:9|10|11) of 20"))
     for order in COMPARED:
         expect(page.locator(f"#compared-{order} img")).to_be_visible()
     if SCREENSHOT:
@@ -269,6 +270,6 @@ def test_orders_are_compared_side_by_side(server: Server, visitor: Callable[[], 
     server.pace = 0.0
     expect(page.locator("#gallery .grid-wrap img")).to_have_count(6)
     newest = gallery(page)[:3]
-    assert {picture.text["lpd:class"] for picture in newest} == {'"ankle boot"'}
+    assert {picture.text["lpd:class"] for picture in newest} == {'"clock"'}
     assert [picture.text["lpd:order"] for picture in newest] == [f'"{order}"' for order in COMPARED]
     assert len({picture.text["lpd:seed"] for picture in newest}) == 1

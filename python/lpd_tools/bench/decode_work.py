@@ -13,9 +13,7 @@ from lpd_ext.plan import Step, plan_decoding
 FLOAT32, INT8, BFLOAT16 = "float32", "int8", "bfloat16"
 _BYTES = {FLOAT32: 4, INT8: 1, BFLOAT16: 2}  # of a weight of a linear layer
 _PER_BLOCK = 8  # two norms, qkv, attention, proj, fc1, GELU, fc2
-_PER_STEP = (
-    4 + 11
-)  # embedding, last norm, head, sampling; gathers and scatters of ids, positions and the request's data
+_PER_STEP = 4  # embedding, last norm, head, sampling
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def _cold_processes(model: Any, tokenizer: VQTokenizer, defaults: SamplingDefaul
         folder = Path(name)
         LPDPipeline(model, tokenizer, defaults).save_pretrained(folder / "int8")
         commands = {
-            "cold process, bundled model": ["fashion_mnist"],
+            "cold process, fashion_mnist": ["fashion_mnist"],
             "cold process, lpd_l from an int8 file": [str(folder / "int8")],
             "cold process, import torch alone": None,
         }

@@ -15,6 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from lpd_ext import _C, product_table
+from lpd_ext.bundled import BUNDLED
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.product_check import check_pair
 from lpd_ext.products import Product, step_pairs
@@ -180,10 +181,11 @@ class _Run:
 
     def previews(self, images: int) -> list[Result]:
         results: list[Result] = []
-        for name, load, repeats in (
-            ("bundled", partial(LPDPipeline.from_pretrained, "fashion_mnist"), self.chosen.repeats),
+        models: list[tuple[str, Callable[[], LPDPipeline], int]] = [
+            *((name, partial(LPDPipeline.from_pretrained, name), self.chosen.repeats) for name in BUNDLED),
             (_FIRST_SHAPE, published_size, self.chosen.decodes),
-        ):
+        ]
+        for name, load, repeats in models:
             measure = partial(time_previews, load(), images, repeats)
             timed = self.shown(f"Previews, {name}, B = {images}", measure)
             results += [result.at(name, images) for result in timed]

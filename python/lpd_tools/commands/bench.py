@@ -22,12 +22,12 @@ def bench(
     decodes: Annotated[int, typer.Option(min=2, help="Timed runs of decodes, decoders and training, interleaved.")] = 3,
     baseline: Annotated[
         list[str] | None,
-        typer.Option(help="Of decodes; default all: published, two calls, compiled, next token."),
+        typer.Option(help="Baselines: published, two calls, compiled, next token; default all."),
     ] = None,
-    depth: Annotated[int | None, typer.Option(min=1, help="Layers of the decodes' lpd_l; default its 24.")] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="Layers of lpd_l in decodes; default 24.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSON file to write the figures to.")] = None,
 ) -> None:
-    """Time our code against plain torch, interleaved in one run; medians, and half the span of the middle half.
+    """Time lpd_ext against plain torch, interleaved in one run; print medians and half interquartile ranges.
 
     Example: lpd bench --part decode --shape L-256-20 --baseline published --output bench.json
     """

@@ -7,7 +7,7 @@ from lpd_tools.training.settings import Bundling
 
 
 def bundle(config: Bundling) -> None:
-    """Put a model, its tokenizer and sampling defaults in a folder; of a training, its best weights.
+    """Write a model (of a training, its best weights), tokenizer and sampling defaults to a folder.
 
     Example: lpd bundle --model runs/l --tokenizer vq/tokenizer.safetensors --out model
     """

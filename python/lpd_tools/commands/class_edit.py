@@ -56,7 +56,7 @@ def class_edit(
 ) -> None:
     """Paint the masked (white) part of a picture as part of another class.
 
-    Example: lpd class-edit boot.png heel.png sandal --guidance 6 --output sandal.png
+    Example: lpd class-edit face.png mouth.png sad-face --guidance 4 --output sad.png
     """
     from lpd_ext.edit_plan import plan_inpaint
     from lpd_tools.edits import Edit, draw_edit

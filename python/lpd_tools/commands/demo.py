@@ -6,7 +6,7 @@ from lpd_tools.web.settings import Demo
 
 
 def demo(config: Demo) -> None:
-    """Draw, inpaint and compare orders on a page in the browser; it works without internet.
+    """Draw, inpaint and compare orders in a browser page that works offline.
 
     Example: lpd demo --model lpd_l_256 --port 7860
     """

@@ -49,9 +49,9 @@ def edit_gallery(
     device: Device = "",
     force: Force = False,
 ) -> None:
-    """Inpaint, edit, outpaint and vary one picture: a row each, what was given first, painted parts hatched.
+    """Inpaint, edit, outpaint and vary one picture: a row each, input first, redrawn parts hatched.
 
-    Example: lpd edit-gallery boot.png hole.png "ankle boot" sandal --output editing.png
+    Example: lpd edit-gallery face.png mouth.png happy-face sad-face --output editing.png
     """
     from lpd_tools.edit_gallery import Given, draw_gallery
     from lpd_tools.sampling import Sampling

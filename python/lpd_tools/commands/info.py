@@ -30,6 +30,7 @@ def info(
     from rich.table import Table
 
     from lpd_ext import _C
+    from lpd_ext.bundled import DEFAULT_MODEL
     from lpd_ext.linear import count_parameters
 
     build = _C.build_config()
@@ -48,7 +49,7 @@ def info(
         ("instruction sets", f"{_C.cpu_isa()} in use, of {', '.join(_C.available_cpu_isas())}"),
         ("GPUs", ", ".join(gpus) or "none"),
         ("products", _products(pipe.model)),
-        ("model", f"{model or 'bundled'}: {parameters / 1e6:.1f} M parameters, E {config.dim}, L {config.depth}, "
+        ("model", f"{model or DEFAULT_MODEL}: {parameters / 1e6:.1f} M parameters, E {config.dim}, L {config.depth}, "
                   f"H {config.heads}, grid {config.grid[0]}x{config.grid[1]}, V {config.vocab_size}, "
                   f"C {config.num_classes}"),
         ("tokenizer", f"{vq_parameters / 1e6:.1f} M parameters, stride {pipe.tokenizer.config.stride}"),

@@ -56,7 +56,7 @@ def inpaint(
 ) -> None:
     """Paint the masked (white) part of a picture anew, to fit the rest.
 
-    Example: lpd inpaint boot.png hole.png "ankle boot" --images 4 --output repaired.png
+    Example: lpd inpaint face.png hole.png happy-face --images 4 --output repaired.png
     """
     from lpd_ext.edit_plan import plan_inpaint
     from lpd_tools.edits import Edit, draw_edit

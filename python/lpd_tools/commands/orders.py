@@ -31,12 +31,12 @@ def orders(
         int | None,
         typer.Option(min=0, help="Locality: spacing of a group's cells; default: 2, or 4 from 32x32."),
     ] = None,
-    mask: Annotated[Path | None, typer.Option(help="Of an edit: only the cells under its white are drawn.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Edit mask: draws only the cells under its white.")] = None,
     side_by_side: Annotated[bool, typer.Option("--side-by-side", help="A column for each policy, not a row.")] = False,
     output: Annotated[Path | None, typer.Option(help=OUTPUT_HELP.format(name="orders"))] = None,
     force: Force = False,
 ) -> None:
-    """Draw orders, cells coloured by the step that draws them; of several policies, say how they differ.
+    """Plot orders, cells coloured by decoding step; for several policies, print how they differ.
 
     Example: lpd orders locality outward --steps 10 --side-by-side --output orders.png
     """

@@ -55,7 +55,7 @@ def outpaint(
 ) -> None:
     """Continue a picture beyond its edges, to the size that the model draws.
 
-    Example: lpd outpaint boot.png 8,0,8,0 "ankle boot" --resize crop --output whole.png
+    Example: lpd outpaint face.png 16,0,16,0 happy-face --resize crop --output whole.png
     """
     from lpd_ext.edit_plan import plan_outpaint
     from lpd_tools.edits import Edit, draw_edit, parse_margins

@@ -7,7 +7,7 @@ from lpd_tools.training.settings import Replay
 
 
 def replay(config: Replay) -> None:
-    """Compute again the step in which a training found no finite loss.
+    """Recompute the training step whose loss was not finite.
 
     Example: lpd replay --file runs/l/failed/step_000001200_rank_0.pt --precision fp32
     """

@@ -47,14 +47,14 @@ def sample(
         int | None, typer.Option(help="Seed of the first image, default 0; the next ones count up.")
     ] = None,
     like: Annotated[
-        Path | None, typer.Option(help="PNG file that lpd wrote: its settings, where no other option is given.")
+        Path | None, typer.Option(help="PNG file written by lpd: take its settings unless overridden.")
     ] = None,
     animate: Annotated[
         Path | None, typer.Option(help="WebP or GIF file that shows the images forming, in place of the grid.")
     ] = None,
     compare: Annotated[
         list[str] | None,
-        typer.Option(help="With --animate: orders side by side on one clock, as 'locality,raster:256' (:steps)."),
+        typer.Option(help="With --animate: orders to show side by side, 'locality,raster:256' (order:steps)."),
     ] = None,
     device: Device = "",
     force: Force = False,

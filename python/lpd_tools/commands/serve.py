@@ -6,7 +6,7 @@ from lpd_tools.serve.settings import Serving
 
 
 def serve(config: Serving) -> None:
-    """Serve a model over HTTP as OpenAI's image clients speak it.
+    """Serve a model over HTTP with OpenAI's image API.
 
     Example: lpd serve --model lpd_l_256 --port 8000
     """

@@ -18,7 +18,7 @@ def training_cost(
         float, typer.Option(help="Share of that peak which training reaches.", min=1e-3, max=1)
     ] = 0.4,
 ) -> None:
-    """Print what recipes cost, as a Markdown table: an estimate, from the operations that a training counts.
+    """Estimate the cost of recipes from counted operations; print a Markdown table.
 
     Example: lpd training-cost recipes/lpd_l_256.toml --utilisation 0.5
     """

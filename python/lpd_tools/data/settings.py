@@ -48,7 +48,7 @@ class TokenCaching(Settings):
     """
 
     tokenizer: str = setting(..., "tokenizer weights")
-    out: str = setting(..., "folder to write, or to go on with")
+    out: str = setting(..., "folder to write or resume")
     data: str = setting("fashion-mnist", DATA_HELP)
     image_size: int = setting(
         0, "side of the square images in pixels; 0: 32 for fashion-mnist, else 256", range=ANY_AMOUNT
@@ -67,4 +67,4 @@ class TokenCheck(Settings):
     """Settings of `lpd check-tokens`."""
 
     tokens: str = setting(..., "token cache")
-    tokenizer: str = setting("", "tokenizer weights that must have made it")
+    tokenizer: str = setting("", "tokenizer weights expected to match")

@@ -22,7 +22,6 @@ from lpd_tools.evaluation.features import Extractor
 from lpd_tools.evaluation.generate import (
     drawing_processes,
     generate,
-    load_pipeline,
     repeat_of,
     sampling_of,
     sampling_options,
@@ -44,6 +43,7 @@ from lpd_tools.evaluation.readable import readable_reference
 from lpd_tools.evaluation.reference import Reference, balanced_sample, check_features, open_reference
 from lpd_tools.evaluation.report import picture
 from lpd_tools.evaluation.settings import Evaluation
+from lpd_tools.models import load_pipeline
 from lpd_tools.pictures import psnr
 from lpd_tools.png_settings import save_png
 from lpd_tools.progress import track
@@ -61,7 +61,7 @@ def evaluate(config: Evaluation) -> dict[str, Any] | None:
     with drawing_processes(config.device) as group:
         config = replace(config, device=str(group.device))
         files = model_files(config.model, config.tokenizer)
-        pipe = load_pipeline(files, config.dtype, group.device)
+        pipe = load_pipeline(files.model, files.tokenizer, config.dtype, group.device)
         check_nats(config, pipe)
         extractors = chosen_extractors(config)
         stride = pipe.tokenizer.config.stride

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,11 +29,11 @@ from lpd_tools.evaluation.samples import (
     write_manifest,
 )
 from lpd_tools.evaluation.settings import Generation
+from lpd_tools.models import carried_names, load_pipeline
 from lpd_tools.processes import Processes, processes
 from lpd_tools.progress import track
 from lpd_tools.sampling import Sampling
 
-DTYPES = ("float32", "bfloat16", "float16", "int8")
 SAMPLING = (
     "num_inference_steps",
     "guidance_scale",
@@ -45,14 +45,6 @@ SAMPLING = (
     "top_k",
     "top_p",
 )
-
-
-def load_pipeline(files: ModelFiles, dtype: str = "", device: torch.device | str = "cpu") -> LPDPipeline:
-    """The pipeline of a model's files, its transformer in one of DTYPES (empty: as `load_model` takes it)."""
-    if dtype and dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    wanted: torch.dtype | Literal["int8"] | None = "int8" if dtype == "int8" else getattr(torch, dtype, None)
-    return LPDPipeline.from_pretrained(files.model, tokenizer=files.tokenizer, dtype=wanted, device=device)
 
 
 def sampling_options(config: Any) -> dict[str, Any]:
@@ -96,7 +88,7 @@ def _generate(config: Generation, group: Processes) -> Path:
     if config.format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {config.format!r}")
     files = model_files(config.model, config.tokenizer)
-    pipe = load_pipeline(files, config.dtype, group.device)
+    pipe = load_pipeline(files.model, files.tokenizer, config.dtype, group.device)
     num_classes = pipe.model.config.num_classes
     count = config.images_per_class * num_classes
     check_seeds(config.seed, count)
@@ -110,8 +102,8 @@ def _generate(config: Generation, group: Processes) -> Path:
     group.wait()
     check_manifest(folder, settings)
 
-    of_model = {"model": config.model or None, "tokenizer": config.tokenizer or None, "dtype": config.dtype or None}
-    carried = {"command": "generate", **of_model, **Sampling.of_options(sampling_of(pipe, options)).settings()}
+    names = carried_names(config.model, config.tokenizer, config.dtype)
+    carried = {"command": "generate", **names, **Sampling.of_options(sampling_of(pipe, options)).settings()}
     samples = open_samples(folder, config.format, count, num_classes, carried, config.seed)
     batches = [range(start, min(start + config.batch_size, count)) for start in range(0, count, config.batch_size)]
     missing = [batch for batch in batches[group.rank :: group.size] if not samples.has(batch)]

@@ -19,9 +19,10 @@ from lpd_tools.bench.cases import SHAPES
 from lpd_tools.bench.decode import Decode, distance
 from lpd_tools.data.fashion_mnist import from_pixels, load_fashion_mnist, to_images
 from lpd_tools.data.model_files import model_files
-from lpd_tools.evaluation.generate import draw, load_pipeline
+from lpd_tools.evaluation.generate import draw
 from lpd_tools.evaluation.metrics import frechet_distance
 from lpd_tools.evaluation.settings import Int8Quality
+from lpd_tools.models import load_pipeline
 from lpd_tools.progress import track
 from lpd_tools.training.judge import grey, judge_features, load_judge, predict
 
@@ -99,7 +100,7 @@ def lpd_l_at_random(depth: int) -> dict[str, Any]:
 def int8_quality(config: Int8Quality) -> dict[str, Any]:
     """Returns all measures as a nested dict; also writes them to `config.out` (JSON) if given."""
     files = model_files(config.model)
-    pipes = {name: load_pipeline(files, name) for name in (FLOAT32, INT8)}
+    pipes = {name: load_pipeline(files.model, files.tokenizer, name) for name in (FLOAT32, INT8)}
     results: dict[str, Any] = {"teacher_forced": forced_by_order(pipes, config)}
     if config.seeds:
         results["drawn"] = drawn_by_seed(pipes, config)

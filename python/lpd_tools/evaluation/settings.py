@@ -23,9 +23,9 @@ class Generation(Settings):
     for bit, for any number of processes and after any interruption.
     """
 
-    out: str = setting(..., "folder to write; one that was begun with the same settings is gone on with")
+    out: str = setting(..., "folder to write, or to resume if begun with the same settings")
     model: str = setting("", f"{MODEL_HELP} (the default bundled model if empty)")
-    tokenizer: str = setting("", "tokenizer of a model that brings none: weight file, folder or hub id")
+    tokenizer: str = setting("", "tokenizer for a model without one: weight file, folder or hub id")
     images_per_class: int = setting(200, "images to draw of each class", range=AT_LEAST_ONE)
     seed: int = setting(0, "seed of the first image; the next ones count up")
     batch_size: int = setting(100, "images per batch", range=AT_LEAST_ONE)
@@ -37,7 +37,7 @@ class Generation(Settings):
     num_inference_steps: int | None = setting(None, "decoding steps; without: the model's default, as for all below")
     guidance_scale: float | None = setting(None, "classifier-free guidance; 1 switches it off")
     guidance_schedule: str | None = setting(None, "linear or constant")
-    order: str | None = setting(None, "locality, random, raster, halton or spiral")
+    order: str | None = setting(None, "locality, random, raster, halton, spiral or outward")
     proximity_threshold: float | None = setting(None, "of the locality order")
     repulsion_threshold: int | None = setting(None, "of the locality order")
     temperature: float | None = setting(None, "0 means argmax")

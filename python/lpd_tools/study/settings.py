@@ -19,8 +19,8 @@ class Study(Settings):
     out: str = setting(..., "path of the results, without suffix (docs/results/quality/8x8)")
     judge: str = setting(..., "a trained judge that was not used for tuning")
     model: str = setting("fashion_mnist", "bundled or published model, hub id, folder or weight file")
-    tokenizer: str = setting("", "tokenizer of a model that brings none: weight file, folder or hub id")
-    twin: str = setting("", "the model trained with --no-mutual-visibility under the same budget, named likewise")
+    tokenizer: str = setting("", "tokenizer for a model without one: weight file, folder or hub id")
+    twin: str = setting("", "same-budget model trained with --no-mutual-visibility; same forms as --model")
     data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
     steps: tuple[int, ...] = setting(
         (2, 4, 6, 8, 10, 12, 16, 24, 32, 64), "numbers of steps T, beside one a token", range=AT_LEAST_ONE
@@ -36,7 +36,7 @@ class Study(Settings):
     guidance_scales: tuple[float, ...] = setting((1.0, 2.0, 4.0, 6.0, 8.0, 12.0), "guidance scales")
     device: str = setting("", "cpu, cuda or cuda:<index> (empty: cuda if there is one)")
     minutes: float = setting(math.inf, "begin no further point after this time", range=ANY_AMOUNT)
-    times: bool = setting(False, "measure the time per image too, on a machine that does nothing else")
+    times: bool = setting(False, "also time each image; needs an otherwise idle machine")
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class EditingStudy(Settings):
     out: str = setting(..., "path of the results, without suffix (docs/results/editing)")
     judge: str = setting(..., "a trained judge that was not used for tuning")
     model: str = setting("fashion_mnist", "bundled or published model, hub id, folder or weight file")
-    tokenizer: str = setting("", "tokenizer of a model that brings none: weight file, folder or hub id")
+    tokenizer: str = setting("", "tokenizer for a model without one: weight file, folder or hub id")
     data_dir: str = setting(str(FASHION_MNIST_DIR), "folder of the Fashion-MNIST IDX files")
     masks: tuple[str, ...] = setting(("half", "quarter", "centre"), "what is hidden: half, quarter or centre")
     steps: tuple[int, ...] = setting((2, 4, 8), "numbers of steps T", range=AT_LEAST_ONE)
     orders: tuple[str, ...] = setting(("locality", "random", "outward"), "orders of what is hidden")
     prefill_blocks: tuple[int, ...] = setting(
-        (4, 8, 16), "known cells at once, where several blocks are compared with one", range=AT_LEAST_ONE
+        (4, 8, 16), "prefill block sizes to compare with one single block", range=AT_LEAST_ONE
     )
     images: int = setting(1000, "test images to edit; distances are to the others", range=Range(4))
     device: str = setting("", "cpu, cuda or cuda:<index> (empty: cuda if there is one)")

@@ -30,7 +30,7 @@ class LoopSettings(Settings):
     learning_rate: float = setting(1e-3, "peak learning rate", range=ANY_AMOUNT)
     learning_rate_batch: int = setting(
         0,
-        "images per step that learning_rate is meant for; it grows in proportion to batch_size (0: as it stands)",
+        "batch size that learning_rate is for; the rate scales linearly with batch_size (0: no scaling)",
         range=ANY_AMOUNT,
     )
     min_learning_rate: float = setting(0.0, "learning rate at the end of the decay, as it stands", range=ANY_AMOUNT)
@@ -49,7 +49,7 @@ class LoopSettings(Settings):
     device: str = setting("", "cpu or cuda (empty: cuda if there is one)", resumable=True)
     parallel: str = setting("ddp", "ddp or fsdp (FSDP2), between the processes of torchrun", resumable=True)
     checkpoint_activations: bool = setting(
-        False, "compute activations of a block again in backward instead of keeping", resumable=True
+        False, "recompute a block's activations in backward to save memory", resumable=True
     )
     compile_backend: str = setting(
         "", "torch.compile the blocks with this backend, say inductor (empty: do not)", resumable=True

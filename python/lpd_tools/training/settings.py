@@ -43,7 +43,7 @@ class TokenizerTraining(LoopSettings):
     mirror: bool = setting(False, "mirror half of the images, chosen at random")
     judge: str = setting(
         "",
-        "a trained judge of fashion-mnist: switches on the perceptual loss and logs how many it recognises",
+        "a Fashion-MNIST judge: enables the perceptual loss and logs the share of images recognised",
         resumable=True,
     )
     perceptual_weight: float = setting(0.05, "weight of the perceptual loss", range=ANY_AMOUNT)
@@ -115,7 +115,7 @@ class Replay(Settings):
 
 @dataclass(frozen=True)
 class PreviewTraining(Settings):
-    """Settings of `lpd train-preview`; of the bundled model it takes five minutes on two cores."""
+    """Settings of `lpd train-preview`; of `fashion_mnist` it takes five minutes on two cores."""
 
     out: str = setting(..., "safetensors file to write; preview.safetensors in a model's folder is loaded with it")
     model: str | None = setting(None, "a published model, hub id, folder or weight file (default: the bundled one)")
@@ -146,7 +146,7 @@ class Bundling(Settings):
         "", "weight file, folder or hub id (empty: the model's, else the published one; a training needs it)"
     )
     out: str = setting(..., "folder to write")
-    weights: str = setting("best", "of a training: best (of the lowest test loss, if it took any) or last")
+    weights: str = setting("best", "of a training: best (lowest test loss, if measured) or last")
     num_inference_steps: int | None = setting(
         None, "default number of decoding steps; of a training 10 if nothing else is known", range=AT_LEAST_ONE
     )

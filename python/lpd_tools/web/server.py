@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lpd_ext.pipeline import LPDPipeline
 from lpd_tools.console import say
+from lpd_tools.models import carried_names
 from lpd_tools.web.page import build_page
 from lpd_tools.web.settings import Demo
 from lpd_tools.web.studio import Studio
@@ -80,7 +81,7 @@ def create_app(studio: Studio) -> FastAPI:
 
 def run(pipe: LPDPipeline, name: str, config: Demo, bound: socket.socket) -> None:
     """Serves until SIGTERM or SIGINT, then deletes the pictures that Gradio wrote to files."""
-    of_model = {name: getattr(config, name) or None for name in ("model", "tokenizer", "dtype")}
+    of_model = carried_names(config.model, config.tokenizer, config.dtype)
     with (
         tempfile.TemporaryDirectory(prefix="lpd_demo_") as folder,
         Studio(pipe, name, config.max_images, config.max_waiting, of_model) as studio,

@@ -13,6 +13,8 @@ from lpd_tools.bench.settings import Bench, Part
 from lpd_tools.bench.tables import tables_of
 from lpd_tools.bench.timing import Times
 
+from lpd_ext.bundled import BUNDLED
+
 
 def test_tables_of_python_results(tmp_path: Path) -> None:
     operator = {"operator": "embed_rows", "shape": "S", "step": 3, "batch": 2, "seconds": [1e-3, 3e-3, 2e-3]}
@@ -94,5 +96,5 @@ def test_what_lpd_bench_writes_can_be_read(tmp_path: Path, monkeypatch: pytest.M
     assert list(written[0].items()) == list(decode.items())  # in this order
     assert [Result.from_json(row).to_json() for row in written] == written
     lines = tables_of(file)
-    assert sum(line.startswith("| ours |") for line in lines) == len(parts) + 1  # previews of two sizes
+    assert sum(line.startswith("| ours |") for line in lines) == len(parts) + len(BUNDLED)  # of previews
     assert "| cold process | 256 px, B = 1 | 1.00 s |" in lines

@@ -14,7 +14,7 @@ TINY = LPDConfig(16, 2, 2, vocab_size=32, num_classes=3, grid=(2, 2))  # E = 16,
 def test_two_steps_by_hand() -> None:
     first, second = count(TINY, 1, [1, 3]).steps
     weights = 2 * 12 * 16 * 16 + 16 * 32
-    launches = 2 * 8 + 15
+    launches = 2 * 8 + 4
     # Two sequences. Step 0: one context row and one query row each, nothing cached. The context row passes qkv in both
     # blocks and the rest in the first one only.
     multiplications = 4 * 2 * 3 * 256 + (4 + 2) * 9 * 256 + 2 * 16 * 32

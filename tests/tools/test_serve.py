@@ -33,12 +33,13 @@ from typer.testing import CliRunner
 from lpd_ext.pipeline import LPDPipeline
 
 PATIENCE = 60
+CLOTHES = ("--model", "fashion_mnist")
 LIMITS = ("--max-images", "4", "--max-waiting", "8", "--max-body-bytes", "100000", "--body-seconds", "2")
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with served(*LIMITS) as (found, _):
+    with served(*CLOTHES, *LIMITS) as (found, _):
         yield found
 
 
@@ -255,7 +256,8 @@ def read_answer(connection: socket.socket) -> bytes:
 def test_answers_and_pauses_between_requests_may_take_longer_than_a_head() -> None:
     body = json.dumps({"prompt": "1", "n": 8, "num_inference_steps": 64, "guidance_scale": 3.0}).encode()
     head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
-    with served("--max-images", "1", "--body-seconds", "0.2") as (address, _), slow_socket(address) as connection:
+    options = ("--max-images", "1", "--body-seconds", "0.2")
+    with served(*CLOTHES, *options) as (address, _), slow_socket(address) as connection:
         for _ in range(2):
             connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
             assert read_answer(connection).startswith(b"HTTP/1.1 200")
@@ -265,7 +267,7 @@ def test_answers_and_pauses_between_requests_may_take_longer_than_a_head() -> No
 def test_a_body_after_a_refused_key_gets_no_second_answer(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("key\n")
     options = ("--api-keys", str(tmp_path / "keys"), "--body-seconds", "0.2")
-    with served(*options) as (address, _), slow_socket(address) as connection:
+    with served(*CLOTHES, *options) as (address, _), slow_socket(address) as connection:
         connection.sendall(b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n")
         answer = read_answer(connection)
         assert answer.startswith(b"HTTP/1.1 401")
@@ -322,7 +324,7 @@ def test_health_and_metrics(address: str, client: Any) -> None:
 
 def test_keys(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("first-key\n\nsecond-key\n")
-    with served("--api-keys", str(tmp_path / "keys")) as (address, _):
+    with served(*CLOTHES, "--api-keys", str(tmp_path / "keys")) as (address, _):
         for key in ("first-key", "second-key"):
             with openai.OpenAI(base_url=f"{address}/v1", api_key=key) as client:
                 assert client.images.generate(prompt="1").data
@@ -337,7 +339,7 @@ def test_keys(tmp_path: Path) -> None:
 
 def test_sigterm_answers_what_is_under_way_and_ends_with_0() -> None:
     with (
-        served("--max-images", "1") as (address, process),
+        served(*CLOTHES, "--max-images", "1") as (address, process),
         openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
         concurrent.futures.ThreadPoolExecutor(3) as pool,
     ):

@@ -20,11 +20,12 @@ from PIL import Image
 from lpd_ext.pipeline import LPDPipeline
 
 PATIENCE = 60
+CLOTHES = ("--model", "fashion_mnist")
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with served("--max-body-bytes", "300000") as (found, _):
+    with served(*CLOTHES, "--max-body-bytes", "300000") as (found, _):
         yield found
 
 

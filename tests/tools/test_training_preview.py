@@ -34,7 +34,8 @@ def test_the_decoder_learns_to_come_near(pipe: LPDPipeline, tmp_path: Path, monk
         fit(decoder, exact, tokens, config)
 
     monkeypatch.setattr(preview, "_fit", seen)
-    config = PreviewTraining(out=str(tmp_path / "preview.safetensors"), images=60, steps=100, width=16)
+    out = str(tmp_path / "preview.safetensors")
+    config = PreviewTraining(out=out, model="fashion_mnist", images=60, steps=100, width=16)
     quality = train_preview(config)
     sizes = pipe.tokenizer.config
     tokens = draw_tokens(pipe, 6, config.seed, 6)  # those that the training holds out
